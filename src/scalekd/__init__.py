@@ -1,0 +1,7 @@
+"""ScaleKD (arXiv 2411.06786): a frozen vision transformer teaches a CNN, MLP or ViT student."""
+
+from scalekd.method import FeatureDistillation, LogitDistillation, ScaleKD, Supervised
+from scalekd.models import Student, Teacher
+
+__all__ = ["FeatureDistillation", "LogitDistillation", "ScaleKD", "Student", "Supervised", "Teacher"]
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""Image folders: one folder a split, one folder a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets import ImageFolder
+
+from scalekd.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split.
+
+    Attributes:
+        root: Its folder.
+        paths: Image files, sorted by class and name.
+        labels: Class index of each.
+        classes: Class names, sorted.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_split(data: Path, name: str) -> Split:
+    """List `data/name/<class>/*`; files that are no images by their ending are left out.
+
+    Raises:
+        UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
+    """
+    if not data.is_dir():
+        raise UserError(f"data: no such folder: {data}")
+    root = data / name
+    if not root.is_dir():
+        found = sorted(p.name for p in data.iterdir() if p.is_dir())
+        holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
+        raise UserError(
+            f"data: {data} has no folder {name!r}{did_you_mean(name, found)}; {holds}. "
+            "Name the splits' folders with train_split and val_split"
+        )
+    try:
+        listing = ImageFolder(str(root), allow_empty=True)
+    except FileNotFoundError:
+        raise UserError(f"data: {root} is empty: it needs one folder of images a class") from None
+    if len(listing.classes) < 2:
+        raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
+    empty = sorted(set(listing.classes) - {listing.classes[label] for label in listing.targets})
+    if empty:
+        raise UserError(f"data: no images in {', '.join(str(root / name) for name in empty[:3])}")
+    paths, labels = zip(*listing.samples, strict=True)
+    return Split(root=root, paths=paths, labels=labels, classes=tuple(listing.classes))
+
+
+def read_splits(data: Path, train: str, val: str) -> tuple[Split, Split]:
+    """Both splits, with the same classes.
+
+    Raises:
+        UserError: See `read_split`; also if the two do not have the same class folders.
+    """
+    training, validation = read_split(data, train), read_split(data, val)
+    for have, lack in ((training, validation), (validation, training)):
+        extra = sorted(set(have.classes) - set(lack.classes))
+        if extra:
+            raise UserError(
+                f"data: class folders differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
+                f"in {have.root} but not in {lack.root}"
+            )
+    return training, validation

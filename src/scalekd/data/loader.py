@@ -1,0 +1,191 @@
+"""From a split to batches. A sample is a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scalekd.data.augmentation import Transform
+from scalekd.data.folder import Split
+from scalekd.data.replay import derive_seed, seeded
+from scalekd.errors import UserError
+
+
+class Key(NamedTuple):
+    """Which sample: its epoch and its index in the split."""
+
+    epoch: int
+    index: int
+
+
+class Batch(NamedTuple):
+    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, and the files that could not be read."""
+
+    images: Tensor
+    labels: Tensor
+    corrupt: tuple[str, ...]
+
+
+class Sample(NamedTuple):
+    """An image or, where its file could not be read, None; its label; the unreadable files met."""
+
+    image: Tensor | None
+    label: int
+    corrupt: tuple[str, ...]
+
+
+class ReplayDataset(Dataset[Sample]):
+    """Images of a split under a transform that is seeded for each sample.
+
+    Args:
+        split: The images.
+        transform: PIL image -> tensor.
+        seed: Seed of the run.
+        substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
+            size) or left out (evaluation).
+    """
+
+    def __init__(self, split: Split, transform: Transform, *, seed: int = 0, substitute: bool = False) -> None:
+        self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: Key) -> Sample:
+        corrupt: list[str] = []
+        for offset in range(len(self.split) if self.substitute else 1):
+            index = (key.index + offset) % len(self.split)
+            path, label = self.split.paths[index], self.split.labels[index]
+            try:
+                with Image.open(path) as file:
+                    image = file.convert("RGB")
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                corrupt.append(path)
+                continue
+            with seeded(self.seed, key.epoch, index):
+                return Sample(self.transform(image), label, tuple(corrupt))
+        return Sample(None, -1, tuple(corrupt))
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack the samples that could be read."""
+    good = [(s.image, s.label) for s in samples if s.image is not None]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
+    labels = torch.tensor([label for _, label in good], dtype=torch.long)
+    return Batch(images, labels, tuple(path for s in samples for path in s.corrupt))
+
+
+class TrainingStream(Sampler[list[Key]]):
+    """All batches of a run as one stream, so that a run can be taken up at any of them.
+
+    Each epoch is a permutation drawn from (seed, epoch); what does not fill a last batch is left out. A global batch
+    is cut into `accumulate` times `world` micro-batches, so that devices and memory do not change what it holds.
+
+    Args:
+        size: Images in the split.
+        batch: Global batch.
+        epochs: Passes over the split.
+        seed: Seed of the run.
+        accumulate: Micro-batches a step on each device.
+        rank, world: Which device of how many this is.
+        start: Micro-batches to leave out at the beginning.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        batch: int,
+        epochs: int,
+        seed: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+    ) -> None:
+        self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
+        self.accumulate, self.rank, self.world, self.start = accumulate, rank, world, start
+        self.micro_batch = batch // (accumulate * world)
+        self.batches_per_epoch = size // batch * accumulate
+
+    def __len__(self) -> int:
+        return self.epochs * self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order: list[int] = []
+        for number in range(self.start, len(self)):
+            epoch, position = divmod(number, self.batches_per_epoch)
+            if position == 0 or not order:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
+                order = torch.randperm(self.size, generator=generator).tolist()
+            first = (position * self.world + self.rank) * self.micro_batch
+            yield [Key(epoch, index) for index in order[first : first + self.micro_batch]]
+
+
+class EvaluationOrder(Sampler[Key]):
+    """Every image once, in order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Key]:
+        return (Key(0, index) for index in range(self.size))
+
+
+def training_loader(dataset: ReplayDataset, stream: TrainingStream, workers: int) -> DataLoader[Sample]:
+    """Batches of a training run, in the stream's order."""
+    return DataLoader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+def evaluation_loader(dataset: ReplayDataset, batch: int, workers: int) -> DataLoader[Sample]:
+    """Every image of a split once, in order."""
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=EvaluationOrder(len(dataset)),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class CorruptImages:
+    """Counts the unreadable files of a run and stops it above a limit.
+
+    Args:
+        limit: Files to put up with.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.paths: set[str] = set()
+
+    def add(self, paths: tuple[str, ...]) -> None:
+        """Note unreadable files.
+
+        Raises:
+            UserError: If there are more than the limit; names the last.
+        """
+        self.paths.update(paths)
+        if len(self.paths) > self.limit:
+            raise UserError(
+                f"data: {len(self.paths)} unreadable image(s), the last {paths[-1]}; "
+                f"mend or remove them, or raise max_corrupt (now {self.limit})"
+            )

@@ -1,0 +1,77 @@
+"""DFM, dual-view feature mimicking (ScaleKD section 3.2): one distance on two views of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.method.projector import CrossAttentionProjector
+
+VIEWS = ("spatial", "frequency")
+
+
+def remove_zero_frequency(tokens: Tensor) -> Tensor:
+    """Set each channel's zero-frequency coefficient over the grid to 0.
+
+    The inverse of a 2-D DCT whose (0, 0) coefficient was set to 0 is exactly the input less its mean over
+    positions, so no transform is needed.
+
+    Args:
+        tokens: `[B, N, D]`, the `N` positions of any grid.
+
+    Returns:
+        `[B, N, D]`.
+    """
+    return tokens - tokens.mean(dim=1, keepdim=True)
+
+
+def view_distance(tokens: Tensor, target: Tensor, view: str) -> tuple[Tensor, Tensor]:
+    """Distance of one view: `1/B sum_b sum_p || f^ - T^ ||^2`, `^` being L2-normalisation over channels.
+
+    Computed in float32 whatever the inputs are.
+
+    Args:
+        tokens: `[B, N, D]`.
+        target: Teacher tokens `[B, N, D]`.
+        view: `spatial` or `frequency`.
+
+    Returns:
+        The scalar distance (between 0 and `4 N`), and the mean cosine over batch and positions (detached).
+    """
+    tokens, target = tokens.float(), target.float()
+    if view == "frequency":
+        tokens, target = remove_zero_frequency(tokens), remove_zero_frequency(target)
+    tokens, target = F.normalize(tokens, dim=-1), F.normalize(target, dim=-1)
+    distance = (tokens - target).square().sum() / len(tokens)
+    cosine = (tokens * target).detach().sum(-1).mean()
+    return distance, cosine
+
+
+class DualViewMimicking(nn.Module):
+    """The projectors of one place in the student, one a view, each with its own weights.
+
+    Args:
+        projectors: A CAP for each view.
+        alpha: Weight of each view's distance.
+    """
+
+    def __init__(self, projectors: Mapping[str, CrossAttentionProjector], alpha: Mapping[str, float]) -> None:
+        super().__init__()
+        self.views = nn.ModuleDict(projectors)
+        self.alpha = dict(alpha)
+
+    def forward(self, features: Tensor, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """`features` `[B, C, h, w]` -> tokens `[B, Nq, Dq]` of each view."""
+        return {view: cap(features, None if queries is None else queries[view]) for view, cap in self.views.items()}
+
+    def losses(
+        self, tokens: Mapping[str, Tensor], target: Tensor, place: str
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted distances and cosines of all views, named `<place>_<view>`."""
+        terms, cosines = {}, {}
+        for view, weight in self.alpha.items():
+            distance, cosines[f"{place}_{view}"] = view_distance(tokens[view], target, view)
+            terms[f"{place}_{view}"] = weight * distance
+        return terms, cosines

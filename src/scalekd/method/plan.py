@@ -1,0 +1,67 @@
+"""The plan of a pair: which maps meet which tokens, through how many parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalekd.method.mimicking import DualViewMimicking
+from scalekd.method.outputs import MapShape
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place in the student: its map, the tokens it becomes, and the projectors between them."""
+
+    name: str
+    student_map: MapShape
+    tokens: MapShape
+    query: str
+    views: tuple[str, ...]
+    heads: int
+    parameters: int
+
+    @classmethod
+    def of(cls, name: str, student_map: MapShape, tokens: MapShape, query: str, mimicking: DualViewMimicking) -> Place:
+        """Describe the projectors of `mimicking`."""
+        views = tuple(mimicking.alpha)
+        return cls(
+            name=name,
+            student_map=student_map,
+            tokens=tokens,
+            query=query,
+            views=views,
+            heads=mimicking.views[views[0]].attn.num_heads,
+            parameters=sum(p.numel() for p in mimicking.parameters()),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a teacher and a student are joined. `str(plan)` is a table for people."""
+
+    teacher: str
+    student: str
+    teacher_tokens: MapShape
+    tail: str
+    logit_weight: float
+    places: tuple[Place, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that exist only while training."""
+        return sum(place.parameters for place in self.places)
+
+    def __str__(self) -> str:
+        lines = [
+            f"teacher   {self.teacher}, final tokens {self.teacher_tokens}",
+            f"student   {self.student}",
+            f"tail      {self.tail}",
+            f"logits    weight {self.logit_weight:g}" if self.logit_weight else "logits    not used",
+        ]
+        for place in self.places:
+            lines.append(
+                f"{place.name:<9} student {place.student_map} -> tokens {place.tokens}, {place.heads} heads, "
+                f"{place.query} query, {' + '.join(place.views)}, {place.parameters / 1e6:.2f} M parameters"
+            )
+        lines.append(f"projectors {self.parameters / 1e6:.2f} M parameters, gone after training")
+        return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""CAP, the cross attention projector (ScaleKD section 3.1): a student map becomes ViT-like tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.method.outputs import MapShape
+
+STEM_NORMS = ("batchnorm", "layernorm2d")
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of `[B, C, h, w]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head cross attention with a fixed factor on its logits; no residual."""
+
+    def __init__(self, *, context_dim: int, dim: int, num_heads: int, softmax_scale: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = softmax_scale / (dim // num_heads) ** 0.5
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(context_dim, dim)
+        self.v = nn.Linear(context_dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """`query` `[B or 1, Nq, D]`, `context` `[B, M, C]` -> `[B, Nq, D]`."""
+
+        def heads(x: Tensor) -> Tensor:  # B x N x D -> B x heads x N x D/heads
+            return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        # A learned query is the same for every image: projected once, then only viewed B times.
+        q = heads(self.q(query)).expand(len(context), -1, -1, -1)
+        out = F.scaled_dot_product_attention(q, heads(self.k(context)), heads(self.v(context)), scale=self.scale)
+        attended: Tensor = self.out(out.transpose(1, 2).flatten(2))
+        return attended
+
+
+class CrossAttentionProjector(nn.Module):
+    """CAP: a student map `[B, C, h, w]` -> tokens `[B, Nq, Dq]` on the teacher's grid.
+
+    The queries live on the teacher's grid, so that no feature is resized where the two grids differ.
+
+    Args:
+        student: Shape of the student map.
+        tokens: Shape of the tokens to give.
+        num_heads: Attention heads, a divisor of `tokens.channels`.
+        softmax_scale: Factor on the attention logits besides `1 / sqrt(head width)`.
+        stem_norm: `batchnorm` or `layernorm2d`.
+        learned_query: Whether the query is a learned table; otherwise `forward` is given one.
+
+    Raises:
+        ValueError: If `num_heads` does not divide the token width or `stem_norm` is unknown.
+    """
+
+    def __init__(
+        self,
+        student: MapShape,
+        tokens: MapShape,
+        *,
+        num_heads: int,
+        softmax_scale: float = 5.0,
+        stem_norm: str = "batchnorm",
+        learned_query: bool = True,
+    ) -> None:
+        super().__init__()
+        channels, dim = student.channels, tokens.channels
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"heads: {num_heads} does not divide the teacher's token width {dim}")
+        if stem_norm not in STEM_NORMS:
+            raise ValueError(f"stem_norm: {stem_norm!r} is none of {', '.join(STEM_NORMS)}")
+        norm = nn.BatchNorm2d(channels) if stem_norm == "batchnorm" else LayerNorm2d(channels)
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv", nn.Conv2d(channels, channels, 3, padding=1))
+        self.stem.add_module("norm", norm)
+        self.stem.add_module("act", nn.ReLU())
+        self.pos_embed = nn.Parameter(torch.empty(1, channels, student.height, student.width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.query = nn.Parameter(torch.randn(1, tokens.positions, dim)) if learned_query else None
+        self.query_proj = nn.Linear(dim, dim)
+        self.attn = CrossAttention(context_dim=channels, dim=dim, num_heads=num_heads, softmax_scale=softmax_scale)
+        self.norm = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential()
+        self.ffn.add_module("fc1", nn.Linear(dim, 4 * dim))
+        self.ffn.add_module("act", nn.ReLU())
+        self.ffn.add_module("fc2", nn.Linear(4 * dim, dim))
+
+    def forward(self, features: Tensor, query: Tensor | None = None) -> Tensor:
+        """Project a student map.
+
+        Args:
+            features: `[B, C, h, w]`.
+            query: Input-dependent query `[B, Nq, Dq]`, where the projector has no table of its own.
+
+        Returns:
+            Tokens `[B, Nq, Dq]`.
+        """
+        query = self.query if query is None else query
+        context = (self.stem(features) + self.pos_embed).flatten(2).transpose(1, 2)  # BxCxhxw -> Bx(hw)xC
+        f = self.norm(self.attn(F.relu(self.query_proj(query)), context))
+        tokens: Tensor = f + self.ffn(f)  # the residual is the normalised f
+        return tokens

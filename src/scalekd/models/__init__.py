@@ -1,0 +1,6 @@
+"""timm behind two small classes; the only place that knows its internals."""
+
+from scalekd.models.student import Student
+from scalekd.models.teacher import Teacher
+
+__all__ = ["Student", "Teacher"]

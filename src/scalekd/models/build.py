@@ -1,0 +1,152 @@
+"""Building timm models by name or file, with errors that name the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.errors import UserError, did_you_mean
+from scalekd.models.weights import Card, head_width, load_weights, read_weights
+
+
+class ImageModel(nn.Module):
+    """A timm model that takes RGB images in [0, 1] and applies its own normalisation and resolution.
+
+    Args:
+        model: A timm model name, a safetensors file written by scalekd, or a timm module.
+        weights: A safetensors file for `model`.
+        num_classes: Width of the head; by default the weights' or the architecture's own.
+        resolution: Image side in pixels the model runs at; by default the weights' or the architecture's own.
+        pretrained: Whether a name without `weights` loads timm's hub weights.
+        model_args: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: For an unknown name, or weights that are missing or do not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+    model: Any  # a timm model; `nn.Module` would hide what timm's classes offer
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        weights: str | Path | None,
+        num_classes: int | None,
+        resolution: int | None,
+        pretrained: bool,
+        model_args: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if isinstance(model, nn.Module):
+            self.name, self.model_args = type(model).__name__, model_args
+            card, module = None, model
+        else:
+            card, module = self._create(
+                str(model),
+                weights=weights,
+                num_classes=num_classes,
+                resolution=resolution,
+                pretrained=pretrained,
+                model_args=model_args,
+            )
+        self.model = module
+        config = timm.data.resolve_model_data_config(module)
+        self.classes: tuple[str, ...] = card.classes if card else ()
+        self.num_classes = int(getattr(module, "num_classes", 0))
+        self.resolution = resolution or (card.resolution if card else int(config["input_size"][-1]))
+        mean, std = (card.mean, card.std) if card else (config["mean"], config["std"])
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def _create(
+        self,
+        name: str,
+        *,
+        weights: str | Path | None,
+        num_classes: int | None,
+        resolution: int | None,
+        pretrained: bool,
+        model_args: dict[str, Any],
+    ) -> tuple[Card | None, nn.Module]:
+        if name.endswith(".safetensors"):
+            name, weights = "", name
+        state, card = read_weights(weights) if weights else (None, None)
+        if not name:
+            if card is None:
+                raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
+            name = card.architecture
+        if card is not None and card.architecture != name:
+            raise UserError(f"weights: {weights} holds a {card.architecture}, not a {name}")
+        if card is not None:
+            model_args = card.args | model_args
+            resolution = resolution or card.resolution
+        self.name, self.model_args = name, model_args
+        config = _config(name)
+        if num_classes is None and state is not None:
+            num_classes = head_width(state, config.classifier)
+        if resolution and config.fixed_input_size and "img_size" not in model_args:
+            model_args = model_args | {"img_size": resolution}
+        if num_classes is not None:
+            model_args = model_args | {"num_classes": num_classes}
+        module = _create_timm(name, pretrained and state is None, model_args)
+        if state is not None:
+            load_weights(module, state, str(weights))
+        return card, module
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """`[B, 3, h, w]` in [0, 1] -> this model's resolution and normalisation."""
+        if images.shape[-2:] != (self.resolution, self.resolution):
+            images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
+        return (images - self.mean) / self.std
+
+    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+        """The card to save this model's weights with."""
+        return Card(
+            architecture=self.name,
+            args=self.model_args,
+            num_classes=self.num_classes,
+            resolution=self.resolution,
+            mean=tuple(self.mean.flatten().tolist()),
+            std=tuple(self.std.flatten().tolist()),
+            classes=classes or self.classes,
+            top1=top1,
+        )
+
+    def __str__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"{self.name} ({parameters / 1e6:.2f} M parameters, {self.resolution} px, {self.num_classes} classes)"
+
+
+def _config(name: str) -> Any:
+    """Timm's pretrained configuration of a name.
+
+    Raises:
+        UserError: If timm does not know the name; suggests the nearest.
+    """
+    architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
+    if ":" not in name and not timm.is_model(architecture):
+        raise UserError(f"model: timm has no {name!r}{did_you_mean(architecture, timm.list_models())}")
+    return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
+
+
+def _create_timm(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"model: {name} cannot be built with {model_args}: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
+            "give a local safetensors file instead"
+        ) from error
+    return module

@@ -1,0 +1,41 @@
+"""The paper's choices for a pair: which student maps, how many heads, which norm in the stem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from scalekd.errors import UserError
+
+_SWIN_HEADS = {"swin_small": (3, 6), "swin_base": (8, 16), "swin_large": (16, 24)}
+
+
+def paper_heads(teacher_name: str) -> tuple[int, int]:
+    """Attention heads of (CAP_prev, CAP_last): the released configurations' for Swin-S, B and L, otherwise 8."""
+    return next((heads for prefix, heads in _SWIN_HEADS.items() if teacher_name.startswith(prefix)), (8, 8))
+
+
+def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> list[int]:
+    """Indices of (S_prev, S_last) among a timm model's feature maps.
+
+    Hierarchical models give their last two stages; isotropic ones the map at 3/4 of their depth (block index 8 of
+    12, 5 of 8) and the last.
+
+    Raises:
+        UserError: If the model has fewer than two maps.
+    """
+    depth = len(feature_info)
+    if depth < 2:
+        raise UserError(f"student: {name} offers {depth} feature map(s), two are needed")
+    isotropic = len({info["reduction"] for info in feature_info}) == 1
+    return [round(0.75 * depth) - 1 if isotropic else depth - 2, depth - 1]
+
+
+def stem_norm(student: nn.Module) -> str:
+    """`layernorm2d` for students whose own norm is a channel LayerNorm on maps (ConvNeXt), otherwise `batchnorm`."""
+    modules = list(student.modules())
+    has_layernorm2d = any(isinstance(m, LayerNorm2d) for m in modules)
+    return "layernorm2d" if has_layernorm2d and not any(isinstance(m, nn.BatchNorm2d) for m in modules) else "batchnorm"

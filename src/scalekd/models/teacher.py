@@ -1,0 +1,100 @@
+"""The frozen teacher: tokens, logits and a differentiable tail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from scalekd.method.outputs import MapShape, TeacherOutputs
+from scalekd.models.build import ImageModel
+from scalekd.models.families import family_of
+from scalekd.models.pairing import paper_heads
+
+
+class Teacher(ImageModel):
+    """A pre-trained vision transformer that teaches; always frozen and in eval mode.
+
+    Args:
+        model: A timm name (its hub weights are loaded), a weights file written by scalekd, or a timm module.
+        weights: A safetensors file for a timm name, instead of its hub weights.
+        num_classes: Width of the head; by default what the weights have.
+        resolution: Image side in pixels it sees; images of another size are resized (bicubic, antialiased).
+        tail_blocks: Blocks in the tail of a plain ViT.
+        pretrained: False for random weights.
+        model_args: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: If the name is unknown, the weights do not fit, or the model is no vision transformer.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        weights: str | Path | None = None,
+        num_classes: int | None = None,
+        resolution: int | None = None,
+        tail_blocks: int = 2,
+        pretrained: bool = True,
+        **model_args: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            weights=weights,
+            num_classes=num_classes,
+            resolution=resolution,
+            pretrained=pretrained,
+            model_args=model_args,
+        )
+        self._family = family_of(self.model, self.name, tail_blocks)
+        self.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def tokens(self) -> MapShape:
+        """Final tokens: grid `H x W`, width `D`."""
+        return self._family.tokens
+
+    @property
+    def tail_input(self) -> MapShape:
+        """Tokens that `tail` takes: grid `H' x W'`, width `D'`."""
+        return self._family.tail_input
+
+    @property
+    def tail_name(self) -> str:
+        """What the tail is made of, for people."""
+        return self._family.tail_name
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """The paper's attention heads of (CAP_prev, CAP_last) for this teacher."""
+        return paper_heads(self.name)
+
+    def train(self, mode: bool = True) -> Self:
+        """A teacher is always in eval mode, whatever a parent is set to."""
+        return super().train(False)
+
+    def hold_weights(self, dtype: torch.dtype) -> Self:
+        """Hold the weights of matrix products in `dtype`, for use under autocast to it.
+
+        Autocast casts exactly these before each product, so results are the same to the bit; memory and the
+        casts are saved. Norms, embeddings and biases on attention stay in float32.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> TeacherOutputs:
+        """RGB images in [0, 1] `[B, 3, h, w]` -> tokens `[B, N, D]` and logits `[B, K]` (None without a head)."""
+        features = self.model.forward_features(self.prepare(images))
+        logits = self.model.forward_head(features) if self.num_classes else None
+        return TeacherOutputs(tokens=self._family.read(features), logits=logits)
+
+    def tail(self, tokens: Tensor) -> Tensor:
+        """The last stage and final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""
+        return self._family.tail(tokens)

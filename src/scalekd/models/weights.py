@@ -1,0 +1,128 @@
+"""Weights on disk: safetensors only, with a card that says which timm model they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scalekd.errors import UserError
+
+_CARD_KEY = "scalekd"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of itself, so that a path alone is enough to rebuild the model.
+
+    Attributes:
+        architecture: timm model name.
+        args: Further arguments of `timm.create_model`.
+        num_classes: Width of the head.
+        resolution: Image side in pixels that the weights were trained at.
+        mean, std: Channel statistics the model expects, RGB in [0, 1].
+        classes: Class names in the order of the logits; empty where unknown.
+        top1: Accuracy in percent that was measured for them, where one was.
+    """
+
+    architecture: str
+    num_classes: int
+    resolution: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    args: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    top1: float | None = None
+
+
+def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
+    """Write plain timm weights and their card, whole or not at all.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata={"format": "pt", _CARD_KEY: json.dumps(asdict(card))})
+    os.replace(partial, path)
+    return file_hash(path)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
+    """Read a safetensors file; nothing in it is executed.
+
+    Returns:
+        The state dict, and the card where scalekd wrote the file.
+
+    Raises:
+        UserError: If the file is missing or is not safetensors (a pickle, say).
+    """
+    if not Path(path).is_file():
+        raise UserError(f"weights: no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise UserError(
+            f"weights: {path} is not a safetensors file ({error}); pickle files (.pth, .pt, .bin) can run code and are "
+            "refused: load them in torch with weights_only=True and save the tensors with safetensors"
+        ) from None
+    card = None
+    if _CARD_KEY in metadata:
+        fields = json.loads(metadata[_CARD_KEY])
+        card = Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return state, card
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load a whole state dict, resampling position embeddings to the model's grid the way timm does.
+
+    Args:
+        model: A timm model.
+        state: Its state dict, at any resolution and floating-point type.
+        source: Where the weights are from, for the message.
+
+    Raises:
+        UserError: If keys or shapes do not match; says which.
+    """
+    wanted = model.state_dict()
+    missing, foreign = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    if not missing and not foreign:
+        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        resized = dict(state) if adapt is None else adapt(dict(state), model)
+        wrong = [k for k in wanted if resized[k].shape != wanted[k].shape]
+        if not wrong:
+            model.load_state_dict(resized)
+            return
+        shapes = ", ".join(f"{k} {list(state[k].shape)} (model: {list(wanted[k].shape)})" for k in sorted(wrong)[:3])
+        raise UserError(f"weights: {source} does not fit the model; {len(wrong)} shapes differ: {shapes}")
+    parts = [
+        f"{len(keys)} keys {what}: {', '.join(sorted(keys)[:3])}{', ...' if len(keys) > 3 else ''}"
+        for what, keys in (("missing", missing), ("not in the model", foreign))
+        if keys
+    ]
+    raise UserError(f"weights: {source} belongs to another architecture; {'; '.join(parts)}")
+
+
+def head_width(state: Mapping[str, Tensor], classifier: str) -> int:
+    """Number of classes that a state dict's head (`classifier`, a module name) gives; 0 without one."""
+    weight = state.get(f"{classifier}.weight")
+    return 0 if weight is None else len(weight)

@@ -1,0 +1,209 @@
+"""The typed recipe: every key of a run, its default and what it means. Each key is also a flag of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalekd.errors import UserError, did_you_mean
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Keys(BaseModel):
+    """A group of recipe keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class MethodKeys(Keys):
+    """Method."""
+
+    method: Literal["none", "kd", "fd", "scalekd"] = "scalekd"
+    """none: labels only. kd: labels and logits. fd: labels and last-stage features. scalekd: the whole method."""
+    views: tuple[Literal["spatial", "frequency"], ...] = ("spatial", "frequency")
+    """Views that DFM compares."""
+    alpha_spatial: NonNegative = 0.08
+    """Weight of the spatial view (alpha_s), and of fd's distance."""
+    alpha_frequency: NonNegative = 0.06
+    """Weight of the frequency view (alpha_f)."""
+    tpp: bool = True
+    """Whether proxies pass through the teacher's own tail (TPP)."""
+    query: Literal["proxy", "learned"] | None = None
+    """Query of the student path: proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
+    heads: tuple[Positive, Positive] | None = None
+    """Attention heads of CAP_prev and CAP_last. Default: the paper's for the teacher."""
+    softmax_scale: float = Field(default=5.0, gt=0)
+    """Factor on CAP's attention logits."""
+    logit_weight: Fraction | None = None
+    """Weight of the logit term (lambda); the task term has the rest. Default: 0.5 for kd and scalekd, 0 for fd."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the logit term (tau)."""
+    task_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing of the task loss."""
+
+
+class TeacherKeys(Keys):
+    """Teacher."""
+
+    teacher: str | None = None
+    """timm name (hub weights are loaded unless teacher_weights is given) or a weights file written by scalekd."""
+    teacher_weights: Path | None = None
+    """safetensors file for the timm name."""
+    teacher_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm.create_model, as YAML: '{global_pool: avg}'."""
+    teacher_resolution: Positive | None = None
+    """Image side in pixels the teacher sees. Default: the student's."""
+    tail_blocks: Positive = 2
+    """Blocks in the tail of a plain ViT teacher."""
+    check_teacher: bool = True
+    """Whether a teacher near chance on the validation images is an error."""
+
+
+class StudentKeys(Keys):
+    """Student."""
+
+    student: str | None = None
+    """timm name, or a weights file written by scalekd."""
+    student_weights: Path | None = None
+    """safetensors file to start from."""
+    student_pretrained: bool = False
+    """Whether to start from timm's hub weights."""
+    student_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm.create_model, as YAML: '{drop_path_rate: 0.05}'."""
+
+
+class DataKeys(Keys):
+    """Data and augmentation."""
+
+    data: Path | None = None
+    """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg."""
+    train_split: str = "train"
+    """Name of the training split's folder."""
+    val_split: str = "val"
+    """Name of the validation split's folder."""
+    resolution: Positive = 224
+    """Image side in pixels the student is trained and evaluated at."""
+    crop_fraction: float = Field(default=0.875, gt=0, le=1)
+    """Evaluation: resize the short side to resolution / crop_fraction, then cut the centre."""
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Range of the random crop's area, as a share of the image."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Range of the random crop's aspect ratio."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    rand_augment: str | None = None
+    """RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1."""
+    erasing: Fraction = 0.0
+    """Probability of random erasing."""
+    mixup: NonNegative = 0.0
+    """Mixup alpha; 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Cutmix alpha; 0 is off."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that load images. The result does not depend on it."""
+    max_corrupt: int = Field(default=10, ge=0)
+    """Unreadable images to skip before the run stops."""
+
+
+class OptimisationKeys(Keys):
+    """Optimisation."""
+
+    epochs: Positive = 100
+    """Passes over the training images."""
+    batch: Positive = 256
+    """Global batch: images a step over all devices."""
+    micro_batch: Positive | None = None
+    """Images at once on a device; the rest of the batch is accumulated. Default: no accumulation."""
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
+    """Optimiser, timm's."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate at the global batch."""
+    weight_decay: NonNegative = 0.05
+    """Weight decay."""
+    decay_all: bool = False
+    """Whether norms, biases and position embeddings decay too."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Learning rate after warm-up: cosine to min_lr, or a tenth at each milestone."""
+    milestones: tuple[Positive, ...] = (30, 60, 90)
+    """Epochs at which the step schedule drops."""
+    min_lr: NonNegative = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: int = Field(default=5, ge=0)
+    """Epochs of linear warm-up."""
+    warmup_lr: NonNegative = 1e-6
+    """Learning rate at the start of warm-up."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; longer ones are scaled down to it."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the student's exponential moving average, which is then evaluated and saved."""
+
+
+class RunKeys(Keys):
+    """Run."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
+    channels_last: bool = True
+    """Whether the student's convolutions use the channels-last layout."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu, ..."""
+    devices: int | str = "auto"
+    """Lightning's devices: a number, or auto."""
+    validate_every: Positive = 1
+    """Epochs between validations (and checkpoints)."""
+    log_every: Positive = 10
+    """Steps between log lines."""
+
+
+class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
+    """All keys of a run."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.query == "proxy" and not self.tpp:
+            raise ValueError("query: proxy needs tpp, which makes the proxies; leave query out or set it to learned")
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError("views: give spatial, frequency or both, each once")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale: {list(self.crop_scale)} is not a range; give the smaller value first")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be less than the {self.epochs} epochs")
+        return self
+
+
+GROUPS: tuple[type[Keys], ...] = (MethodKeys, TeacherKeys, StudentKeys, DataKeys, OptimisationKeys, RunKeys)
+
+
+def validate(keys: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Turn plain keys into a recipe.
+
+    Args:
+        keys: Keys and values, as YAML gives them.
+        source: Where they are from, for the message.
+
+    Raises:
+        UserError: For the first unknown key or invalid value; names it, and suggests the nearest known key.
+    """
+    for key in keys:
+        if key not in Recipe.model_fields:
+            raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), Recipe.model_fields)}")
+    try:
+        return Recipe.model_validate(keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise UserError(f"{source}: {message}") from None
+        key = str(first["loc"][0])
+        raise UserError(f"{source}: {key}: {message[0].lower()}{message[1:]} (got {keys.get(key)!r})") from None
