@@ -35,7 +35,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def relative(value: Tensor, reference: Tensor) -> float:
     """Norm of the difference over the norm of the reference."""
-    return float((value - reference).norm() / reference.norm().clamp_min(1e-30))
+    return float((value.detach() - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
 def load_teacher(path: Path, tail_blocks: int) -> tuple[Teacher, dict[str, Tensor]]:
@@ -77,7 +77,7 @@ class StudentShapes:
 def load_projectors(places: dict[str, DualViewMimicking], tensors: dict[str, Tensor]) -> None:
     """Map the reference's parameters into ours; ours must all be there and no other."""
     for stage, place in places.items():
-        for view, projector in place.views.items():
+        for view, projector in place.projectors.items():
             prefix = f"{stage}.param.{view}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             state["query_proj.weight"] = state["query_proj.weight"].flatten(1)  # a 1x1 convolution there
@@ -117,7 +117,7 @@ def check_step(path: Path) -> dict[str, float]:
     load_projectors(places, tensors)
     captured: dict[str, Tensor] = {}
     for stage, place in places.items():
-        for view, projector in place.views.items():
+        for view, projector in place.projectors.items():
             name = f"{PLACES[stage]}_{view}"
             projector.register_forward_hook(lambda _m, _i, out, name=name: captured.update({name: out}))
     method.proxy.register_forward_hook(
@@ -136,7 +136,7 @@ def check_step(path: Path) -> dict[str, float]:
     outputs = {k.removeprefix("out."): v for k, v in tensors.items() if k.startswith("out.")}
     parameters = []
     for stage, place in places.items():
-        for view, projector in place.views.items():
+        for view, projector in place.projectors.items():
             prefix = f"{stage}.grad.{view}."
             reference = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             parameters += list(gradient_errors(projector, reference).values())

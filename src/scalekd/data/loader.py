@@ -17,10 +17,10 @@ from scalekd.errors import UserError
 
 
 class Key(NamedTuple):
-    """Which sample: its epoch and its index in the split."""
+    """Which sample: the epoch, and the index of the image in the split."""
 
     epoch: int
-    index: int
+    image: int
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,7 @@ class ReplayDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         corrupt: list[str] = []
         for offset in range(len(self.split) if self.substitute else 1):
-            index = (key.index + offset) % len(self.split)
+            index = (key.image + offset) % len(self.split)
             path, label = self.split.paths[index], self.split.labels[index]
             try:
                 with Image.open(path) as file:

@@ -22,7 +22,7 @@ def seeded(*keys: int) -> Iterator[None]:
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.random.default_generator.manual_seed(seed % 2**63)
+    torch.default_generator.manual_seed(seed % 2**63)
     try:
         yield
     finally:

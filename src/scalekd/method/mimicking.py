@@ -62,6 +62,11 @@ class DualViewMimicking(nn.Module):
         self.views = nn.ModuleDict(projectors)
         self.alpha = dict(alpha)
 
+    @property
+    def projectors(self) -> dict[str, CrossAttentionProjector]:
+        """The CAP of each view."""
+        return {view: cap for view, cap in self.views.items() if isinstance(cap, CrossAttentionProjector)}
+
     def forward(self, features: Tensor, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """`features` `[B, C, h, w]` -> tokens `[B, Nq, Dq]` of each view."""
         return {view: cap(features, None if queries is None else queries[view]) for view, cap in self.views.items()}

@@ -74,8 +74,8 @@ class Method(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
         if isinstance(self.teacher, nn.Module):
-            self.teacher._apply(fn)
-        super()._apply(fn, recurse)
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Losses:

@@ -30,7 +30,7 @@ class Place:
             tokens=tokens,
             query=query,
             views=views,
-            heads=mimicking.views[views[0]].attn.num_heads,
+            heads=mimicking.projectors[views[0]].attn.num_heads,
             parameters=sum(p.numel() for p in mimicking.parameters()),
         )
 

@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
         """`query` `[B or 1, Nq, D]`, `context` `[B, M, C]` -> `[B, Nq, D]`."""
 
         def heads(x: Tensor) -> Tensor:  # B x N x D -> B x heads x N x D/heads
-            return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
         # A learned query is the same for every image: projected once, then only viewed B times.
         q = heads(self.q(query)).expand(len(context), -1, -1, -1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.models.weights import Card, head_width, load_weights, read_weights
+from scalekd.models.weights import Card, head_width, load_weights, read_weights, save_weights
 
 
 class ImageModel(nn.Module):
@@ -106,7 +106,20 @@ class ImageModel(nn.Module):
             images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
         return (images - self.mean) / self.std
 
-    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+    def save(self, path: str | Path, classes: tuple[str, ...] = (), top1: float | None = None) -> str:
+        """Write plain timm weights: `timm.create_model(name, checkpoint_path=path)` loads them.
+
+        Args:
+            path: A `.safetensors` file, replaced whole or not at all.
+            classes: Class names in the order of the logits, kept in the file's card.
+            top1: Accuracy in percent to keep in the card.
+
+        Returns:
+            The SHA-256 of the file.
+        """
+        return save_weights(path, self.model, self._card(classes, top1))
+
+    def _card(self, classes: tuple[str, ...], top1: float | None) -> Card:
         """The card to save this model's weights with."""
         return Card(
             architecture=self.name,

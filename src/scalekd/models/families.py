@@ -43,7 +43,8 @@ class SwinFamily:
         return features.flatten(1, 2)  # BxHxWxD -> BxNxD
 
     def tail(self, tokens: Tensor) -> Tensor:
-        grid = tokens.unflatten(1, (self.tail_input.height, self.tail_input.width))  # BxN'xD' -> BxH'xW'xD'
+        height, width = self.tail_input.height, self.tail_input.width
+        grid = tokens.reshape(len(tokens), height, width, -1)  # BxN'xD' -> BxH'xW'xD'
         return self.read(self._model.norm(self._model.layers[-1](grid)))
 
 

@@ -12,7 +12,6 @@ from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape, StudentOutputs
 from scalekd.models.build import ImageModel
 from scalekd.models.pairing import map_indices, stem_norm
-from scalekd.models.weights import save_weights
 
 
 class Student(ImageModel):
@@ -67,16 +66,3 @@ class Student(ImageModel):
         """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""
         final, (previous, last) = self.model.forward_intermediates(self.prepare(images), indices=self._indices)
         return StudentOutputs(previous=previous, last=last, logits=self.model.forward_head(final))
-
-    def save(self, path: str | Path, classes: tuple[str, ...] = (), top1: float | None = None) -> str:
-        """Write plain timm weights: `timm.create_model(name, checkpoint_path=path)` loads them.
-
-        Args:
-            path: A `.safetensors` file, replaced whole or not at all.
-            classes: Class names in the order of the logits, kept in the file's card.
-            top1: Accuracy in percent to keep in the card.
-
-        Returns:
-            The SHA-256 of the file.
-        """
-        return save_weights(path, self.model, self.card(classes, top1))

@@ -54,7 +54,8 @@ def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"format": "pt", _CARD_KEY: json.dumps(asdict(card))})
+    # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
+    save_file(state, partial, metadata={_CARD_KEY: json.dumps(asdict(card))})
     os.replace(partial, path)
     return file_hash(path)
 
@@ -87,8 +88,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
         ) from None
     card = None
     if _CARD_KEY in metadata:
-        fields = json.loads(metadata[_CARD_KEY])
-        card = Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields: dict[str, Any] = json.loads(metadata[_CARD_KEY])
+        card = Card(**(fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}))
     return state, card
 
 

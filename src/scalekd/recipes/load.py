@@ -14,9 +14,8 @@ from scalekd.recipes.schema import Recipe, validate
 
 def names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(
-        f.name.removesuffix(".yaml") for f in resources.files(__package__).iterdir() if f.name.endswith(".yaml")
-    )
+    files = (file.name for file in resources.files(__package__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load(recipe: str | Path | None, overrides: dict[str, Any]) -> Recipe:

@@ -177,6 +177,8 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             raise ValueError("views: give spatial, frequency or both, each once")
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale: {list(self.crop_scale)} is not a range; give the smaller value first")
+        if self.epochs % self.validate_every:
+            raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.epochs} epochs")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be less than the {self.epochs} epochs")
         return self

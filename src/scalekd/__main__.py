@@ -1,0 +1,5 @@
+"""`python -m scalekd`."""
+
+from scalekd.cli.main import run
+
+run()

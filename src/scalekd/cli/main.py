@@ -1,0 +1,50 @@
+"""The command line: one short file a command, one place where errors become a line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from scalekd.cli.distill import distill
+from scalekd.errors import UserError
+from scalekd.training import Interrupted
+
+app = typer.Typer(
+    name="scalekd",
+    help="Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(distill)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        names = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning")
+        typer.echo("\n".join(f"{name} {metadata.version(name)}" for name in names))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,96 @@
+"""Every recipe key as a flag of a command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+import yaml
+from pydantic.fields import FieldInfo
+
+from scalekd.recipes import GROUPS, Keys
+
+Flags = dict[str, Any]
+
+
+def with_recipe_flags(*groups: type[Keys]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each key of the groups (all of them by default); it takes those set as `flags`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {name: (group, field) for group in groups or GROUPS for name, field in group.model_fields.items()}
+
+        def wrapped(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in fields}
+            flags = {name: _parse(value, fields[name][1]) for name, value in given.items() if value is not None}
+            command(**arguments, flags=flags)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            own + [_parameter(name, group, field) for name, (group, field) in fields.items()]
+        )
+        wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}  # type: ignore[attr-defined]
+        wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
+        return wrapped
+
+    return decorate
+
+
+def _parameter(name: str, group: type[Keys], field: FieldInfo) -> inspect.Parameter:
+    flag = name.replace("_", "-")
+    is_switch = field.annotation is bool
+    option = typer.Option(
+        f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
+        help=field.description,
+        metavar=None if is_switch else _metavar(field.annotation),
+        show_default=_shown(field),
+        rich_help_panel=(group.__doc__ or "").rstrip("."),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[bool | None if is_switch else str | None, option],
+    )
+
+
+def _shown(field: FieldInfo) -> str | bool:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None or default == {}:
+        return False
+    if isinstance(default, tuple):
+        return ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in default)
+    return str(default)
+
+
+def _metavar(annotation: Any) -> str:
+    """A short word for a type: INT, FLOAT, A|B for choices, A,B for tuples."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    if str(get_origin(annotation)) == "typing.Literal":
+        return "|".join(map(str, kinds))
+    if get_origin(annotation) is Annotated:
+        return _metavar(kinds[0])
+    if get_origin(annotation) is tuple:
+        listed = [_metavar(kind) for kind in kinds if kind is not Ellipsis]
+        return ",".join(listed) + (",..." if Ellipsis in kinds else "")
+    if get_origin(annotation) is dict:
+        return "YAML"
+    if kinds:
+        return "|".join(_metavar(kind) for kind in kinds)
+    names = {"str": "TEXT", "Path": "PATH", "int": "INT", "float": "FLOAT"}
+    return names.get(getattr(annotation, "__name__", ""), "VALUE")
+
+
+def _parse(value: Any, field: FieldInfo) -> Any:
+    """A flag's text -> what YAML would have given for it; the recipe's schema does the rest."""
+    optional = NoneType in get_args(field.annotation)
+    if optional and value == "none":
+        return None
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, dict):
+        return yaml.safe_load(value)
+    if isinstance(default, tuple) or "tuple" in str(field.annotation):
+        return [part.strip() for part in str(value).split(",") if part.strip()]
+    return value

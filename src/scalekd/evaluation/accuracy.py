@@ -1,0 +1,61 @@
+"""Top-1 and top-5 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from scalekd.data import Batch, CorruptImages
+
+Autocast = Callable[[], torch.autocast]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy in percent over `images` images; `top5` is None with five classes or fewer."""
+
+    top1: float
+    top5: float | None
+    images: int
+
+
+def accuracy_metrics(num_classes: int) -> MetricCollection:
+    """`top1`, and `top5` where there are more than five classes, as shares over all images."""
+    metrics = {"top1": MulticlassAccuracy(num_classes, top_k=1, average="micro")}
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+    return MetricCollection(dict(metrics))
+
+
+@torch.inference_mode()
+def measure_accuracy(
+    logits: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    num_classes: int,
+    device: torch.device,
+    autocast: Autocast,
+    corrupt: CorruptImages,
+) -> Accuracy:
+    """Accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
+
+    Raises:
+        UserError: If more images than `corrupt` puts up with cannot be read.
+    """
+    metrics = accuracy_metrics(num_classes).to(device)
+    images = 0
+    for batch in batches:
+        corrupt.add(batch.corrupt)
+        if not len(batch.images):
+            continue
+        with autocast():
+            output = logits(batch.images.to(device, non_blocking=True))
+        metrics.update(output.float(), batch.labels.to(device, non_blocking=True))
+        images += len(batch.images)
+    result = {name: 100 * value.item() for name, value in metrics.compute().items()} if images else {}
+    return Accuracy(top1=result.get("top1", 0.0), top5=result.get("top5"), images=images)

@@ -1,0 +1,7 @@
+"""The training loop: Lightning around `method(images, labels)`."""
+
+from scalekd.training.callbacks import Interrupted
+from scalekd.training.distill import distill
+from scalekd.training.folder import RunFolder
+
+__all__ = ["Interrupted", "RunFolder", "distill"]

@@ -1,0 +1,141 @@
+"""What happens around the steps: checkpoints, a clean stop on Ctrl-C, and what the user sees."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scalekd.training.folder import RunFolder
+from scalekd.training.module import DistillationModule
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
+    """The user stopped the run; a checkpoint is written."""
+
+
+class Keeper(Callback):
+    """Writes the checkpoint and the student at each validation, and on Ctrl-C after the step in progress.
+
+    Args:
+        folder: Where to.
+        classes: Class names for the student's card.
+    """
+
+    def __init__(self, folder: RunFolder, classes: tuple[str, ...]) -> None:
+        self._folder, self._classes = folder, classes
+        self._asked_to_stop = False
+        self._former: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def ask(_signal: int, _frame: FrameType | None) -> None:
+            self._asked_to_stop = True
+            signal.signal(signal.SIGINT, self._former)  # a second Ctrl-C stops at once
+
+        self._former = signal.signal(signal.SIGINT, ask)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._former is not None:
+            signal.signal(signal.SIGINT, self._former)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        before_validation = (batch_idx + 1) % int(trainer.val_check_batch) == 0
+        if self._asked_to_stop and stepped and not before_validation:
+            self._save(trainer, pl_module)
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, pl_module)
+        if self._asked_to_stop:
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        raise Interrupted(
+            f"stopped at step {trainer.global_step}; go on with: scalekd distill --resume --output {self._folder.path}"
+        )
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        trainer.save_checkpoint(self._folder.checkpoint)
+        top1 = trainer.callback_metrics.get("val/top1")
+        pl_module.final_student.save(
+            self._folder.student, self._classes, None if top1 is None else round(float(top1), 2)
+        )
+
+
+class Display(Callback):
+    """A progress bar with images a second and each loss term, and one line a validation.
+
+    Args:
+        console: Where to; where it is no terminal only the lines are printed.
+        batch: Global batch.
+        steps_per_epoch: Optimiser steps an epoch.
+        epochs: Epochs of the run.
+    """
+
+    def __init__(self, console: Console, *, batch: int, steps_per_epoch: int, epochs: int) -> None:
+        self._console, self._batch, self._steps_per_epoch, self._epochs = console, batch, steps_per_epoch, epochs
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]:.0f} img/s  {task.fields[terms]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=steps_per_epoch * epochs, epoch=0, epochs=epochs, rate=0.0, terms="")
+        self._started = self._last_rate = 0.0
+        self._since_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.update(self._task, completed=trainer.global_step)
+        self._bar.start()
+        self._restart_clock(trainer)
+
+    def _restart_clock(self, trainer: Trainer) -> None:
+        self._started, self._since_step = time.perf_counter(), trainer.global_step
+
+    def _rate(self, trainer: Trainer) -> float:
+        return (trainer.global_step - self._since_step) * self._batch / (time.perf_counter() - self._started)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not self._bar.disable and step % 5 == 0:
+            terms = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/") and k != "train/loss"}
+            self._bar.update(
+                self._task,
+                completed=step,
+                epoch=min(step // self._steps_per_epoch + 1, self._epochs),
+                rate=self._rate(trainer),
+                terms=" ".join(f"{name.removeprefix('train/')} {float(value):.2f}" for name, value in terms.items()),
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_rate = self._rate(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics({"images_per_second": self._last_rate}, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {trainer.global_step // self._steps_per_epoch}/{self._epochs}"]
+        parts += [f"{name.removeprefix('val/')} {metrics[name]:.2f}%" for name in metrics if name.startswith("val/")]
+        parts += [f"loss {metrics['train/loss']:.3f}"]
+        cosines = [f"{name.removeprefix('cosine/')} {metrics[name]:.2f}" for name in metrics if "cosine/" in name]
+        parts += [f"cosines {', '.join(cosines)}"] if cosines else []
+        self._console.print("  ".join([*parts, f"{self._last_rate:.0f} img/s"]), highlight=False, soft_wrap=True)
+        self._restart_clock(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._bar.stop()

@@ -1,0 +1,256 @@
+"""One run, from a recipe to a folder with the trained student."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+
+from scalekd.data import (
+    CorruptImages,
+    ReplayDataset,
+    TrainingStream,
+    evaluation_loader,
+    evaluation_transform,
+    read_splits,
+    training_loader,
+    training_transform,
+)
+from scalekd.errors import UserError
+from scalekd.evaluation import Accuracy, measure_accuracy
+from scalekd.method import ScaleKD
+from scalekd.models import Teacher
+from scalekd.models.weights import file_hash
+from scalekd.recipes import Recipe
+from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.callbacks import Display, Keeper
+from scalekd.training.folder import RunFolder, write_json
+from scalekd.training.hardware import autocast, pick_device, pick_dtype
+from scalekd.training.logs import JsonLinesLogger
+from scalekd.training.module import DistillationModule
+
+
+def distill(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train a student as the recipe says.
+
+    Args:
+        recipe: The run's settings, `data` and `student` among them.
+        output: Folder for everything the run leaves (see `RunFolder`).
+        resume: Whether to go on with the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        console: Where to print; standard error by default.
+
+    Returns:
+        What `result.json` holds: accuracies, the weights' hash, time and samples.
+
+    Raises:
+        UserError: For any wrong input.
+        Interrupted: If the user stopped the run; the checkpoint is written.
+    """
+    _quieten_lightning()
+    run = _Run(recipe, RunFolder(output), console or Console(stderr=True))
+    if resume and run.folder.finished:
+        raise UserError(f"resume: the run in {output} is finished; start anew with --overwrite")
+    run.build()
+    run.folder.prepare(recipe, resume=resume, overwrite=overwrite)
+    run.announce()
+    return run.fit(resume and run.folder.checkpoint.is_file())
+
+
+@dataclass
+class _Run:
+    """The parts of a run, in the order in which they come to be."""
+
+    recipe: Recipe
+    folder: RunFolder
+    console: Console
+
+    def build(self) -> None:
+        """Read the data's listing and build the pair; touches no file of the run."""
+        recipe = self.recipe
+        if recipe.data is None:
+            raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
+        self.train, self.val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
+        self.classes = self.train.classes
+        self.device = pick_device(recipe.accelerator)
+        self.dtype = pick_dtype(recipe.precision, self.device)
+        self.devices, self.accumulate = _devices(recipe, len(self.train))
+        self.steps = len(self.train) // recipe.batch
+        self.corrupt = CorruptImages(recipe.max_corrupt)
+        seed_everything(recipe.seed, verbose=False)
+        self.teacher = build_teacher(recipe, len(self.classes)) if recipe.method != "none" else None
+        self.student = build_student(recipe, len(self.classes))
+        self.method = build_method(recipe, self.teacher, self.student)
+        self.training_transform = training_transform(
+            recipe.resolution,
+            crop_scale=recipe.crop_scale,
+            crop_ratio=recipe.crop_ratio,
+            flip=recipe.flip,
+            rand_augment=recipe.rand_augment,
+            erasing=recipe.erasing,
+        )
+        validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
+        self.val_loader = evaluation_loader(validation, recipe.micro_batch or recipe.batch, recipe.workers)
+        if self.teacher is not None and self.dtype == torch.bfloat16:
+            self.teacher.hold_weights(self.dtype)
+        if recipe.channels_last:
+            self.student.model.to(memory_format=torch.channels_last)
+
+    def announce(self) -> None:
+        """Print the plan, and measure the teacher where it has the data's classes."""
+        say = partial(self.console.print, highlight=False, soft_wrap=True)
+        say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
+        number = "bf16" if self.dtype == torch.bfloat16 else "float32"
+        say(
+            f"data      {len(self.train)} training and {len(self.val)} validation images, "
+            f"{len(self.classes)} classes; {self.device.type}, {number}"
+        )
+        self.teacher_accuracy = None
+        if self.teacher is not None and self.teacher.num_classes == len(self.classes):
+            self.teacher_accuracy = self._check_teacher(self.teacher)
+            say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
+
+    def _check_teacher(self, teacher: Teacher) -> Accuracy:
+        """Measure the teacher on the validation images; near chance is an error."""
+        teacher.to(self.device)
+        accuracy = measure_accuracy(
+            lambda images: teacher(images).logits,
+            self.val_loader,
+            num_classes=len(self.classes),
+            device=self.device,
+            autocast=partial(autocast, self.device, self.dtype),
+            corrupt=self.corrupt,
+        )
+        chance = 100 / len(self.classes)
+        if self.recipe.check_teacher and accuracy.top1 < chance + 0.1 * (100 - chance):
+            raise UserError(
+                f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {self.val.root}, "
+                f"where chance is {chance:.1f}%; its classes are probably "
+                "in another order or its head was never trained (see `scalekd adapt`). "
+                "--no-check-teacher goes on all the same"
+            )
+        return accuracy
+
+    def fit(self, resume: bool) -> dict[str, Any]:
+        """Train, validate, and write the result."""
+        recipe, folder = self.recipe, self.folder
+        step = _read_step(folder.checkpoint) if resume else 0
+        folder.trim_metrics(step)
+        stream = TrainingStream(
+            size=len(self.train),
+            batch=recipe.batch,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            accumulate=self.accumulate,
+            start=step * self.accumulate,
+        )
+        dataset = ReplayDataset(self.train, self.training_transform, seed=recipe.seed, substitute=True)
+        trainer = self._trainer()
+        started = time.perf_counter()
+        trainer.fit(
+            DistillationModule(recipe, self.method, self.steps, self.corrupt),
+            training_loader(dataset, stream, recipe.workers),
+            self.val_loader,
+            ckpt_path=folder.checkpoint if resume else None,
+            weights_only=True,
+        )
+        accuracies = {
+            k.removeprefix("val/"): round(float(v), 3) for k, v in trainer.callback_metrics.items() if "val/" in k
+        }
+        result = {
+            "method": recipe.method,
+            **accuracies,
+            "teacher_top1": None if self.teacher_accuracy is None else round(self.teacher_accuracy.top1, 3),
+            "samples": trainer.global_step * recipe.batch,
+            "steps": trainer.global_step,
+            "seconds_since_start_or_resume": round(time.perf_counter() - started, 1),
+            "corrupt_images": sorted(self.corrupt.paths),
+            "student": folder.student.name,
+            "sha256": file_hash(folder.student),
+        }
+        write_json(folder.result, result)
+        return result
+
+    def _trainer(self) -> Trainer:
+        recipe, folder = self.recipe, self.folder
+        return Trainer(
+            accelerator=recipe.accelerator if self.device.type != "cpu" else "cpu",
+            devices=self.devices,
+            accumulate_grad_batches=self.accumulate,
+            precision="bf16-mixed" if self.dtype == torch.bfloat16 else "32-true",
+            # The whole run is one stream of batches (see TrainingStream): Lightning counts steps, not epochs.
+            max_steps=self.steps * recipe.epochs,
+            max_epochs=-1,
+            val_check_interval=self.steps * self.accumulate * recipe.validate_every,
+            check_val_every_n_epoch=None,
+            gradient_clip_val=recipe.clip,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=[JsonLinesLogger(folder.metrics), TensorBoardLogger(folder.path, name="tensorboard", version="")],
+            callbacks=[
+                Display(self.console, batch=recipe.batch, steps_per_epoch=self.steps, epochs=recipe.epochs),
+                Keeper(folder, self.classes),
+            ],
+            default_root_dir=folder.path,
+        )
+
+
+def _devices(recipe: Recipe, training_images: int) -> tuple[int | str, int]:
+    """Lightning's `devices`, and the micro-batches a step that make up the global batch.
+
+    Raises:
+        UserError: If the batch is larger than the data, or cannot be cut into the micro-batches.
+    """
+    if recipe.batch > training_images:
+        raise UserError(
+            f"batch: {recipe.batch} is larger than the {training_images} training images; "
+            f"set it to {training_images} or less"
+        )
+    micro = recipe.micro_batch or recipe.batch
+    if recipe.batch % micro:
+        raise UserError(f"micro_batch: {micro} does not divide the batch of {recipe.batch}")
+    return 1 if recipe.devices == "auto" else recipe.devices, recipe.batch // micro
+
+
+def _read_step(checkpoint: Path) -> int:
+    """The optimiser step that a checkpoint was written at."""
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:
+        raise UserError(
+            f"resume: {checkpoint} cannot be read ({type(error).__name__}); start anew with --overwrite"
+        ) from error
+
+
+def _quieten_lightning() -> None:
+    """Leave to our own lines what Lightning would say."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*in eval mode.*",
+        ".*dataloader is not resumable.*",
+        ".*lr_scheduler.step.*",
+        ".*logging interval.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory.*",
+    ):
+        warnings.filterwarnings("ignore", message)
