@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
+from scalekd.cli.adapt import adapt
 from scalekd.cli.distill import distill
+from scalekd.cli.evaluate import evaluate
+from scalekd.cli.inspect import inspect
+from scalekd.cli.quickstart import quickstart
 from scalekd.errors import UserError
 from scalekd.training import Interrupted
 
@@ -19,7 +23,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(distill)
+for command in (quickstart, distill, evaluate, adapt, inspect):
+    app.command()(command)
+
+# click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,7 +49,12 @@ def _options(
 def run() -> None:
     """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        if message:  # without one, the help was printed
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

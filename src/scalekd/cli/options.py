@@ -11,20 +11,22 @@ import typer
 import yaml
 from pydantic.fields import FieldInfo
 
+from scalekd.errors import UserError
 from scalekd.recipes import GROUPS, Keys
 
 Flags = dict[str, Any]
 
 
-def with_recipe_flags(*groups: type[Keys]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each key of the groups (all of them by default); it takes those set as `flags`."""
+def with_recipe_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each of these recipe keys (by default all); it takes those set as `flags`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        fields = {name: (group, field) for group in groups or GROUPS for name, field in group.model_fields.items()}
+        known = {name: (group, field) for group in GROUPS for name, field in group.model_fields.items()}
+        fields = {name: known[name] for name in names or known}
 
         def wrapped(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in fields}
-            flags = {name: _parse(value, fields[name][1]) for name, value in given.items() if value is not None}
+            flags = {name: _parse(name, value, fields[name][1]) for name, value in given.items() if value is not None}
             command(**arguments, flags=flags)
 
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -83,14 +85,29 @@ def _metavar(annotation: Any) -> str:
     return names.get(getattr(annotation, "__name__", ""), "VALUE")
 
 
-def _parse(value: Any, field: FieldInfo) -> Any:
+def _parse(name: str, value: Any, field: FieldInfo) -> Any:
     """A flag's text -> what YAML would have given for it; the recipe's schema does the rest."""
     optional = NoneType in get_args(field.annotation)
     if optional and value == "none":
         return None
     default = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, dict):
-        return yaml.safe_load(value)
+        return parse_mapping(name, value)
     if isinstance(default, tuple) or "tuple" in str(field.annotation):
         return [part.strip() for part in str(value).split(",") if part.strip()]
+    return value
+
+
+def parse_mapping(name: str, text: str) -> dict[str, Any]:
+    """`'{depth: 4}'` -> a dictionary.
+
+    Raises:
+        UserError: If it is no YAML mapping.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: {text!r} is no YAML mapping such as '{{global_pool: avg}}'")
     return value

@@ -61,6 +61,7 @@ class ImageModel(nn.Module):
         self.classes: tuple[str, ...] = card.classes if card else ()
         self.num_classes = int(getattr(module, "num_classes", 0))
         self.resolution = resolution or (card.resolution if card else int(config["input_size"][-1]))
+        self.crop_fraction: float = card.crop_fraction if card else config["crop_pct"]
         mean, std = (card.mean, card.std) if card else (config["mean"], config["std"])
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -106,6 +107,21 @@ class ImageModel(nn.Module):
             images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
         return (images - self.mean) / self.std
 
+    def check_classes(self, classes: tuple[str, ...]) -> None:
+        """Make sure that the logits stand for these classes, as far as the weights say.
+
+        Raises:
+            UserError: If their number or, where the weights name them, their names differ.
+        """
+        if self.num_classes != len(classes):
+            has = f"{self.num_classes} classes" if self.num_classes else "no head"
+            raise UserError(
+                f"model: {self.name} has {has}, the data {len(classes)} classes; `scalekd adapt` fits a head for them"
+            )
+        differ = [(own, other) for own, other in zip(self.classes, classes, strict=False) if own != other]
+        if differ:
+            raise UserError(f"model: {self.name} knows class {differ[0][0]!r} where the data has {differ[0][1]!r}")
+
     def save(self, path: str | Path, classes: tuple[str, ...] = (), top1: float | None = None) -> str:
         """Write plain timm weights: `timm.create_model(name, checkpoint_path=path)` loads them.
 
@@ -128,6 +144,7 @@ class ImageModel(nn.Module):
             resolution=self.resolution,
             mean=tuple(self.mean.flatten().tolist()),
             std=tuple(self.std.flatten().tolist()),
+            crop_fraction=self.crop_fraction,
             classes=classes or self.classes,
             top1=top1,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scalekd.models.build import ImageModel
@@ -55,8 +56,12 @@ class Classifier(ImageModel):
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         return pooled
 
-    @property
-    def head(self) -> nn.Module:
-        """The last layer, features to logits."""
-        head: nn.Module = self.model.get_classifier()
-        return head
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Replace the head by a linear one: `weight` `[K, D]`, `bias` `[K]`."""
+        self.model.reset_classifier(len(weight))
+        self.num_classes = len(weight)
+        head = self.model.get_classifier()
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        head.to(self.mean.device)

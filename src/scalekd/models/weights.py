@@ -30,6 +30,7 @@ class Card:
         num_classes: Width of the head.
         resolution: Image side in pixels that the weights were trained at.
         mean, std: Channel statistics the model expects, RGB in [0, 1].
+        crop_fraction: Share of the resized image that evaluation looks at.
         classes: Class names in the order of the logits; empty where unknown.
         top1: Accuracy in percent that was measured for them, where one was.
     """
@@ -39,6 +40,7 @@ class Card:
     resolution: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_fraction: float = 0.875
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     top1: float | None = None

@@ -13,7 +13,7 @@ from scalekd.models import Student, Teacher
 from scalekd.recipes import Recipe
 
 
-def build_teacher(recipe: Recipe, num_classes: int) -> Teacher:
+def build_teacher(recipe: Recipe, classes: tuple[str, ...]) -> Teacher:
     """The recipe's teacher.
 
     Raises:
@@ -28,12 +28,11 @@ def build_teacher(recipe: Recipe, num_classes: int) -> Teacher:
         tail_blocks=recipe.tail_blocks,
         **recipe.teacher_args,
     )
-    if logit_weight(recipe) and teacher.num_classes != num_classes:
-        has = f"{teacher.num_classes} classes" if teacher.num_classes else "no head"
-        raise UserError(
-            f"teacher: {teacher.name} has {has}, the data {num_classes} classes; fit a head with `scalekd adapt`, "
-            "or set logit_weight to 0 to learn from its features only"
-        )
+    if logit_weight(recipe):
+        try:
+            teacher.check_classes(classes)
+        except UserError as error:
+            raise UserError(f"{error}; or set logit_weight to 0 to learn from its features only") from None
     return teacher
 
 
@@ -54,7 +53,7 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
     """
     if recipe.student is None:
         raise UserError("student: none is named; give --student (a timm name such as resnet50d)")
-    return Student(
+    student = Student(
         recipe.student,
         num_classes=num_classes,
         weights=recipe.student_weights,
@@ -62,6 +61,8 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
         pretrained=recipe.student_pretrained,
         **recipe.student_args,
     )
+    student.crop_fraction = recipe.crop_fraction
+    return student
 
 
 def task_loss(recipe: Recipe) -> TaskLoss:

@@ -47,7 +47,7 @@ class Keeper(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        before_validation = (batch_idx + 1) % int(trainer.val_check_batch) == 0
+        before_validation = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
         if self._asked_to_stop and stepped and not before_validation:
             self._save(trainer, pl_module)
             self._stop(trainer)

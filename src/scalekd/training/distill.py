@@ -27,6 +27,8 @@ from scalekd.data import (
 )
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
+from scalekd.evaluation.progress import watched
+from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import ScaleKD
 from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
@@ -34,7 +36,6 @@ from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
-from scalekd.training.hardware import autocast, pick_device, pick_dtype
 from scalekd.training.logs import JsonLinesLogger
 from scalekd.training.module import DistillationModule
 
@@ -94,7 +95,7 @@ class _Run:
         self.steps = len(self.train) // recipe.batch
         self.corrupt = CorruptImages(recipe.max_corrupt)
         seed_everything(recipe.seed, verbose=False)
-        self.teacher = build_teacher(recipe, len(self.classes)) if recipe.method != "none" else None
+        self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         self.student = build_student(recipe, len(self.classes))
         self.method = build_method(recipe, self.teacher, self.student)
         self.training_transform = training_transform(
@@ -131,7 +132,7 @@ class _Run:
         teacher.to(self.device)
         accuracy = measure_accuracy(
             lambda images: teacher(images).logits,
-            self.val_loader,
+            watched(self.val_loader, "measure the teacher", self.console),
             num_classes=len(self.classes),
             device=self.device,
             autocast=partial(autocast, self.device, self.dtype),

@@ -1,0 +1,139 @@
+"""What a benchmark measures besides a method's own time: the machine's peak, FLOPs, memory, the machine itself."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+MIB = 2**20
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+_STATUS = Path("/proc/self/status")
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of `work`, until the device has done it."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class MatmulPeak:
+    """Best rate of a large square matrix product in float32 and bf16, sampled in between other work.
+
+    Args:
+        size: Rows of the square matrices.
+        device: Where to multiply.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.products = 20 if device.type == "cuda" else 1  # a sample must outlast the clock's and launches' noise
+        self.rates: dict[str, list[float]] = {name: [] for name in DTYPES}
+        for name in DTYPES:
+            self._rate(name)  # the first one also sets up the library
+
+    def sample(self) -> None:
+        """Measure each type once more."""
+        for name, rates in self.rates.items():
+            rates.append(self._rate(name))
+
+    def best(self) -> dict[str, float]:
+        """GFLOP/s of each type."""
+        return {name: max(rates) / 1e9 for name, rates in self.rates.items()}
+
+    def _rate(self, name: str) -> float:
+        left, right = (torch.randn(self.size, self.size, device=self.device).to(DTYPES[name]) for _ in range(2))
+        out = torch.empty_like(left)
+
+        def multiply() -> None:
+            for _ in range(self.products):
+                torch.mm(left, right, out=out)
+
+        return self.products * 2 * self.size**3 / seconds(multiply, self.device)
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """FLOPs of the matrix products and convolutions of `step`, forward and backward, 2 for each multiply-add.
+
+    Attention is counted as its separate products: torch counts nothing for its fused form on CPU, and what a fused
+    form computes twice to save memory is not work of the method.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        step()
+    return counter.get_total_flops()
+
+
+def reset_peak_memory(device: torch.device) -> str:
+    """Forget the memory peak so far.
+
+    Returns:
+        How `peak_memory` measures from here on.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return "torch.cuda.max_memory_allocated after building"
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return "peak resident memory of the process after building (VmHWM)"
+    except OSError:
+        kind = "VmHWM" if _STATUS.is_file() else "ru_maxrss"
+        return f"peak resident memory of the process, building included ({kind})"
+
+
+def peak_memory(device: torch.device) -> float:
+    """The peak since `reset_peak_memory`, in MiB.
+
+    VmHWM rather than ru_maxrss where there is one: Linux lets a child inherit ru_maxrss from its parent.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    if _STATUS.is_file():
+        line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024  # given in KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (MIB if sys.platform == "darwin" else 1024)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Hardware, settings and versions that the numbers depend on."""
+    # Imported here: it brings in Lightning, which the processes that measure memory do without.
+    from scalekd.training.folder import describe_environment  # noqa: PLC0415
+
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "cpu_model": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "gpu_memory_mib": gpu.total_memory // MIB if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32 if gpu else None,
+        **describe_environment(),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -1,0 +1,273 @@
+"""One training step of ScaleKD: the package against a plain transcription of the paper, in one process.
+
+Usage: python benchmarks/step.py --teacher T --student S --batch B [options]; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from measurement import (
+    DTYPES,
+    MatmulPeak,
+    count_flops,
+    describe_machine,
+    peak_memory,
+    reset_peak_memory,
+    seconds,
+)
+from report import VARIANTS, summarise, table
+from torch import Tensor, nn
+from transcription import Transcription, copy_projectors
+
+from scalekd import ScaleKD, Student, Teacher
+from scalekd.errors import UserError
+from scalekd.hardware import autocast
+
+STEP = (
+    "teacher forward, student forward, all ScaleKD losses, backward; "
+    "gradients set to None before, no optimiser step, no data loading"
+)
+TOLERANCE = {"loss": 1e-4, "gradient": 1e-2}
+CHECK_BATCH = 2
+
+
+class MismatchError(Exception):
+    """The two variants do not compute the same loss, so that their times must not be compared."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    def positive(text: str) -> int:
+        if (value := int(text)) < 1:
+            raise ValueError
+        return value
+
+    parser = Parser(
+        description="Measure one ScaleKD training step, random weights, against a plain float32 transcription.",
+        epilog="exit codes: 0 done, 1 the two variants disagree, 2 wrong input",
+    )
+    parser.add_argument("--teacher", required=True, help="timm name of a Swin or plain ViT")
+    parser.add_argument("--student", required=True, help="timm name")
+    parser.add_argument("--batch", type=positive, required=True, help="images a step")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of ours; the transcription is always float32")
+    parser.add_argument("--resolution", type=positive, default=224, help="image side in pixels, default 224")
+    parser.add_argument("--num-classes", type=positive, default=1000, help="default 1000")
+    parser.add_argument("--steps", type=positive, default=5, help="measured steps of each, alternating; default 5")
+    parser.add_argument("--warmup", type=positive, default=1, help="steps of each before those; default 1")
+    parser.add_argument("--matmul-size", type=positive, default=4096, help="of the peak's square product; default 4096")
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory; on by default"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)  # the child of `measure_memory`
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_pair(args: argparse.Namespace, device: torch.device) -> tuple[Teacher, Student]:
+    """Teacher and student in float32 with random weights.
+
+    Raises:
+        UserError: If a name is unknown or cannot be built.
+    """
+    torch.manual_seed(0)
+    teacher = Teacher(args.teacher, pretrained=False, num_classes=args.num_classes, resolution=args.resolution)
+    student = Student(args.student, num_classes=args.num_classes, resolution=args.resolution)
+    return teacher.to(device), student.to(device)
+
+
+def build_ours(teacher: Teacher, student: Student, device: torch.device) -> ScaleKD:
+    """The package's method.
+
+    Raises:
+        UserError: If the two cannot be joined.
+    """
+    try:
+        return ScaleKD(teacher, student).to(device).train()
+    except ValueError as error:
+        raise UserError(f"pair: {error}") from error
+
+
+def prepare_ours(ours: ScaleKD, dtype: torch.dtype) -> None:
+    """What training does before its first step."""
+    if dtype == torch.bfloat16:
+        ours.teacher.hold_weights(dtype)
+    ours.student.model.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+
+
+def make_batch(args: argparse.Namespace, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images `[size, 3, h, w]` in [0, 1] and labels `[size]`."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(size, 3, args.resolution, args.resolution, generator=generator)
+    return images.to(device), torch.randint(args.num_classes, (size,), generator=generator).to(device)
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """The step that is measured, see `STEP`; returns the total loss."""
+    model.zero_grad(set_to_none=True)
+    with autocast(images.device, dtype):
+        losses = model(images, labels)
+        total: Tensor = losses if isinstance(losses, Tensor) else losses.total
+    total.backward()  # type: ignore[no-untyped-call]
+    return total.detach()
+
+
+def compare(ours: ScaleKD, plain: Transcription, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Relative differences of the total loss and of the student's gradient with equal parameters, in float32.
+
+    Raises:
+        MismatchError: If one is above its tolerance.
+    """
+    copy_projectors(ours, plain)
+    totals, gradients = [], []
+    model: ScaleKD | Transcription
+    for model in (ours, plain):
+        torch.manual_seed(2)  # some students drop paths at random
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            totals.append(step(model, images, labels, torch.float32).item())
+        parameters = [p for name, p in model.named_parameters() if name.startswith("student.")]
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        model.zero_grad(set_to_none=True)
+    differences = {
+        "loss": abs(totals[0] - totals[1]) / abs(totals[1]),
+        "gradient": ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item(),
+    }
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE[name]:
+            raise MismatchError(f"{name}: ours and the transcription differ by {difference:.2g} (relative)")
+    return differences
+
+
+def measure_memory() -> dict[str, Any]:
+    """Peak memory of each variant, each in a fresh process of its own."""
+    answers: dict[str, Any] = {}
+    for variant in VARIANTS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", variant]
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode:
+            sys.exit(child.returncode)  # it has said why
+        answers[variant] = json.loads(child.stdout)
+        say(f"memory: {variant} {answers[variant]['peak_mib']:.0f} MiB")
+    how = {answer.pop("how") for answer in answers.values()}
+    ratio = answers["ours"]["peak_mib"] / answers["transcription"]["peak_mib"]
+    return answers | {"ratio": ratio, "how": f"{' or '.join(how)}; two steps, no optimiser"}
+
+
+def run_memory_child(args: argparse.Namespace, device: torch.device) -> None:
+    """Build one variant, run two steps, print the peak."""
+    teacher, student = build_pair(args, device)
+    dtype = torch.float32
+    model: nn.Module
+    if args.memory_of == "ours":
+        dtype = DTYPES[args.dtype]
+        model = ours = build_ours(teacher, student, device)
+        prepare_ours(ours, dtype)
+    else:
+        model = Transcription(teacher, student).to(device).train()
+    images, labels = make_batch(args, args.batch, device)
+    how = reset_peak_memory(device)
+    built = peak_memory(device)
+    for _ in range(2):
+        step(model, images, labels, dtype)
+    print(json.dumps({"built_mib": built, "peak_mib": peak_memory(device), "how": how}))
+
+
+def measure_speed(
+    steps: dict[str, Callable[[], object]], args: argparse.Namespace, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Alternate the variants, the first to go changing each time, with a matrix product after each pair.
+
+    Returns:
+        Seconds of each step of each variant, and the matrix-product peak in GFLOP/s of each type.
+    """
+    peak = MatmulPeak(args.matmul_size, device)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(-args.warmup, args.steps):
+        for name in reversed(steps) if index % 2 else steps:
+            taken = seconds(steps[name], device)
+            if index >= 0:
+                times[name].append(taken)
+        peak.sample()
+        if index >= 0:
+            pair = ", ".join(f"{name} {taken[-1]:.3f} s" for name, taken in times.items())
+            say(f"pair {index + 1} of {args.steps}: {pair}")
+    return times, peak.best()
+
+
+def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Memory, then the check that both compute the same, then FLOPs and speed."""
+    load_before = os.getloadavg()
+    memory = measure_memory() if args.memory else None  # first, so that the children find the memory free
+    teacher, student = build_pair(args, device)
+    plain = Transcription(deepcopy(teacher), deepcopy(student)).to(device).train()
+    ours = build_ours(teacher, student, device)
+    differences = compare(ours, plain, *make_batch(args, CHECK_BATCH, device))
+    dtype = DTYPES[args.dtype]
+    prepare_ours(ours, dtype)
+    images, labels = make_batch(args, args.batch, device)
+    steps: dict[str, Callable[[], object]] = {
+        "ours": lambda: step(ours, images, labels, dtype),
+        "transcription": lambda: step(plain, images, labels, torch.float32),
+    }
+    flops = {name: count_flops(work) for name, work in steps.items()}
+    times, peak = measure_speed(steps, args, device)
+    hidden = ("json", "output", "memory", "memory_of")
+    return {
+        "benchmark": "step",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": {k: v for k, v in vars(args).items() if k not in hidden} | {"step": STEP},
+        "loss_difference": differences["loss"],
+        "relative_difference": differences,
+        **summarise(times, flops, peak, batch=args.batch, dtype=args.dtype),
+        "memory": memory,
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "machine": describe_machine(device),
+    }
+
+
+def main() -> int:
+    args = parse_arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if args.memory_of:
+            run_memory_child(args, device)
+            return 0
+        if args.output and not args.output.parent.is_dir():
+            raise UserError(f"output: no such folder: {args.output.parent}")
+        result = run(args, device)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except MismatchError as error:
+        say(f"error: {error}; their times are not compared")
+        return 1
+    text = json.dumps(result, indent=2)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    print(text if args.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""`scalekd adapt`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.errors import UserError
+from scalekd.recipes import load
+from scalekd.training import adapt as adaptation
+
+_FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
+
+
+@with_recipe_flags(
+    "data", "train_split", "val_split", "resolution", "crop_fraction", "teacher_weights", "teacher_args", "workers",
+    "max_corrupt", "epochs", "batch", "lr", "weight_decay", "warmup_epochs", "crop_scale", "seed", "precision",
+    "accelerator",
+)  # fmt: skip
+def adapt(
+    teacher: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for teacher.safetensors.")],
+    mode: Annotated[
+        Literal["probe", "finetune"],
+        typer.Option(help="probe: a linear head on frozen features. finetune: train all of it."),
+    ] = "probe",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the fine-tuning in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    flags: Flags,
+) -> None:
+    """Give a teacher a head for your classes, and save it where `distill --teacher` takes it.
+
+    A feature-only teacher (DINO, CLIP) or one with other classes has no logits for your data; probe takes one pass
+    over the images. Training flags (epochs, lr, ...) are for finetune.
+    """
+    recipe = load(None, (_FINETUNE if mode == "finetune" else {"batch": 64}) | flags | {"teacher": teacher})
+    file = output / adaptation.FILE
+    if file.exists() and not (overwrite or resume):
+        raise UserError(f"output: {file} exists; add --overwrite to replace it")
+    if mode == "finetune":
+        result = adaptation.finetune(recipe, output, resume=resume, overwrite=overwrite, console=None)
+    else:
+        result = adaptation.probe(recipe, output)
+    typer.echo(
+        json.dumps(result)
+        if as_json
+        else f"teacher   top1 {result['top1']:.2f}% on the validation images; use it with --teacher {file}"
+    )

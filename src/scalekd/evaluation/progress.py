@@ -1,0 +1,21 @@
+"""A progress bar over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SizedIterable(Sized, Iterable[T_co], Protocol[T_co]):
+    """Something to loop over whose length is known, such as a DataLoader."""
+
+
+def watched(batches: SizedIterable[T_co], what: str, console: Console | None = None) -> Iterable[T_co]:
+    """Loop over `batches` behind a bar on standard error, which is left out where that is no terminal."""
+    console = console or Console(stderr=True)
+    return track(batches, what, total=len(batches), console=console, transient=True, disable=not console.is_terminal)

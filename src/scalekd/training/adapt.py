@@ -1,0 +1,117 @@
+"""A head for a feature-only teacher, so that it has logits for the user's classes."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scalekd.data import (
+    CorruptImages,
+    ReplayDataset,
+    Split,
+    evaluation_loader,
+    evaluation_transform,
+    read_splits,
+)
+from scalekd.errors import UserError
+from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
+from scalekd.evaluation.progress import watched
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models import Classifier
+from scalekd.recipes import Recipe
+from scalekd.training.distill import distill
+from scalekd.training.folder import write_json
+
+FILE = "teacher.safetensors"
+
+
+def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[str, Any]:
+    """Fit a linear head on frozen features and save the whole teacher.
+
+    Args:
+        recipe: `teacher`, its weights and arguments, `data`, `resolution` and how to load; the rest is not read.
+        output: Folder for `teacher.safetensors` and `adapt.json`.
+        console: Where the progress bars go.
+
+    Returns:
+        What `adapt.json` holds: accuracy, the chosen regularisation, the weights' hash.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    if recipe.data is None or recipe.teacher is None:
+        raise UserError("adapt: needs a teacher and --data")
+    train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    corrupt = CorruptImages(recipe.max_corrupt)
+    classifier = Classifier(
+        recipe.teacher,
+        weights=recipe.teacher_weights,
+        num_classes=None,
+        resolution=recipe.resolution,
+        **recipe.teacher_args,
+    )
+    classifier.crop_fraction = recipe.crop_fraction
+    classifier.to(device).eval()
+
+    def batches(split: Split, what: str) -> Any:
+        dataset = ReplayDataset(split, evaluation_transform(recipe.resolution, recipe.crop_fraction))
+        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers), what, console)
+
+    features, labels = collect_features(
+        classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
+    )
+    head = fit_linear_head(features, labels, seed=recipe.seed)
+    classifier.set_head(head.weight, head.bias)
+    accuracy = measure_accuracy(
+        classifier,
+        batches(val, "evaluate"),
+        num_classes=len(train.classes),
+        device=device,
+        autocast=cast,
+        corrupt=corrupt,
+    )
+    digest = classifier.save(output / FILE, train.classes, round(accuracy.top1, 2))
+    result = {
+        "teacher": FILE,
+        "mode": "probe",
+        "top1": round(accuracy.top1, 3),
+        "heldout_top1": round(head.heldout, 3),
+        "regularisation": head.regularisation,
+        "corrupt_images": sorted(corrupt.paths),
+        "sha256": digest,
+    }
+    write_json(output / "adapt.json", result)
+    return result
+
+
+def finetune(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool, console: Console | None) -> dict[str, Any]:
+    """Train the whole teacher on labels; a `distill` run with method none whose student is the teacher.
+
+    Args:
+        recipe: The run's settings, with `teacher` and its weights and arguments.
+        output: Folder for the run and `teacher.safetensors`.
+        resume: Whether to go on with the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        console: Where to print.
+
+    Returns:
+        The run's result, with `teacher` naming the weights file.
+    """
+    settings = recipe.model_copy(
+        update={
+            "method": "none",
+            "student": recipe.teacher,
+            "student_weights": recipe.teacher_weights,
+            "student_args": recipe.teacher_args,
+            "student_pretrained": recipe.teacher_weights is None,
+        }
+    )
+    result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
+    shutil.copyfile(output / result["student"], output / FILE)
+    return result | {"teacher": FILE, "mode": "finetune"}
