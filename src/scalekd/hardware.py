@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from scalekd.errors import UserError
+
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device that Lightning's `accelerator` stands for."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if accelerator in ("auto", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """The device for a recipe's `accelerator`; `auto` is the first GPU that is there.
+
+    Raises:
+        UserError: If one is asked for by name that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator == "auto":
+        accelerator = next(name for name, is_there in there.items() if is_there)
+    if not there[accelerator]:
+        raise UserError(f"accelerator: there is no {accelerator} device here; leave it at auto")
+    return torch.device(accelerator)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

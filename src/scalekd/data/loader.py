@@ -86,33 +86,21 @@ class TrainingStream(Sampler[list[Key]]):
     """All batches of a run as one stream, so that a run can be taken up at any of them.
 
     Each epoch is a permutation drawn from (seed, epoch); what does not fill a last batch is left out. A global batch
-    is cut into `accumulate` times `world` micro-batches, so that devices and memory do not change what it holds.
+    is cut into `accumulate` micro-batches, so that memory does not change what it holds.
 
     Args:
         size: Images in the split.
         batch: Global batch.
         epochs: Passes over the split.
         seed: Seed of the run.
-        accumulate: Micro-batches a step on each device.
-        rank, world: Which device of how many this is.
+        accumulate: Micro-batches a step.
         start: Micro-batches to leave out at the beginning.
     """
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        batch: int,
-        epochs: int,
-        seed: int,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, *, size: int, batch: int, epochs: int, seed: int, accumulate: int = 1, start: int = 0) -> None:
         self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
-        self.accumulate, self.rank, self.world, self.start = accumulate, rank, world, start
-        self.micro_batch = batch // (accumulate * world)
+        self.start = start
+        self.micro_batch = batch // accumulate
         self.batches_per_epoch = size // batch * accumulate
 
     def __len__(self) -> int:
@@ -125,7 +113,7 @@ class TrainingStream(Sampler[list[Key]]):
             if position == 0 or not order:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
                 order = torch.randperm(self.size, generator=generator).tolist()
-            first = (position * self.world + self.rank) * self.micro_batch
+            first = position * self.micro_batch
             yield [Key(epoch, index) for index in order[first : first + self.micro_batch]]
 
 

@@ -17,12 +17,14 @@ def derive_seed(*keys: int) -> int:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Seed python, numpy and torch (CPU) from `keys`; put their states back afterwards."""
+    """Seed python, numpy and torch from `keys`; put their states back afterwards, but for the GPU's."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # only in the process that trains, and there every batch seeds anew
+        torch.cuda.manual_seed(seed % 2**63)
     try:
         yield
     finally:

@@ -106,6 +106,8 @@ class CrossAttentionProjector(nn.Module):
             Tokens `[B, Nq, Dq]`.
         """
         query = self.query if query is None else query
+        if features.device.type == "cpu":  # 3x3 convolutions of this width are slower channels-last there
+            features = features.contiguous()
         context = (self.stem(features) + self.pos_embed).flatten(2).transpose(1, 2)  # BxCxhxw -> Bx(hw)xC
         f = self.norm(self.attn(F.relu(self.query_proj(query)), context))
         tokens: Tensor = f + self.ffn(f)  # the residual is the normalised f

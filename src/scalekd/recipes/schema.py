@@ -118,9 +118,9 @@ class OptimisationKeys(Keys):
     epochs: Positive = 100
     """Passes over the training images."""
     batch: Positive = 256
-    """Global batch: images a step over all devices."""
+    """Global batch: images an optimiser step."""
     micro_batch: Positive | None = None
-    """Images at once on a device; the rest of the batch is accumulated. Default: no accumulation."""
+    """Images at once; gradients of the rest of the batch are accumulated. Default: the whole batch."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     """Optimiser, timm's."""
     lr: float = Field(default=1e-3, gt=0)
@@ -156,10 +156,8 @@ class RunKeys(Keys):
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
     channels_last: bool = True
     """Whether the student's convolutions use the channels-last layout."""
-    accelerator: str = "auto"
-    """Lightning's accelerator: auto, cpu, gpu, ..."""
-    devices: int | str = "auto"
-    """Lightning's devices: a number, or auto."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device: auto takes the first GPU that is there."""
     validate_every: Positive = 1
     """Epochs between validations (and checkpoints)."""
     log_every: Positive = 10

@@ -91,7 +91,7 @@ class _Run:
         self.classes = self.train.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
-        self.devices, self.accumulate = _devices(recipe, len(self.train))
+        self.accumulate = _accumulation(recipe, len(self.train))
         self.steps = len(self.train) // recipe.batch
         self.corrupt = CorruptImages(recipe.max_corrupt)
         seed_everything(recipe.seed, verbose=False)
@@ -191,8 +191,8 @@ class _Run:
     def _trainer(self) -> Trainer:
         recipe, folder = self.recipe, self.folder
         return Trainer(
-            accelerator=recipe.accelerator if self.device.type != "cpu" else "cpu",
-            devices=self.devices,
+            accelerator=self.device.type,
+            devices=1,
             accumulate_grad_batches=self.accumulate,
             precision="bf16-mixed" if self.dtype == torch.bfloat16 else "32-true",
             # The whole run is one stream of batches (see TrainingStream): Lightning counts steps, not epochs.
@@ -215,8 +215,8 @@ class _Run:
         )
 
 
-def _devices(recipe: Recipe, training_images: int) -> tuple[int | str, int]:
-    """Lightning's `devices`, and the micro-batches a step that make up the global batch.
+def _accumulation(recipe: Recipe, training_images: int) -> int:
+    """The micro-batches a step that make up the global batch.
 
     Raises:
         UserError: If the batch is larger than the data, or cannot be cut into the micro-batches.
@@ -229,7 +229,7 @@ def _devices(recipe: Recipe, training_images: int) -> tuple[int | str, int]:
     micro = recipe.micro_batch or recipe.batch
     if recipe.batch % micro:
         raise UserError(f"micro_batch: {micro} does not divide the batch of {recipe.batch}")
-    return 1 if recipe.devices == "auto" else recipe.devices, recipe.batch // micro
+    return recipe.batch // micro
 
 
 def _read_step(checkpoint: Path) -> int:

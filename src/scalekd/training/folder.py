@@ -20,7 +20,7 @@ from scalekd.recipes import Recipe, dump
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 _OURS = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
-_MACHINE_KEYS = {"workers", "accelerator", "devices", "data", "teacher_weights", "student_weights", "log_every"}
+_MACHINE_KEYS = {"workers", "accelerator", "data", "teacher_weights", "student_weights", "log_every"}
 
 
 class RunFolder:

@@ -57,7 +57,7 @@ class DistillationModule(LightningModule):
         self.corrupt.add(batch.corrupt)
         images, labels = batch.images, batch.labels
         # Mixup, dropout and drop path draw from (seed, batch), so that a resumed run draws the same.
-        with seeded(self.recipe.seed, batch_idx, self.global_rank):
+        with seeded(self.recipe.seed, batch_idx):
             if self.mixup is not None:
                 images, labels = self.mixup(images, labels)
             losses: Losses = self.method(images, labels)

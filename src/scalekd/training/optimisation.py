@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,31 +14,36 @@ from scalekd.recipes import Recipe
 
 
 def build_optimizer(recipe: Recipe, module: nn.Module) -> Optimizer:
-    """One optimiser for student and projectors."""
+    """One optimiser for student and projectors.
+
+    Norms, biases, position embeddings and what the student's architecture names (timm's `no_weight_decay`) do not
+    decay, unless the recipe sets `decay_all`.
+    """
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
+    parameters: Any = [p for p in module.parameters() if p.requires_grad]
+    if recipe.weight_decay and not recipe.decay_all:
+        parameters = param_groups_weight_decay(module, recipe.weight_decay, no_weight_decay_list=undecayed(module))
     optimizer: Optimizer = create_optimizer_v2(
-        module,
-        opt=recipe.optimizer,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        filter_bias_and_bn=not recipe.decay_all,
-        **options,
+        parameters, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
     return optimizer
 
 
-def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Any:
+def undecayed(module: nn.Module) -> set[str]:
+    """Names of parameters with more than one axis that are not to decay."""
+    names = {name for name, _ in module.named_parameters() if name.endswith("pos_embed")}
+    for prefix, child in module.named_modules():
+        if hasattr(child, "no_weight_decay"):
+            names |= {f"{prefix}.{name}" for name in child.no_weight_decay()}
+    return names
+
+
+def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
     """A timm schedule that is stepped once an optimiser step."""
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine" if recipe.schedule == "cosine" else "multistep",
-        num_epochs=recipe.epochs,
-        decay_milestones=list(recipe.milestones),
-        decay_rate=0.1,
-        min_lr=recipe.min_lr,
-        warmup_lr=recipe.warmup_lr,
-        warmup_epochs=recipe.warmup_epochs,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    return schedule
+    warmup = {"warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_lr}
+    if recipe.schedule == "cosine":
+        steps = recipe.epochs * steps_per_epoch
+        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=recipe.min_lr, t_in_epochs=False, **warmup)
+    # timm drops one step before a milestone; these drop at the first step of the milestone's epoch.
+    milestones = [epoch * steps_per_epoch + 1 for epoch in recipe.milestones]
+    return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=0.1, t_in_epochs=False, **warmup)

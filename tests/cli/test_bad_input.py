@@ -1,0 +1,165 @@
+"""Each wrong input ends in one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import TINY_RUN, Cli, Outcome
+from safetensors.torch import save_file
+
+from scalekd.models import Classifier
+
+
+@pytest.fixture
+def run(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> Cli:
+    """A `distill` that would work, with further flags."""
+
+    def call(*more: str | Path) -> Outcome:
+        base = ("--data", data, "--output", tmp_path / "run", "--teacher", teacher_file, "--no-check-teacher")
+        outcome = cli("distill", *base, *TINY_RUN, *more)
+        if outcome.code == 2:
+            assert not (tmp_path / "run" / "student.safetensors").exists()
+        return outcome
+
+    return call
+
+
+def test_the_run_would_work(run: Cli) -> None:
+    assert run().code == 0
+
+
+def test_an_unknown_recipe_key_suggests_the_nearest(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("leraning_rate: 1\nmomentun: 0.9\n")
+    run("--recipe", tmp_path / "my.yaml").refused("leraning_rate")
+    (tmp_path / "my.yaml").write_text("momentun: 0.9\n")
+    run("--recipe", tmp_path / "my.yaml").refused("my.yaml", "'momentun'", "did you mean 'momentum'")
+
+
+def test_an_unknown_flag_is_named(run: Cli) -> None:
+    run("--epoch", "3").refused("--epoch")
+
+
+def test_an_unknown_recipe_suggests_the_nearest(run: Cli) -> None:
+    run("--recipe", "imagenete").refused("did you mean 'imagenette'")
+
+
+def test_a_wrong_value_is_named(run: Cli) -> None:
+    run("--epochs", "none").refused("epochs", "none")
+    run("--student-args", "depth").refused("student_args", "depth")
+
+
+def test_an_unknown_model_name_suggests_the_nearest(run: Cli) -> None:
+    run("--student", "resnet51").refused("resnet51", "did you mean 'resnet")
+    run("--teacher", "swin_larg_patch4_window7_224").refused("did you mean 'swin_large_patch4_window7_224'")
+
+
+def test_a_model_argument_that_does_not_exist_is_named(run: Cli) -> None:
+    run("--student-args", "{dept: 3}").refused("resnet18", "dept")
+
+
+def test_a_teacher_that_is_no_vision_transformer_is_refused(run: Cli, tmp_path: Path) -> None:
+    Classifier("resnet10t", pretrained=False, num_classes=3).save(tmp_path / "cnn.safetensors")
+    run("--teacher", tmp_path / "cnn.safetensors").refused("resnet10t", "no vision transformer")
+
+
+def test_no_teacher_no_student_and_no_data_are_named(cli: Cli, data: Path, tmp_path: Path) -> None:
+    cli("distill", "--output", tmp_path / "x", "--student", "resnet18").refused("--data")
+    cli("distill", "--output", tmp_path / "x", "--data", data, "--student", "resnet18", "--batch", "4").refused(
+        "--teacher"
+    )
+    cli("distill", "--output", tmp_path / "x", "--data", data, "--method", "none", "--batch", "4").refused("--student")
+
+
+def test_a_missing_data_folder_is_named(run: Cli, tmp_path: Path) -> None:
+    run("--data", tmp_path / "nowhere").refused("no such folder", "nowhere")
+    (tmp_path / "empty").mkdir()
+    run("--data", tmp_path / "empty").refused("has no folder 'train'")
+
+
+def test_one_class_is_refused(run: Cli, data: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("red", "green"):
+            shutil.rmtree(data / split / name)
+    run().refused("one class", "blue")
+
+
+def test_different_classes_in_train_and_val_are_named(run: Cli, data: Path) -> None:
+    shutil.rmtree(data / "val" / "green")
+    run().refused("class folders differ", "green")
+
+
+def test_another_class_count_than_the_teachers_points_to_adapt(run: Cli, data: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / split / "red", data / split / "violet")
+    run().refused("3 classes", "4 classes", "scalekd adapt", "logit_weight")
+    assert run("--logit-weight", "0").code == 0
+
+
+def test_the_same_classes_in_another_order_are_refused(run: Cli, data: Path) -> None:
+    for split in ("train", "val"):
+        (data / split / "red").rename(data / split / "amber")
+    run().refused("'blue'", "'amber'")
+
+
+def test_unreadable_images_are_skipped_up_to_the_limit(run: Cli, data: Path, tmp_path: Path) -> None:
+    bad = data / "train" / "red" / "1.png"
+    bad.write_bytes(b"")
+    run("--max-corrupt", "0").refused("1.png", "max_corrupt")
+    assert run("--overwrite").code == 0
+    assert str(bad) in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_files_that_are_no_images_are_left_out(run: Cli, data: Path) -> None:
+    (data / "train" / "red" / "Thumbs.db").write_bytes(b"x")
+    outcome = run()
+    assert outcome.code == 0
+    assert "12 training" in outcome.err
+
+
+def test_a_batch_larger_than_the_data_is_refused(run: Cli) -> None:
+    run("--batch", "64").refused("batch", "64", "12 training images")
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(run: Cli) -> None:
+    run("--micro-batch", "4").refused("micro_batch", "4", "6")
+
+
+def test_weights_of_another_architecture_say_which_keys(run: Cli, tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
+    run("--student-weights", tmp_path / "other.safetensors").refused("other.safetensors", "keys", "layer1")
+
+
+def test_a_pickle_is_refused(run: Cli, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    run("--student-weights", tmp_path / "weights.pth").refused("weights.pth", "pickle")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(run: Cli) -> None:
+    run("--heads", "5,8").refused("heads", "5", "32")
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run("--output", tmp_path / "file" / "run").refused("output", "cannot be written")
+
+
+def test_evaluating_nothing_or_the_wrong_thing_is_refused(
+    cli: Cli, data: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    cli("evaluate", teacher_file).refused("--data")
+    cli("evaluate", tmp_path, "--data", data).refused("holds no run")
+    cli("evaluate", tmp_path / "none.safetensors", "--data", data).refused("no such file")
+    shutil.copytree(data / "val" / "red", data / "val" / "violet")
+    cli("evaluate", teacher_file, "--data", data).refused("3 classes", "4 classes")
+
+
+def test_hub_weights_that_cannot_be_fetched_are_named(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to the hub\nand more")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    run("--teacher", "vit_tiny_patch16_224").refused("hub weights of vit_tiny_patch16_224", "local safetensors file")

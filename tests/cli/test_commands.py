@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import TINY_RUN, Cli
+
+from scalekd.cli.quickstart import write_digits
+from scalekd.data import read_splits
+
+COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect")
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
+    overview = cli("--help").out
+    for command in COMMANDS:
+        assert command in overview
+        outcome = cli(command, "--help")
+        assert outcome.code == 0
+        assert "Usage: scalekd " + command in " ".join(outcome.out.split())
+
+
+def test_version_names_what_a_bug_report_needs(cli: Cli) -> None:
+    out = cli("--version").out
+    assert "scalekd 0." in out
+    assert "torch " in out
+
+
+def shown_commands() -> list[str]:
+    """Every `scalekd ...` command in README and docs, continuation lines joined."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    blocks = [block for text in texts for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.S)]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("scalekd ")]
+
+
+def test_every_command_shown_has_the_flags_it_is_shown_with(cli: Cli) -> None:
+    commands = shown_commands()
+    assert len(commands) >= 5
+    for command in commands:
+        name = command.split()[1]
+        help_text = cli(name, "--help").out
+        for flag in re.findall(r"(?<=\s)--[a-z-]+", command):
+            assert flag in help_text, f"{flag} of: {command}"
+
+
+def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli("distill", "--data", data, "--output", run, *TINY_RUN, "--method", "none").code == 0
+    trained = json.loads((run / "result.json").read_text())["top1"]
+    by_folder = json.loads(cli("evaluate", run, "--json").out)
+    by_file = json.loads(
+        cli("evaluate", run / "student.safetensors", "--data", data, "--precision", "float32", "--json").out
+    )
+    assert by_folder["top1"] == by_file["top1"] == pytest.approx(trained, abs=1e-3)
+    assert by_folder["images"] == 6
+    assert "top1" in cli("evaluate", run).out
+
+
+@pytest.mark.parametrize("mode", ["probe", "finetune"])
+def test_a_teacher_with_other_classes_is_adapted_and_then_teaches(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, mode: str
+) -> None:
+    for split in ("train", "val"):
+        for name in ("blue", "green", "red"):
+            (data / split / name).rename(data / split / f"{name}ish")
+    adapted = tmp_path / "adapted"
+    common = ("--data", data, "--resolution", "32", "--crop-fraction", "1", "--workers", "0", "--batch", "6")
+    training = ("--epochs", "12", "--lr", "0.003") if mode == "finetune" else ()
+    outcome = cli("adapt", teacher_file, *common, *training, "--mode", mode, "--output", adapted)
+    assert outcome.code == 0, outcome.err
+    cli("adapt", teacher_file, *common, "--mode", mode, "--output", adapted).refused("exists", "--overwrite")
+    figure = json.loads(cli("evaluate", adapted / "teacher.safetensors", "--data", data, "--json").out)
+    assert figure["top1"] > 60
+    run = cli(
+        "distill", "--data", data, "--output", tmp_path / "run", *TINY_RUN, "--teacher", adapted / "teacher.safetensors"
+    )
+    assert run.code == 0, run.err
+
+
+def test_inspect_shows_the_pair_and_downloads_nothing(cli: Cli) -> None:
+    pair = ("vit_tiny_patch16_224", "mobilenetv1_100")
+    plan = json.loads(cli("inspect", *pair, "--json", "--heads", "4,2").out)
+    previous, last = plan["places"]
+    assert previous["student_map"] == {"channels": 512, "height": 14, "width": 14}
+    assert last["tokens"] == {"channels": 192, "height": 14, "width": 14}
+    assert (previous["heads"], last["heads"]) == (4, 2)
+    assert plan["parameters"] == previous["parameters"] + last["parameters"]
+    text = cli("inspect", *pair, "--no-tpp", "--views", "spatial").out
+    assert "CAP_prev" not in text
+    assert "learned query, spatial," in text
+
+
+def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
+    sizes = write_digits(tmp_path, labelled=100)
+    assert sizes == {"train": 1257, "small": 100, "val": 540}
+    small, val = read_splits(tmp_path, "small", "val")
+    assert len(small) == 100
+    assert {Path(p).name for p in small.paths}.isdisjoint(Path(p).name for p in val.paths)
+    assert small.classes == tuple("0123456789")
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_its_table(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("quickstart", "--output", tmp_path / "quickstart")
+    assert outcome.code == 0, outcome.err
+    for row in ("teacher", "baseline", "KD", "ScaleKD"):
+        assert row in outcome.out

@@ -1,0 +1,117 @@
+"""Shared fixtures: small coloured images, a small teacher that reads them, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scalekd.cli.main import run
+from scalekd.models import Classifier, Student, Teacher
+
+CLASSES = ("blue", "green", "red")
+TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
+TINY_CNN: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "output_stride": 8}
+# One run of the command line on the images of `data`, with everything small.
+TINY_RUN = (
+    *("--student", "resnet18", "--student-args", str(TINY_CNN).replace("'", ""), "--resolution", "32"),
+    *("--batch", "6", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.01", "--crop-fraction", "1"),
+    *("--workers", "0", "--log-every", "1", "--precision", "float32"),
+)
+
+
+def shared(*parts: str) -> Path:
+    """A path in the folder of reference values and real images, which lies beside the repository or nowhere."""
+    root = Path(os.environ.get("SCALEKD_SHARED", Path(__file__).parents[2] / "shared"))
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"reference material is not here: {path} (set SCALEKD_SHARED to its folder)")
+    return path
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 36), seed: int = 0) -> Path:
+    """Write `count` images a class, in the class's colour with noise."""
+    generator = np.random.default_rng(seed)
+    for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 100, (*size, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """12 training and 6 validation images of three classes."""
+    write_images(tmp_path / "data" / "train", 4, seed=0)
+    write_images(tmp_path / "data" / "val", 2, seed=1)
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny ViT with random weights and a head for the three classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    model = Classifier("vit_tiny_patch16_224", pretrained=False, num_classes=3, resolution=32, **TINY_VIT)
+    model.save(path, CLASSES)
+    return path
+
+
+@pytest.fixture
+def teacher(teacher_file: Path) -> Teacher:
+    """The tiny ViT as a teacher: 4x4 tokens of width 32, three classes."""
+    return Teacher(teacher_file)
+
+
+@pytest.fixture
+def student() -> Student:
+    """A tiny CNN: two maps of 4x4, three classes."""
+    torch.manual_seed(0)
+    return Student("resnet18", num_classes=3, resolution=32, **TINY_CNN)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *parts: str) -> None:
+        """Assert one clear line, exit code 2, and that the line names each of `parts`."""
+        assert self.code == 2, self.err
+        assert "Traceback" not in self.err
+        line = self.err.strip().splitlines()[-1]
+        assert line.startswith("error: "), self.err
+        assert self.err.count("error:") == 1
+        for part in parts:
+            assert part in line, f"{part!r} is not in: {line}"
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run `scalekd ARGS...` in this process."""
+
+    def call(*args: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["scalekd", *map(str, args)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run()
+        out, err = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return call

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import CLASSES, TINY_CNN, TINY_RUN, Cli
+from torch.nn import functional
+
+from scalekd.models.weights import read_weights
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in logged if "images_per_second" not in line]
+
+
+def result(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "result.json").read_text())
+    return content
+
+
+def distill(cli: Cli, data: Path, output: Path, *more: str | Path) -> dict[str, object]:
+    outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, *more)
+    assert outcome.code == 0, outcome.err
+    return result(output)
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "fd", "scalekd"])
+def test_a_run_leaves_everything_it_must(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, method: str) -> None:
+    output = tmp_path / "run"
+    # The teacher's weights are random, hence the switch.
+    teacher = [] if method == "none" else ["--teacher", str(teacher_file), "--no-check-teacher"]
+    summary = distill(cli, data, output, "--method", method, *teacher)
+    assert summary["samples"] == 24
+    recipe = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert (recipe["method"], recipe["epochs"], recipe["batch"]) == (method, 2, 6)
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["packages"]["timm"] == timm.__version__
+    assert [line["step"] for line in lines(output)] == [1, 2, 2, 3, 4, 4]
+    terms = {"none": [], "kd": ["kd"], "fd": ["feature"], "scalekd": ["kd", "proxy_spatial", "student_frequency"]}
+    for name in ["task", *terms[method]]:
+        assert f"train/{name}" in lines(output)[0]
+    if method in ("fd", "scalekd"):
+        assert any(name.startswith("cosine/") for name in lines(output)[0])
+    assert list((output / "tensorboard").glob("events*"))
+    checkpoint = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("teacher" in name for name in checkpoint["state_dict"])
+    state, card = read_weights(output / "student.safetensors")
+    assert card is not None
+    assert (card.architecture, card.classes) == ("resnet18", CLASSES)
+    timm.create_model("resnet18", num_classes=3, **TINY_CNN).load_state_dict(state)
+
+
+def test_the_student_learns(cli: Cli, data: Path, tmp_path: Path) -> None:
+    summary = distill(cli, data, tmp_path / "run", "--method", "none", "--epochs", "8")
+    assert summary["top1"] == 100, "three colours are easy"
+
+
+def test_a_seed_decides_everything(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    more = ("--teacher", str(teacher_file), "--no-check-teacher", "--mixup", "0.2", "--ema", "0.5", "--clip", "1")
+    one = distill(cli, data, tmp_path / "one", *more)
+    two = distill(cli, data, tmp_path / "two", *more, "--workers", "2")
+    other = distill(cli, data, tmp_path / "other", *more, "--seed", "1")
+    assert one["sha256"] == two["sha256"], "the number of workers must not matter"
+    assert one["sha256"] != other["sha256"]
+
+
+def test_accumulation_gives_the_same_losses_without_batch_statistics(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    vit = (
+        "--student",
+        "vit_tiny_patch16_224",
+        "--student-args",
+        "{patch_size: 8, depth: 4, embed_dim: 24, num_heads: 2}",
+    )
+    more = (*vit, "--method", "kd", "--teacher", str(teacher_file), "--no-check-teacher", "--lr", "0.001")
+    distill(cli, data, tmp_path / "whole", *more)
+    distill(cli, data, tmp_path / "cut", *more, "--micro-batch", "2")
+    whole, cut = (read_weights(tmp_path / name / "student.safetensors")[0] for name in ("whole", "cut"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, cut[name], rtol=1e-3, atol=2e-4)
+
+
+def test_a_teacher_near_chance_is_an_error_that_explains_itself(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    outcome = cli("distill", "--data", data, "--output", tmp_path / "run", *TINY_RUN, "--teacher", teacher_file)
+    outcome.refused("teacher", "chance is 33.3%", "scalekd adapt", "--no-check-teacher")
+
+
+def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    honest = functional.cross_entropy
+
+    def breaks(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return honest(*args, **kwargs) * (float("nan") if calls > 2 else 1)
+
+    monkeypatch.setattr("scalekd.training.build.F.cross_entropy", breaks)
+    output = tmp_path / "run"
+    outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, "--method", "none")
+    outcome.refused("loss: task became nan at step 2", "lr")
+    assert torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    monkeypatch.undo()
+    assert not (output / "result.json").exists()
+
+
+def test_a_folder_with_a_run_is_refused_unless_told_otherwise(cli: Cli, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    first = distill(cli, data, output, "--method", "none")
+    common = ("distill", "--data", data, "--output", output, *TINY_RUN, "--method", "none")
+    cli(*common).refused("output", "finished run", "--resume", "--overwrite")
+    cli(*common, "--resume").refused("finished", "--overwrite")
+    assert result(output) == first, "nothing was lost"
+    (output / "result.json").unlink()
+    cli(*common).refused("unfinished run")
+    cli(*common, "--resume", "--lr", "0.5").refused("resume", "lr is 0.5", "started with 0.01")
+    assert cli(*common, "--overwrite").code == 0
+    assert result(output)["sha256"] == first["sha256"]
+
+
+def test_resuming_without_a_run_or_with_a_broken_checkpoint_is_refused(cli: Cli, data: Path, tmp_path: Path) -> None:
+    cli("distill", "--output", tmp_path / "none", "--resume").refused("holds no run")
+    output = tmp_path / "run"
+    distill(cli, data, output, "--method", "none")
+    (output / "result.json").unlink()
+    checkpoint = output / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    cli("distill", "--output", output, "--resume").refused("last.ckpt", "cannot be read")
+
+
+@pytest.mark.parametrize("when", ["in the middle of an epoch", "in a validation"])
+def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
+    data: Path, teacher_file: Path, tmp_path: Path, when: str
+) -> None:
+    """A real process, a real signal."""
+    more = ["--teacher", str(teacher_file), "--no-check-teacher", "--ema", "0.9", "--mixup", "0.2", "--batch", "4"]
+    more += ["--epochs", "400", "--validate-every", "200"]
+
+    def start(output: str, *flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "scalekd", "distill", "--output", str(tmp_path / output), *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+    settings = ["--data", str(data), *TINY_RUN, *more]
+    whole = start("whole", *settings)
+    stopped = start("stopped", *settings)
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    steps = 300 if when == "in the middle of an epoch" else 599
+    while not log.exists() or log.read_text().count("\n") < steps:
+        assert stopped.poll() is None, stopped.communicate()[1]
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, err
+    assert err.strip().splitlines()[-1].endswith(f"scalekd distill --resume --output {tmp_path / 'stopped'}")
+    assert "Traceback" not in err
+    resumed = start("stopped", "--resume")
+    _, err = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, err
+    whole.communicate(timeout=300)
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    assert result(tmp_path / "stopped")["sha256"] == result(tmp_path / "whole")["sha256"]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from scalekd import ScaleKD, Student, Teacher
+from scalekd.recipes import load
+from scalekd.training.optimisation import build_optimizer, build_schedule, undecayed
+
+
+def rates(keys: dict[str, object], steps_per_epoch: int) -> list[float]:
+    recipe = load(None, keys)
+    optimizer = build_optimizer(recipe, nn.Linear(2, 2))
+    schedule = build_schedule(recipe, optimizer, steps_per_epoch)
+    values = []
+    for step in range(recipe.epochs * steps_per_epoch):
+        values.append(optimizer.param_groups[0]["lr"])
+        schedule.step_update(num_updates=step + 1)
+    return values
+
+
+def test_the_cosine_warms_up_and_ends_at_its_minimum() -> None:
+    values = rates({"epochs": 10, "warmup_epochs": 2, "warmup_lr": 0.1, "lr": 1.0, "min_lr": 0.01}, 5)
+    assert values[0] == pytest.approx(0.1)
+    assert values[5] == pytest.approx(0.55)
+    assert max(values) == pytest.approx(1.0, rel=0.1)
+    assert values[-1] == pytest.approx(0.01, abs=0.01)
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_the_step_schedule_drops_by_ten_at_each_milestone() -> None:
+    values = rates({"epochs": 4, "warmup_epochs": 0, "schedule": "step", "milestones": [1, 3], "lr": 1.0}, 2)
+    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+def test_norms_biases_and_positions_do_not_decay(optimizer: str, teacher: Teacher) -> None:
+    method = ScaleKD(teacher, Student("vit_tiny_patch16_224", num_classes=3, resolution=32, depth=4))
+    built = build_optimizer(load(None, {"optimizer": optimizer, "weight_decay": 0.05}), method)
+    decay = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    parameters = dict(method.named_parameters())
+    assert len(decay) == len(parameters)
+    for name, parameter in parameters.items():
+        spared = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token"))
+        assert decay[id(parameter)] == (0 if spared else 0.05), name
+    assert "student.model.pos_embed" in undecayed(method)
+
+
+def test_decay_all_decays_all(teacher: Teacher, student: Student) -> None:
+    built = build_optimizer(load(None, {"decay_all": True, "weight_decay": 0.1}), ScaleKD(teacher, student))
+    assert {group["weight_decay"] for group in built.param_groups} == {0.1}
