@@ -40,7 +40,7 @@ def relative(value: Tensor, reference: Tensor) -> float:
 
 def load_teacher(path: Path, tail_blocks: int) -> tuple[Teacher, dict[str, Tensor]]:
     meta, tensors = read(path)
-    model = SwinTransformer(**meta) if "window_size" in meta else VisionTransformer(**meta)
+    model = SwinTransformer(**meta) if "depths" in meta else VisionTransformer(**meta)
     model.load_state_dict({k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")})
     teacher = Teacher(model, tail_blocks=tail_blocks, resolution=tensors["in.images"].shape[-1])
     teacher.mean.zero_()  # the reference images are the model's input as it is
@@ -160,7 +160,12 @@ def main() -> int:
     torch.manual_seed(0)
     worst = 0.0
     for path in [*sorted(args.folder.glob("*_teacher.safetensors")), *steps]:
-        errors = check_step(path) if path in steps else check_teacher(path)
+        try:
+            errors = check_step(path) if path in steps else check_teacher(path)
+        except Exception as error:  # one bad file must not hide the others
+            print(f"{path.name}: {type(error).__name__}: {error}")
+            worst = float("inf")
+            continue
         worst = max([worst, *(float("inf") if math.isnan(e) else e for e in errors.values())])
         print(f"{path.name}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
     passed = worst <= args.tolerance

@@ -111,6 +111,7 @@ def test_unreadable_images_are_skipped_up_to_the_limit(run: Cli, data: Path, tmp
     run("--max-corrupt", "0").refused("1.png", "max_corrupt")
     assert run("--overwrite").code == 0
     assert str(bad) in (tmp_path / "run" / "result.json").read_text()
+    assert f"warning: left out, cannot be read: {bad}" in run("--overwrite").err
 
 
 def test_files_that_are_no_images_are_left_out(run: Cli, data: Path) -> None:
@@ -136,6 +137,18 @@ def test_weights_of_another_architecture_say_which_keys(run: Cli, tmp_path: Path
 def test_a_pickle_is_refused(run: Cli, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "weights.pth")
     run("--student-weights", tmp_path / "weights.pth").refused("weights.pth", "pickle")
+
+
+def test_an_argument_that_follows_the_data_cannot_be_given(run: Cli) -> None:
+    run("--student-args", "{num_classes: 5}").refused("student_args", "num_classes")
+
+
+def test_too_few_images_for_a_probe_are_named(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        (data / "train" / "red" / f"{name}.png").unlink()
+    cli("adapt", teacher_file, "--data", data, "--resolution", "32", "--output", tmp_path / "t").refused(
+        "2 training image"
+    )
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(run: Cli) -> None:

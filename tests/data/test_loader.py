@@ -122,6 +122,21 @@ def test_images_of_any_mode_become_rgb(data: Path, mode: str) -> None:
     assert not sample.corrupt
 
 
+def test_16_bit_greys_keep_their_range(data: Path) -> None:
+    ramp = np.linspace(0, 65535, 24 * 24).reshape(24, 24).astype(np.uint16)
+    Image.fromarray(ramp).save(data / "train" / "blue" / "0.png")
+    sample = ReplayDataset(read_split(data, "train"), evaluation_transform(24, 1.0))[Key(0, 0)]
+    assert sample.image is not None
+    expected = torch.from_numpy((ramp / 65535).astype(np.float32)).expand(3, -1, -1)
+    torch.testing.assert_close(sample.image, expected, rtol=0, atol=1 / 255)
+
+
+def test_a_file_that_is_gone_counts_as_unreadable(data: Path) -> None:
+    listed = ReplayDataset(read_split(data, "train"), evaluation_transform(24))
+    (data / "train" / "blue" / "0.png").unlink()
+    assert listed[Key(0, 0)].corrupt == (str(data / "train" / "blue" / "0.png"),)
+
+
 def test_an_image_smaller_than_the_crop_is_enlarged(data: Path) -> None:
     Image.new("RGB", (3, 2)).save(data / "train" / "blue" / "0.png")
     assert image(data, Key(0, 0)).shape == (3, 24, 24)

@@ -100,9 +100,22 @@ def test_a_weights_file_alone_rebuilds_the_teacher(teacher_file: Path, teacher: 
 
 
 def test_weights_at_another_resolution_are_resampled(teacher_file: Path) -> None:
-    args = {key: value for key, value in TINY_VIT.items() if key != "img_size"}
-    larger = Teacher("vit_tiny_patch16_224", weights=teacher_file, resolution=64, img_size=64, **args)
+    larger = Teacher(teacher_file, resolution=64)
     assert larger.tokens.positions == 64
+    assert larger(IMAGES).tokens.shape == (2, 64, 32)
+
+
+def test_a_module_is_known_by_its_architecture_and_taken_as_it_is() -> None:
+    module = timm.create_model("swin_small_patch4_window7_224", **SWIN)
+    assert Teacher(module).heads == (3, 6)
+    with pytest.raises(UserError, match="taken as it is"):
+        Teacher(module, num_classes=3)
+
+
+def test_a_tag_does_not_make_another_architecture(teacher_file: Path) -> None:
+    assert Teacher("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights=teacher_file).num_classes == 3
+    with pytest.raises(UserError, match="holds a vit_tiny_patch16_224, not a vit_small"):
+        Teacher("vit_small_patch16_224", weights=teacher_file)
 
 
 def test_no_vision_transformer_is_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -120,11 +121,70 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
     assert not (output / "result.json").exists()
 
 
+def test_weights_that_diverged_never_replace_a_checkpoint(cli: Cli, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    flags = ("--method", "none", "--optimizer", "sgd", "--lr", "1e38", "--batch", "12", "--epochs", "4")
+    cli("distill", "--data", data, "--output", output, *TINY_RUN, *flags).refused("NaN or infinite", "lr")
+    assert not (output / "student.safetensors").exists()
+    assert not (output / "checkpoints").exists()
+
+
+def test_a_full_disk_ends_in_one_line(cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+
+    output = tmp_path / "run"
+    distill(cli, data, output, "--method", "none", "--epochs", "1")
+    kept = (output / "student.safetensors").read_bytes()
+    (output / "result.json").unlink()
+    monkeypatch.setattr("pytorch_lightning.Trainer.save_checkpoint", full)
+    flags = ("--method", "none", "--output", tmp_path / "other")
+    cli("distill", "--data", data, *TINY_RUN, *flags).refused("last.ckpt", "No space left")
+    assert (output / "student.safetensors").read_bytes() == kept
+
+
+def test_no_git_is_no_problem(cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    distill(cli, data, tmp_path / "run", "--method", "none", "--epochs", "1")
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["git"] is None
+
+
+def test_all_methods_start_from_the_same_student(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    more = ("--teacher", str(teacher_file), "--no-check-teacher", "--epochs", "1")
+    first: dict[str, float] = {}
+    for method in ("none", "kd", "scalekd"):
+        distill(cli, data, tmp_path / method, "--method", method, *more)
+        first[method] = lines(tmp_path / method)[0]["train/task"]
+    assert first["kd"] == pytest.approx(first["none"] / 2)
+    assert first["scalekd"] == pytest.approx(first["none"] / 2)
+
+
+def test_a_run_stopped_after_its_last_step_gets_its_result(cli: Cli, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    first = distill(cli, data, output, "--method", "none")
+    (output / "result.json").unlink()
+    outcome = cli("distill", "--resume", "--output", output)
+    assert outcome.code == 0, outcome.err
+    again = result(output)
+    assert again["top1"] == pytest.approx(first["top1"])
+    assert (again["sha256"], again["steps"]) == (first["sha256"], first["steps"])
+
+
+def test_a_resumed_run_must_find_the_data_it_started_with(cli: Cli, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    distill(cli, data, output, "--method", "none")
+    (output / "result.json").unlink()
+    (data / "train" / "red" / "0.png").rename(data / "train" / "red" / "9.png")
+    cli("distill", "--resume", "--output", output).refused("training data changed", "12 images")
+    (data / "train" / "red" / "9.png").rename(data / "train" / "red" / "0.png")
+    assert cli("distill", "--resume", "--output", output, "--max-corrupt", "3").code == 0
+
+
 def test_a_folder_with_a_run_is_refused_unless_told_otherwise(cli: Cli, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     first = distill(cli, data, output, "--method", "none")
     common = ("distill", "--data", data, "--output", output, *TINY_RUN, "--method", "none")
-    cli(*common).refused("output", "finished run", "--resume", "--overwrite")
+    cli(*common).refused("output", "finished run", "--overwrite")
     cli(*common, "--resume").refused("finished", "--overwrite")
     assert result(output) == first, "nothing was lost"
     (output / "result.json").unlink()
@@ -150,11 +210,14 @@ def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
 ) -> None:
     """A real process, a real signal."""
     more = ["--teacher", str(teacher_file), "--no-check-teacher", "--ema", "0.9", "--mixup", "0.2", "--batch", "4"]
-    more += ["--epochs", "400", "--validate-every", "200"]
+    more += ["--epochs", "400", "--validate-every", "200", "--workers", "1"]
 
     def start(output: str, *flags: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "scalekd", "distill", "--output", str(tmp_path / output), *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        # A group of its own, so that the signal reaches the loading processes too, as from a terminal.
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     settings = ["--data", str(data), *TINY_RUN, *more]
     whole = start("whole", *settings)
@@ -164,10 +227,10 @@ def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     while not log.exists() or log.read_text().count("\n") < steps:
         assert stopped.poll() is None, stopped.communicate()[1]
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
+    os.killpg(stopped.pid, signal.SIGINT)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, err
-    assert err.strip().splitlines()[-1].endswith(f"scalekd distill --resume --output {tmp_path / 'stopped'}")
+    assert err.strip().splitlines()[-1].endswith(f"--resume goes on with the run in {tmp_path / 'stopped'}")
     assert "Traceback" not in err
     resumed = start("stopped", "--resume")
     _, err = resumed.communicate(timeout=300)

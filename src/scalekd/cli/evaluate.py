@@ -18,13 +18,14 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
 from scalekd.recipes import load
 from scalekd.training import RunFolder
+from scalekd.training.adapt import FILE as TEACHER_FILE
 
 
 @with_recipe_flags(
     "data", "val_split", "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "precision", "accelerator"
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run's folder, a weights file written by scalekd, or a timm name.")],
+    model: Annotated[str, typer.Argument(help="A run's or adapt's folder, a weights file, or a timm name.")],
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
     model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -35,8 +36,11 @@ def evaluate(
 
     A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags.
     """
-    folder = RunFolder(Path(model))
-    if folder.path.is_dir():
+    path = Path(model)
+    folder = RunFolder(path.parents[1] if path.suffix == ".ckpt" and path.is_file() else path)
+    if (path / TEACHER_FILE).is_file():  # what `adapt` leaves
+        model = str(path / TEACHER_FILE)
+    elif folder.path.is_dir():
         stored = folder.stored_keys()
         wanted = ("data", "val_split", "resolution", "crop_fraction", "precision")
         flags = {key: stored[key] for key in wanted} | flags
@@ -49,14 +53,14 @@ def evaluate(
         model,
         weights=weights,
         resolution=recipe.resolution if "resolution" in flags else None,
-        **parse_mapping("model_args", model_args),
+        **load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args,
     )
     classifier.check_classes(split.classes)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     crop = recipe.crop_fraction if "crop_fraction" in flags else classifier.crop_fraction
     dataset = ReplayDataset(split, evaluation_transform(classifier.resolution, crop))
-    corrupt = CorruptImages(recipe.max_corrupt)
+    corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
         classifier.to(device).eval(),
         watched(evaluation_loader(dataset, recipe.batch, recipe.workers), "evaluate"),

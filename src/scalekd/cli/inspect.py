@@ -22,7 +22,7 @@ def inspect(
     teacher: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
     student: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
     recipe: Annotated[str | None, typer.Option(help="Take further settings from this recipe.")] = None,
-    num_classes: Annotated[int, typer.Option(help="Classes of the data.")] = 1000,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the data. Default: the teacher's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     *,
     flags: Flags,
@@ -32,16 +32,20 @@ def inspect(
     Nothing is downloaded: names are built with random weights.
     """
     settings = load(recipe, flags)
-    resolution = settings.teacher_resolution or settings.resolution
     the_teacher = Teacher(
         teacher,
         pretrained=False,
         num_classes=num_classes,
-        resolution=resolution,
+        resolution=settings.teacher_resolution,
         tail_blocks=settings.tail_blocks,
         **settings.teacher_args,
     )
-    the_student = Student(student, num_classes=num_classes, resolution=settings.resolution, **settings.student_args)
+    the_student = Student(
+        student,
+        num_classes=num_classes or the_teacher.num_classes or None,
+        resolution=settings.resolution,
+        **settings.student_args,
+    )
     method = build_method(settings.model_copy(update={"method": "scalekd"}), the_teacher, the_student)
     assert isinstance(method, ScaleKD)
     plan = method.plan

@@ -6,6 +6,7 @@ import sys
 from importlib import metadata
 from typing import Annotated
 
+import torch
 import typer
 
 from scalekd.cli.adapt import adapt
@@ -54,6 +55,13 @@ def run() -> None:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
             print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        print(f"error: memory: {reason} Set micro_batch to less than the batch to use less", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

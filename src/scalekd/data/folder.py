@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images' relative paths and labels (not of their pixels), with their number."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            digest.update(f"{Path(path).relative_to(self.root)}\0{label}\n".encode(errors="surrogateescape"))
+        return f"{len(self)} images, {digest.hexdigest()[:16]}"
 
 
 def read_split(data: Path, name: str) -> Split:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -63,15 +65,24 @@ class ReplayDataset(Dataset[Sample]):
             path, label = self.split.paths[index], self.split.labels[index]
             try:
                 with Image.open(path) as file:
-                    image = file.convert("RGB")
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
+                    image = _to_rgb(file)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 corrupt.append(path)
                 continue
             with seeded(self.seed, key.epoch, index):
                 return Sample(self.transform(image), label, tuple(corrupt))
         return Sample(None, -1, tuple(corrupt))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB; 16-bit greys are scaled, where PIL would cut them off at 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -136,6 +147,7 @@ def training_loader(dataset: ReplayDataset, stream: TrainingStream, workers: int
         dataset,
         batch_sampler=stream,
         num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
@@ -149,6 +161,7 @@ def evaluation_loader(dataset: ReplayDataset, batch: int, workers: int) -> DataL
         batch_size=batch,
         sampler=EvaluationOrder(len(dataset)),
         num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
@@ -159,10 +172,11 @@ class CorruptImages:
 
     Args:
         limit: Files to put up with.
+        report: Called with a line for each new one.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, report: Callable[[str], object] | None = None) -> None:
+        self.limit, self.report = limit, report
         self.paths: set[str] = set()
 
     def add(self, paths: tuple[str, ...]) -> None:
@@ -171,6 +185,9 @@ class CorruptImages:
         Raises:
             UserError: If there are more than the limit; names the last.
         """
+        for path in sorted(set(paths) - self.paths):
+            if self.report is not None:
+                self.report(f"warning: left out, cannot be read: {path}")
         self.paths.update(paths)
         if len(self.paths) > self.limit:
             raise UserError(

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from scalekd.data import Batch, CorruptImages
+from scalekd.errors import UserError
 from scalekd.evaluation.accuracy import Autocast
 
 Floats = NDArray[np.float32]
@@ -68,11 +69,18 @@ def fit_linear_head(
 
     Returns:
         The head for unstandardised features.
+
+    Raises:
+        UserError: If a class has fewer than three images.
     """
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < 3:
+        raise UserError(f"adapt: a class has {counts[counts > 0].min()} training image(s); at least 3 are needed")
+    heldout = max(round(0.1 * len(labels)), int((counts > 0).sum()))
     fit_x, held_x, fit_y, held_y = train_test_split(
-        scaled, labels, test_size=max(0.1, 2 * len(np.unique(labels)) / len(labels)), random_state=seed, stratify=labels
+        scaled, labels, test_size=heldout, random_state=seed, stratify=labels
     )
     scores = {c: LogisticRegression(C=c, max_iter=1000).fit(fit_x, fit_y).score(held_x, held_y) for c in choices}
     best = max(scores, key=scores.__getitem__)

@@ -45,7 +45,10 @@ class ImageModel(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(model, nn.Module):
-            self.name, self.model_args = type(model).__name__, model_args
+            if weights is not None or num_classes is not None or model_args:
+                raise UserError("model: a module is taken as it is; give weights, num_classes and the like to timm")
+            config = getattr(model, "pretrained_cfg", None) or {}
+            self.name, self.model_args = config.get("architecture") or type(model).__name__, model_args
             card, module = None, model
         else:
             card, module = self._create(
@@ -60,7 +63,8 @@ class ImageModel(nn.Module):
         config = timm.data.resolve_model_data_config(module)
         self.classes: tuple[str, ...] = card.classes if card else ()
         self.num_classes = int(getattr(module, "num_classes", 0))
-        self.resolution = resolution or (card.resolution if card else int(config["input_size"][-1]))
+        own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
+        self.resolution = int(resolution or own)
         self.crop_fraction: float = card.crop_fraction if card else config["crop_pct"]
         mean, std = (card.mean, card.std) if card else (config["mean"], config["std"])
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -76,17 +80,18 @@ class ImageModel(nn.Module):
         pretrained: bool,
         model_args: dict[str, Any],
     ) -> tuple[Card | None, nn.Module]:
-        if name.endswith(".safetensors"):
+        if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt")):
             name, weights = "", name
         state, card = read_weights(weights) if weights else (None, None)
         if not name:
             if card is None:
                 raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
             name = card.architecture
-        if card is not None and card.architecture != name:
+        if card is not None and card.architecture.split(".")[0] != name.split(".", maxsplit=1)[0]:
             raise UserError(f"weights: {weights} holds a {card.architecture}, not a {name}")
         if card is not None:
-            model_args = card.args | model_args
+            own = {key: value for key, value in card.args.items() if not (key == "img_size" and resolution)}
+            model_args = own | model_args
             resolution = resolution or card.resolution
         self.name, self.model_args = name, model_args
         config = _config(name)
@@ -162,21 +167,20 @@ def _config(name: str) -> Any:
     """
     architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
     if ":" not in name and not timm.is_model(architecture):
-        raise UserError(f"model: timm has no {name!r}{did_you_mean(architecture, timm.list_models())}")
+        hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
+        raise UserError(f"model: timm has no {name!r}{hint}")
     return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
 
 
 def _create_timm(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"model: {name} cannot be built with {model_args}: {error}") from error
     except Exception as error:
-        if not pretrained:
-            raise
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise UserError(f"model: {name} cannot be built with {model_args}: {error}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
-            "give a local safetensors file instead"
+            "give a local safetensors file (--teacher-weights, --student-weights) instead"
         ) from error
     return module

@@ -57,8 +57,13 @@ def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
-    save_file(state, partial, metadata={_CARD_KEY: json.dumps(asdict(card))})
-    os.replace(partial, path)
+    try:
+        save_file(state, partial, metadata={_CARD_KEY: json.dumps(asdict(card))})
+        partial.chmod(0o644)  # safetensors leaves files to their owner alone
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"weights: {path} cannot be written: {error}") from error
     return file_hash(path)
 
 
@@ -90,8 +95,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
         ) from None
     card = None
     if _CARD_KEY in metadata:
-        fields: dict[str, Any] = json.loads(metadata[_CARD_KEY])
-        card = Card(**(fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}))
+        try:
+            fields: dict[str, Any] = json.loads(metadata[_CARD_KEY])
+            card = Card(**(fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"weights: {path} has a card this version cannot read: {error}") from error
     return state, card
 
 

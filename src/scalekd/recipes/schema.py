@@ -14,6 +14,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+# Arguments of timm.create_model that other keys or the data decide.
+_FIXED_ARGS = {"num_classes", "pretrained", "weights", "resolution", "checkpoint_path"}
+
+
 class Keys(BaseModel):
     """A group of recipe keys."""
 
@@ -44,8 +48,8 @@ class MethodKeys(Keys):
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the logit term (tau)."""
     task_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets."""
-    label_smoothing: Fraction = 0.0
+    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of the task loss."""
 
 
@@ -59,7 +63,7 @@ class TeacherKeys(Keys):
     teacher_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model, as YAML: '{global_pool: avg}'."""
     teacher_resolution: Positive | None = None
-    """Image side in pixels the teacher sees. Default: the student's."""
+    """Image side in pixels the teacher sees (images are resized). Default: its weights' or architecture's own."""
     tail_blocks: Positive = 2
     """Blocks in the tail of a plain ViT teacher."""
     check_teacher: bool = True
@@ -122,7 +126,7 @@ class OptimisationKeys(Keys):
     micro_batch: Positive | None = None
     """Images at once; gradients of the rest of the batch are accumulated. Default: the whole batch."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """Optimiser, timm's."""
+    """Optimiser, timm's. sgd is without Nesterov's look-ahead; lamb first scales gradients to norm 1 itself."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate at the global batch."""
     weight_decay: NonNegative = 0.05
@@ -150,7 +154,7 @@ class OptimisationKeys(Keys):
 class RunKeys(Keys):
     """Run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
@@ -171,14 +175,25 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
     def _consistent(self) -> Recipe:
         if self.query == "proxy" and not self.tpp:
             raise ValueError("query: proxy needs tpp, which makes the proxies; leave query out or set it to learned")
+        for key, args in (("teacher_args", self.teacher_args), ("student_args", self.student_args)):
+            fixed = sorted(args.keys() & _FIXED_ARGS)
+            if fixed:
+                raise ValueError(f"{key}: {fixed[0]} cannot be given here; it follows the data or is a key of its own")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError("views: give spatial, frequency or both, each once")
+        if (self.mixup or self.cutmix) and (self.micro_batch or self.batch) % 2:
+            raise ValueError("mixup: mixes pairs; give an even batch (and micro_batch)")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio: {list(self.crop_ratio)} is not a range above 0")
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale: {list(self.crop_scale)} is not a range; give the smaller value first")
         if self.epochs % self.validate_every:
             raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.epochs} epochs")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be less than the {self.epochs} epochs")
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs} must be less than the {self.epochs} epochs; "
+                f"set it to {self.epochs // 10}, say"
+            )
         return self
 
 

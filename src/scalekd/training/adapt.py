@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
-from scalekd.models import Classifier
+from scalekd.models import Classifier, Teacher
+from scalekd.models.families import family_of
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
-from scalekd.training.folder import write_json
+from scalekd.training.folder import RunFolder, write_json
 
 FILE = "teacher.safetensors"
 
@@ -45,10 +47,12 @@ def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[
     """
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
+    output.mkdir(parents=True, exist_ok=True)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
-    corrupt = CorruptImages(recipe.max_corrupt)
+    console = console or Console(stderr=True)
+    corrupt = CorruptImages(recipe.max_corrupt, partial(console.print, highlight=False, soft_wrap=True, markup=False))
     classifier = Classifier(
         recipe.teacher,
         weights=recipe.teacher_weights,
@@ -56,6 +60,7 @@ def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[
         resolution=recipe.resolution,
         **recipe.teacher_args,
     )
+    family_of(classifier.model, classifier.name, tail_blocks=1)
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()
 
@@ -112,6 +117,11 @@ def finetune(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool, con
             "student_pretrained": recipe.teacher_weights is None,
         }
     )
-    result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
-    shutil.copyfile(output / result["student"], output / FILE)
+    run = RunFolder(output)
+    if resume and run.finished:  # stopped between its end and the copy below
+        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
+    else:
+        Teacher(recipe.teacher or "", weights=recipe.teacher_weights, pretrained=False, **recipe.teacher_args)
+        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
+    shutil.copyfile(run.student, output / FILE)
     return result | {"teacher": FILE, "mode": "finetune"}

@@ -24,7 +24,7 @@ def build_teacher(recipe: Recipe, classes: tuple[str, ...]) -> Teacher:
     teacher = Teacher(
         recipe.teacher,
         weights=recipe.teacher_weights,
-        resolution=recipe.teacher_resolution or recipe.resolution,
+        resolution=recipe.teacher_resolution,
         tail_blocks=recipe.tail_blocks,
         **recipe.teacher_args,
     )
@@ -68,7 +68,7 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
 def task_loss(recipe: Recipe) -> TaskLoss:
     """The recipe's loss on labels, which are indices `[B]` or, after mixup, probabilities `[B, K]`."""
     if recipe.task_loss == "bce":
-        loss: TaskLoss = BinaryCrossEntropy(smoothing=recipe.label_smoothing)
+        loss: TaskLoss = BinaryCrossEntropy(smoothing=recipe.label_smoothing, sum_classes=True)
         return loss
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

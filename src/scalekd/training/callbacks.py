@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -34,8 +35,9 @@ class Keeper(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def ask(_signal: int, _frame: FrameType | None) -> None:
+            if self._asked_to_stop:
+                raise Interrupted(f"stopped at once; --resume goes on from the last checkpoint in {self._folder.path}")
             self._asked_to_stop = True
-            signal.signal(signal.SIGINT, self._former)  # a second Ctrl-C stops at once
 
         self._former = signal.signal(signal.SIGINT, ask)
 
@@ -43,32 +45,35 @@ class Keeper(Callback):
         if self._former is not None:
             signal.signal(signal.SIGINT, self._former)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # which Lightning calls after a success only
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         before_validation = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
         if self._asked_to_stop and stepped and not before_validation:
-            self._save(trainer, pl_module)
+            self._save(trainer, pl_module, None)
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, pl_module)
+        self._save(trainer, pl_module, round(float(trainer.callback_metrics["val/top1"]), 2))
         if self._asked_to_stop:
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
         raise Interrupted(
-            f"stopped at step {trainer.global_step}; go on with: scalekd distill --resume --output {self._folder.path}"
+            f"stopped at step {trainer.global_step}; --resume goes on with the run in {self._folder.path}"
         )
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, top1: float | None) -> None:
         assert isinstance(pl_module, DistillationModule)
-        trainer.save_checkpoint(self._folder.checkpoint)
-        top1 = trainer.callback_metrics.get("val/top1")
-        pl_module.final_student.save(
-            self._folder.student, self._classes, None if top1 is None else round(float(top1), 2)
-        )
+        pl_module.check_finite()
+        partial = self._folder.checkpoint.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self._folder.checkpoint)
+        pl_module.final_student.save(self._folder.student, self._classes, top1)
 
 
 class Display(Callback):
@@ -93,7 +98,7 @@ class Display(Callback):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps_per_epoch * epochs, epoch=0, epochs=epochs, rate=0.0, terms="")
+        self._task = self._bar.add_task("", total=steps_per_epoch * epochs, epoch=1, epochs=epochs, rate=0.0, terms="")
         self._started = self._last_rate = 0.0
         self._since_step = 0
 
@@ -134,8 +139,13 @@ class Display(Callback):
         parts += [f"loss {metrics['train/loss']:.3f}"]
         cosines = [f"{name.removeprefix('cosine/')} {metrics[name]:.2f}" for name in metrics if "cosine/" in name]
         parts += [f"cosines {', '.join(cosines)}"] if cosines else []
-        self._console.print("  ".join([*parts, f"{self._last_rate:.0f} img/s"]), highlight=False, soft_wrap=True)
+        self._console.print(
+            "  ".join([*parts, f"{self._last_rate:.0f} img/s"]), highlight=False, soft_wrap=True, markup=False
+        )
         self._restart_clock(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._bar.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._bar.stop()  # Lightning tears down after a success only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
+from torch import Tensor, nn
 
 from scalekd.data import (
     CorruptImages,
@@ -66,11 +68,10 @@ def distill(
     """
     _quieten_lightning()
     run = _Run(recipe, RunFolder(output), console or Console(stderr=True))
-    if resume and run.folder.finished:
-        raise UserError(f"resume: the run in {output} is finished; start anew with --overwrite")
+    run.folder.check(recipe, resume=resume, overwrite=overwrite)
     run.build()
-    run.folder.prepare(recipe, resume=resume, overwrite=overwrite)
     run.announce()
+    run.folder.prepare(recipe, run.inputs(), resume=resume)  # last: what cannot start must not delete another run
     return run.fit(resume and run.folder.checkpoint.is_file())
 
 
@@ -93,10 +94,14 @@ class _Run:
         self.dtype = pick_dtype(recipe.precision, self.device)
         self.accumulate = _accumulation(recipe, len(self.train))
         self.steps = len(self.train) // recipe.batch
-        self.corrupt = CorruptImages(recipe.max_corrupt)
-        seed_everything(recipe.seed, verbose=False)
+        self.corrupt = CorruptImages(
+            recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
+        )
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
+        # Seeded here and again below, so that all methods start from the same student.
+        seed_everything(recipe.seed, verbose=False)
         self.student = build_student(recipe, len(self.classes))
+        seed_everything(recipe.seed, verbose=False)
         self.method = build_method(recipe, self.teacher, self.student)
         self.training_transform = training_transform(
             recipe.resolution,
@@ -113,33 +118,29 @@ class _Run:
         if recipe.channels_last:
             self.student.model.to(memory_format=torch.channels_last)
 
+    def say(self, text: str) -> None:
+        """Print text as it is, file names with brackets included."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
     def announce(self) -> None:
         """Print the plan, and measure the teacher where it has the data's classes."""
-        say = partial(self.console.print, highlight=False, soft_wrap=True)
-        say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
+        self.say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
-        say(
+        self.say(
             f"data      {len(self.train)} training and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
         self.teacher_accuracy = None
         if self.teacher is not None and self.teacher.num_classes == len(self.classes):
             self.teacher_accuracy = self._check_teacher(self.teacher)
-            say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
+            self.say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
 
     def _check_teacher(self, teacher: Teacher) -> Accuracy:
         """Measure the teacher on the validation images; near chance is an error."""
-        teacher.to(self.device)
-        accuracy = measure_accuracy(
-            lambda images: teacher(images).logits,
-            watched(self.val_loader, "measure the teacher", self.console),
-            num_classes=len(self.classes),
-            device=self.device,
-            autocast=partial(autocast, self.device, self.dtype),
-            corrupt=self.corrupt,
-        )
+        accuracy = self._measure(lambda images: teacher(images).logits, teacher.to(self.device))
         chance = 100 / len(self.classes)
-        if self.recipe.check_teacher and accuracy.top1 < chance + 0.1 * (100 - chance):
+        needs_logits = self.method.logit_weight > 0 and self.recipe.check_teacher
+        if needs_logits and accuracy.top1 < chance + 0.1 * (100 - chance):
             raise UserError(
                 f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {self.val.root}, "
                 f"where chance is {chance:.1f}%; its classes are probably "
@@ -147,6 +148,30 @@ class _Run:
                 "--no-check-teacher goes on all the same"
             )
         return accuracy
+
+    def _measure(self, logits: Callable[[Tensor], Tensor], model: nn.Module) -> Accuracy:
+        """Accuracy on the validation images of `logits`, which reads `model`."""
+        assert not model.training
+        return measure_accuracy(
+            logits,
+            watched(self.val_loader, "measure", self.console),
+            num_classes=len(self.classes),
+            device=self.device,
+            autocast=partial(autocast, self.device, self.dtype),
+            corrupt=self.corrupt,
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """What the run reads: the listing of each split, and the hashes of local weights."""
+        recipe = self.recipe
+        inputs: dict[str, Any] = {"training data": self.train.fingerprint, "validation data": self.val.fingerprint}
+        weights = {
+            "teacher": recipe.teacher_weights or (recipe.method != "none" and recipe.teacher),
+            "student": recipe.student_weights or recipe.student,
+        }
+        return inputs | {
+            f"{role} weights": file_hash(path) for role, path in weights.items() if path and Path(path).is_file()
+        }
 
     def fit(self, resume: bool) -> dict[str, Any]:
         """Train, validate, and write the result."""
@@ -163,25 +188,29 @@ class _Run:
         )
         dataset = ReplayDataset(self.train, self.training_transform, seed=recipe.seed, substitute=True)
         trainer = self._trainer()
+        module = DistillationModule(recipe, self.method, self.steps, self.corrupt)
         started = time.perf_counter()
         trainer.fit(
-            DistillationModule(recipe, self.method, self.steps, self.corrupt),
+            module,
             training_loader(dataset, stream, recipe.workers),
             self.val_loader,
             ckpt_path=folder.checkpoint if resume else None,
             weights_only=True,
         )
-        accuracies = {
-            k.removeprefix("val/"): round(float(v), 3) for k, v in trainer.callback_metrics.items() if "val/" in k
-        }
+        accuracies = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
+        if not accuracies:  # resumed after its last step
+            measured = self._measure(lambda images: module.final_student(images).logits, module.eval().to(self.device))
+            accuracies = {"top1": measured.top1} | ({} if measured.top5 is None else {"top5": measured.top5})
         result = {
             "method": recipe.method,
             **accuracies,
-            "teacher_top1": None if self.teacher_accuracy is None else round(self.teacher_accuracy.top1, 3),
+            "teacher_top1": None if self.teacher_accuracy is None else self.teacher_accuracy.top1,
             "samples": trainer.global_step * recipe.batch,
             "steps": trainer.global_step,
             "seconds_since_start_or_resume": round(time.perf_counter() - started, 1),
             "corrupt_images": sorted(self.corrupt.paths),
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "student": folder.student.name,
             "sha256": file_hash(folder.student),
         }

@@ -19,8 +19,10 @@ from scalekd.errors import UserError
 from scalekd.recipes import Recipe, dump
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
-_OURS = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
-_MACHINE_KEYS = {"workers", "accelerator", "data", "teacher_weights", "student_weights", "log_every"}
+_OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
+# Keys that may change in a resumed run: where things are, and what does not bear on the result.
+_PLACES = {"data", "teacher_weights", "student_weights"}
+_CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "check_teacher"}
 
 
 class RunFolder:
@@ -28,7 +30,8 @@ class RunFolder:
 
     Attributes:
         recipe: The resolved recipe, YAML.
-        environment: Versions, git revision and hardware, JSON.
+        inputs: Fingerprints of the data and hashes of the weights that the run reads, JSON.
+        environment: Versions, git revision and hardware at the start, JSON.
         metrics: A JSON object a line.
         checkpoint: Everything needed to go on.
         student: Plain timm weights, rewritten at each validation.
@@ -38,6 +41,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
+        self.inputs = path / "inputs.json"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoint = path / "checkpoints" / "last.ckpt"
@@ -49,28 +53,54 @@ class RunFolder:
         """Whether a run has ended here."""
         return self.result.is_file()
 
-    def prepare(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready.
+    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that the run may be written here, without changing what is there.
 
         Raises:
-            UserError: If it holds a run and neither `resume` nor `overwrite` is set, cannot be written, or is to be
-                resumed with other settings.
+            UserError: If the folder holds a run and neither `resume` nor `overwrite` is set, or holds none or a
+                finished one or one with other settings to `resume`, or cannot be written.
         """
+        if not resume:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"output: {self.path} cannot be written: {error.strerror or error}") from error
+        if resume and overwrite:
+            raise UserError("output: --resume and --overwrite exclude each other")
+        if resume and self.finished:
+            raise UserError(f"resume: the run in {self.path} is finished; start anew with --overwrite")
         if self.recipe.is_file() and not (resume or overwrite):
-            state = "a finished run" if self.finished else "an unfinished run"
+            if self.finished:
+                raise UserError(f"output: {self.path} holds a finished run; add --overwrite to replace it")
             raise UserError(
-                f"output: {self.path} holds {state}; add --resume to go on with it or --overwrite to start anew"
+                f"output: {self.path} holds an unfinished run; add --resume to go on or --overwrite to replace it"
             )
         if resume:
             self._check_same(recipe)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                self._clear()
-            self.recipe.write_text(dump(recipe), encoding="utf-8")
-            write_json(self.environment, describe_environment())
-        except OSError as error:
-            raise UserError(f"output: {self.path} cannot be written: {error.strerror or error}") from error
+
+    def prepare(self, recipe: Recipe, inputs: dict[str, Any], *, resume: bool) -> None:
+        """Clear the folder of a former run and write what this one starts from; a resumed one must start from the same.
+
+        Raises:
+            UserError: If the data or the weights are not those that the run was started with; names which.
+        """
+        if resume:
+            stored = json.loads(self.inputs.read_text(encoding="utf-8"))
+            changed = [name for name in inputs if stored.get(name) != inputs[name]]
+            if changed:
+                then, now = stored.get(changed[0]), inputs[changed[0]]
+                raise UserError(
+                    f"resume: {changed[0]} changed since the run in {self.path} was started ({then} then, {now} now); "
+                    "restore it, or start anew with --overwrite"
+                )
+            return
+        if self.recipe.is_file():
+            self._clear()
+        # Paths are made absolute, so that the run can be read from anywhere.
+        paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
+        write_json(self.inputs, inputs)
+        write_json(self.environment, describe_environment())
 
     def _clear(self) -> None:
         for name in _OURS:
@@ -80,7 +110,7 @@ class RunFolder:
 
     def _check_same(self, recipe: Recipe) -> None:
         stored, wanted = self.stored_keys(), recipe.model_dump(mode="json")
-        changed = [key for key in wanted if key not in _MACHINE_KEYS and stored.get(key) != wanted[key]]
+        changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
             raise UserError(
@@ -95,8 +125,10 @@ class RunFolder:
             UserError: If there is none.
         """
         if not self.recipe.is_file():
-            raise UserError(f"resume: {self.path} holds no run")
-        keys: dict[str, Any] = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+            raise UserError(f"run: {self.path} holds no run (no {self.recipe.name})")
+        keys = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        if not isinstance(keys, dict):
+            raise UserError(f"run: {self.recipe} is damaged; start anew with --overwrite")
         return keys
 
     def trim_metrics(self, step: int) -> None:
@@ -116,19 +148,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, revision and hardware that a number depends on."""
-    source = Path(scalekd.__file__).parent
-    git = subprocess.run(
-        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "git": git.stdout.strip() or None,
+        "git": _revision(Path(scalekd.__file__).parents[2]),
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _revision(checkout: Path) -> str | None:
+    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None

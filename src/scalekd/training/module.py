@@ -18,9 +18,11 @@ from scalekd.models import Student
 from scalekd.recipes import Recipe
 from scalekd.training.optimisation import build_optimizer, build_schedule
 
+_MEND = "A lower lr, a longer warm-up or clip usually mends it"
+
 
 class NonFiniteLossError(UserError):
-    """A loss term became NaN or infinite."""
+    """A loss term, or a weight of the student, became NaN or infinite."""
 
 
 class DistillationModule(LightningModule):
@@ -65,8 +67,8 @@ class DistillationModule(LightningModule):
         if not torch.isfinite(total):
             bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
             raise NonFiniteLossError(
-                f"loss: {', '.join(bad)} became {losses.terms[bad[0]].item()} at step {self.global_step}; "
-                "the last checkpoint is kept. A lower lr, a longer warm-up or clip usually mends it"
+                f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {self.global_step}; "
+                f"the last checkpoint is kept. {_MEND}"
             )
         terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
         cosines = {f"cosine/{name}": value for name, value in losses.cosines.items()}
@@ -78,6 +80,19 @@ class DistillationModule(LightningModule):
             self._log(values, step)
         return total
 
+    def check_finite(self) -> None:
+        """Make sure that what is about to be saved is worth keeping.
+
+        Raises:
+            NonFiniteLossError: If a parameter of the student is NaN or infinite; names it.
+        """
+        for name, parameter in self.final_student.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"student: {name} became NaN or infinite by step {self.global_step}; "
+                    f"the last checkpoint is kept. {_MEND}"
+                )
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
@@ -88,8 +103,15 @@ class DistillationModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.corrupt.add(batch.corrupt)
-        if len(batch.images):
-            self.metrics.update(self.final_student(batch.images).logits.float(), batch.labels)
+        if not len(batch.images):
+            return
+        logits = self.final_student(batch.images).logits.float()
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLossError(
+                f"student: its logits are NaN or infinite after step {self.global_step}; "
+                f"the last checkpoint is kept. {_MEND}"
+            )
+        self.metrics.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}

@@ -19,12 +19,13 @@ def build_optimizer(recipe: Recipe, module: nn.Module) -> Optimizer:
     Norms, biases, position embeddings and what the student's architecture names (timm's `no_weight_decay`) do not
     decay, unless the recipe sets `decay_all`.
     """
+    name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
     parameters: Any = [p for p in module.parameters() if p.requires_grad]
     if recipe.weight_decay and not recipe.decay_all:
         parameters = param_groups_weight_decay(module, recipe.weight_decay, no_weight_decay_list=undecayed(module))
     optimizer: Optimizer = create_optimizer_v2(
-        parameters, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
+        parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
     return optimizer
 
@@ -42,8 +43,10 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -
     """A timm schedule that is stepped once an optimiser step."""
     warmup = {"warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_lr}
     if recipe.schedule == "cosine":
-        steps = recipe.epochs * steps_per_epoch
-        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=recipe.min_lr, t_in_epochs=False, **warmup)
+        steps = (recipe.epochs - recipe.warmup_epochs) * steps_per_epoch  # after the warm-up
+        return CosineLRScheduler(
+            optimizer, t_initial=steps, lr_min=recipe.min_lr, t_in_epochs=False, warmup_prefix=True, **warmup
+        )
     # timm drops one step before a milestone; these drop at the first step of the milestone's epoch.
     milestones = [epoch * steps_per_epoch + 1 for epoch in recipe.milestones]
     return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=0.1, t_in_epochs=False, **warmup)
