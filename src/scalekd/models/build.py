@@ -37,11 +37,11 @@ class ImageModel(nn.Module):
         self,
         model: str | Path | nn.Module,
         *,
-        weights: str | Path | None,
-        num_classes: int | None,
-        resolution: int | None,
-        pretrained: bool,
-        model_args: dict[str, Any],
+        weights: str | Path | None = None,
+        num_classes: int | None = None,
+        resolution: int | None = None,
+        pretrained: bool = True,
+        **model_args: Any,
     ) -> None:
         super().__init__()
         if isinstance(model, nn.Module):

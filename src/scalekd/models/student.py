@@ -45,7 +45,7 @@ class Student(ImageModel):
             num_classes=num_classes,
             resolution=resolution,
             pretrained=pretrained,
-            model_args=model_args,
+            **model_args,
         )
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"student: {self.name} offers no feature maps (timm's forward_intermediates)")

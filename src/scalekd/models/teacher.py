@@ -47,7 +47,7 @@ class Teacher(ImageModel):
             num_classes=num_classes,
             resolution=resolution,
             pretrained=pretrained,
-            model_args=model_args,
+            **model_args,
         )
         self._family = family_of(self.model, self.name, tail_blocks)
         self.requires_grad_(False)
