@@ -13,6 +13,7 @@ from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.training import adapt as adaptation
 
+_PROBE = {"batch": 64, "warmup_epochs": 0}
 _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
 
 

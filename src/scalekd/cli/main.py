@@ -50,7 +50,7 @@ def _options(
 def run() -> None:
     """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name="scalekd"))
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
