@@ -40,9 +40,7 @@ def adapt(
     A feature-only teacher (DINO, CLIP) or one with other classes has no logits for your data; probe takes one pass
     over the images. Training flags (epochs, lr, ...) are for finetune.
     """
-    recipe = load(
-        None, (_FINETUNE if mode == "finetune" else {"batch": 64, "warmup_epochs": 0}) | flags | {"teacher": teacher}
-    )
+    recipe = load(None, (_FINETUNE if mode == "finetune" else _PROBE) | flags | {"teacher": teacher})
     file = output / adaptation.FILE
     if file.exists() and not (overwrite or resume):
         raise UserError(f"output: {file} exists; add --overwrite to replace it")
