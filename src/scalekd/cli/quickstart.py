@@ -50,7 +50,9 @@ def quickstart(
     console.print(
         f"digits: {sizes['train']} images for the teacher, {labelled} of them for the students, {sizes['val']} to test"
     )
-    console.print(f"training 1 teacher (about a minute), then {seeds} seeds of {len(_METHODS)} students (a minute a seed)")
+    console.print(
+        f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)"
+    )
     torch.set_num_threads(1)  # models this small gain nothing from more, and lose much where cores are shared
     quiet = Console(quiet=True)
     data = {"data": output / "data"}
