@@ -163,6 +163,7 @@ def test_a_run_stopped_after_its_last_step_gets_its_result(cli: Cli, data: Path,
     output = tmp_path / "run"
     first = distill(cli, data, output, "--method", "none")
     (output / "result.json").unlink()
+    (output / "student.safetensors").unlink()
     outcome = cli("distill", "--resume", "--output", output)
     assert outcome.code == 0, outcome.err
     again = result(output)

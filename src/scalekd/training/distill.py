@@ -201,6 +201,7 @@ class _Run:
         if not accuracies:  # resumed after its last step
             measured = self._measure(lambda images: module.final_student(images).logits, module.eval().to(self.device))
             accuracies = {"top1": measured.top1} | ({} if measured.top5 is None else {"top5": measured.top5})
+            module.final_student.save(folder.student, self.classes, round(measured.top1, 2))
         result = {
             "method": recipe.method,
             **accuracies,

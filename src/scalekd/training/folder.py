@@ -96,11 +96,11 @@ class RunFolder:
             return
         if self.recipe.is_file():
             self._clear()
-        # Paths are made absolute, so that the run can be read from anywhere.
-        paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
-        self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
+        # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
+        paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
 
     def _clear(self) -> None:
         for name in _OURS:
