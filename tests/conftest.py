@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from scalekd.cli.main import run
 from scalekd.models import Classifier, Student, Teacher
+
+# The machines that run the tests are shared: no time limits, and the same examples everywhere.
+settings.register_profile("scalekd", deadline=None, derandomize=True)
+settings.load_profile("scalekd")
 
 CLASSES = ("blue", "green", "red")
 TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
