@@ -182,6 +182,7 @@ class Transcription(nn.Module):
 def copy_projectors(method: ScaleKD, plain: Transcription) -> None:
     """Give the transcription the projectors' parameters of `method`; all must be there and no other."""
     assert method.proxy is not None
+    assert method.mimicking is not None
     places = ((plain.previous, method.proxy.mimicking), (plain.last, method.mimicking))
     for copies, place in places:
         for view, projector in place.projectors.items():

@@ -69,6 +69,7 @@ class StudentShapes:
         self.maps = tuple(MapShape(*tensors[f"in.student_{stage}"].shape[1:]) for stage in PLACES)
         self.num_classes = tensors["in.student_logits"].shape[1]
         self.stem_norm = stem_norm
+        self.maps_reason = "as given"
 
     def __call__(self, images: Tensor) -> StudentOutputs:
         raise AssertionError("the features are given")
@@ -113,6 +114,7 @@ def check_step(path: Path) -> dict[str, float]:
         temperature=meta["kd"]["temperature"],
     )
     assert method.proxy is not None
+    assert method.mimicking is not None
     places = {"s3": method.proxy.mimicking, "s4": method.mimicking}
     load_projectors(places, tensors)
     captured: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from torch.nn import functional
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.recipes import load
 from scalekd.training.build import task_loss
-from scalekd.training.optimisation import build_optimizer, build_schedule, undecayed
+from scalekd.training.optimisation import build_optimizer, build_schedule, parameter_kinds
 
 
 def rates(keys: dict[str, object], steps_per_epoch: int) -> list[float]:
@@ -45,7 +45,12 @@ def test_norms_biases_and_positions_do_not_decay(optimizer: str, teacher: Teache
     for name, parameter in parameters.items():
         spared = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token"))
         assert decay[id(parameter)] == (0 if spared else 0.05), name
-    assert "student.model.pos_embed" in undecayed(method)
+    kinds = parameter_kinds(method)
+    assert kinds["student.model.pos_embed"] == kinds["mimicking.views.spatial.pos_embed"] == "position"
+    assert kinds["student.model.cls_token"] == "class_token"
+    assert kinds["student.model.norm.weight"] == "norm"
+    assert kinds["mimicking.views.spatial.norm.bias"] == "bias"
+    assert kinds["mimicking.views.spatial.attn.q.weight"] == "weight"
 
 
 def test_sgd_is_plain() -> None:
@@ -65,6 +70,10 @@ def test_smoothing_is_not_applied_twice_after_mixup() -> None:
     torch.testing.assert_close(loss(logits, labels), loss(logits, smoothed))
 
 
-def test_decay_all_decays_all(teacher: Teacher, student: Student) -> None:
-    built = build_optimizer(load(None, {"decay_all": True, "weight_decay": 0.1}), ScaleKD(teacher, student))
-    assert {group["weight_decay"] for group in built.param_groups} == {0.1}
+@pytest.mark.parametrize("kinds", [(), ("position",), ("norm", "bias")])
+def test_only_the_named_kinds_are_spared(teacher: Teacher, student: Student, kinds: tuple[str, ...]) -> None:
+    method = ScaleKD(teacher, student)
+    built = build_optimizer(load(None, {"no_decay": kinds, "weight_decay": 0.1}), method)
+    decay = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    parameters, found = dict(method.named_parameters()), parameter_kinds(method)
+    assert {found[name] for name, p in parameters.items() if decay[id(p)] == 0} == set(kinds)

@@ -37,7 +37,7 @@ def inspect(
         pretrained=False,
         num_classes=num_classes,
         resolution=settings.teacher_resolution,
-        tail_blocks=settings.tail_blocks,
+        tail_blocks=settings.tail_blocks or 2,
         **settings.teacher_args,
     )
     the_student = Student(

@@ -14,6 +14,7 @@ from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
 from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
+from scalekd.cli.recipes import recipes
 from scalekd.errors import UserError
 from scalekd.training import Interrupted
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (quickstart, distill, evaluate, adapt, inspect):
     app.command()(command)
+app.add_typer(recipes, name="recipes")
 
 # click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -57,7 +57,7 @@ def quickstart(
     quiet = Console(quiet=True)
     data = {"data": output / "data"}
     taught = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
-    teacher = {"teacher": str(output / "teacher" / taught["student"])}
+    teacher = {"teacher_weights": output / "teacher" / taught["student"]}
     console.print(f"teacher: top1 {taught['top1']:.1f}%")
     scores: dict[str, list[float]] = {method: [] for method in _METHODS}
     for seed in range(seeds):

@@ -1,7 +1,7 @@
 """Sources, augmentation and loaders."""
 
 from scalekd.data.augmentation import evaluation_transform, training_transform
-from scalekd.data.folder import Split, read_split, read_splits
+from scalekd.data.folder import Split, read_label_free, read_split, read_splits, read_unlabelled
 from scalekd.data.loader import (
     Batch,
     CorruptImages,
@@ -23,8 +23,10 @@ __all__ = [
     "derive_seed",
     "evaluation_loader",
     "evaluation_transform",
+    "read_label_free",
     "read_split",
     "read_splits",
+    "read_unlabelled",
     "seeded",
     "training_loader",
     "training_transform",

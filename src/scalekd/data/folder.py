@@ -1,14 +1,18 @@
-"""Image folders: one folder a split, one folder a class."""
+"""Image folders: one folder a split, one folder a class; and folders of images without labels."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.errors import UserError, did_you_mean
+
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class Split:
     Attributes:
         root: Its folder.
         paths: Image files, sorted by class and name.
-        labels: Class index of each.
-        classes: Class names, sorted.
+        labels: Class index of each, -1 for an unlabelled one.
+        classes: Class names, sorted; empty where no image is labelled.
     """
 
     root: Path
@@ -31,6 +35,16 @@ class Split:
         return len(self.paths)
 
     @property
+    def unlabelled(self) -> int:
+        """Number of images without a label."""
+        return self.labels.count(UNLABELLED)
+
+    def __add__(self, other: Split) -> Split:
+        """These images and then those of an unlabelled split of the same data."""
+        root = Path(os.path.commonpath([self.root, other.root]))
+        return Split(root, self.paths + other.paths, self.labels + other.labels, self.classes)
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the images' relative paths and labels (not of their pixels), with their number."""
         digest = hashlib.sha256()
@@ -39,12 +53,8 @@ class Split:
         return f"{len(self)} images, {digest.hexdigest()[:16]}"
 
 
-def read_split(data: Path, name: str) -> Split:
-    """List `data/name/<class>/*`; files that are no images by their ending are left out.
-
-    Raises:
-        UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
-    """
+def _folder(data: Path, name: str) -> Path:
+    """`data/name`, which must be there."""
     if not data.is_dir():
         raise UserError(f"data: no such folder: {data}")
     root = data / name
@@ -55,6 +65,16 @@ def read_split(data: Path, name: str) -> Split:
             f"data: {data} has no folder {name!r}{did_you_mean(name, found)}; {holds}. "
             "Name the splits' folders with train_split and val_split"
         )
+    return root
+
+
+def read_split(data: Path, name: str) -> Split:
+    """List `data/name/<class>/*`; files that are no images by their ending are left out.
+
+    Raises:
+        UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
+    """
+    root = _folder(data, name)
     try:
         listing = ImageFolder(str(root), allow_empty=True)
     except FileNotFoundError:
@@ -83,3 +103,37 @@ def read_splits(data: Path, train: str, val: str) -> tuple[Split, Split]:
                 f"in {have.root} but not in {lack.root}"
             )
     return training, validation
+
+
+def read_unlabelled(data: Path, name: str) -> Split:
+    """List all images in `data/name` and the folders in it, none of them labelled.
+
+    Raises:
+        UserError: If the folder is missing or holds no image.
+    """
+    root = _folder(data, name)
+    paths = sorted(
+        os.path.join(folder, file)
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if file.lower().endswith(IMG_EXTENSIONS)
+    )
+    if not paths:
+        raise UserError(f"data: no images in {root}")
+    return Split(root=root, paths=tuple(paths), labels=(UNLABELLED,) * len(paths), classes=())
+
+
+def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[Split, Split]:
+    """A training split without labels, and the validation split, which is empty where there is none.
+
+    The training images are those of `data/train`, of `data/unlabelled`, or of both.
+
+    Raises:
+        UserError: If both are missing, or one holds no image; for the validation split see `read_split`.
+    """
+    there = [name for name in (train, unlabelled) if (data / name).is_dir()] or [train]
+    training = read_unlabelled(data, there[0])
+    for name in there[1:]:
+        training = training + read_unlabelled(data, name)
+    has_val = (data / val).is_dir()
+    return training, read_split(data, val) if has_val else Split(root=data / val, paths=(), labels=(), classes=())

@@ -1,6 +1,12 @@
 """The paper in pure torch; nothing here knows timm, data or a training loop."""
 
-from scalekd.method.baselines import FeatureDistillation, LogitDistillation, Supervised
+from scalekd.method.baselines import (
+    FeatureDistillation,
+    LogitDistillation,
+    LogitSpaceDistillation,
+    RelationalDistillation,
+    Supervised,
+)
 from scalekd.method.mimicking import DualViewMimicking, remove_zero_frequency, view_distance
 from scalekd.method.objective import Method, ScaleKD, logit_distance
 from scalekd.method.outputs import Losses, MapShape, StudentOutputs, TeacherOutputs
@@ -13,11 +19,13 @@ __all__ = [
     "DualViewMimicking",
     "FeatureDistillation",
     "LogitDistillation",
+    "LogitSpaceDistillation",
     "Losses",
     "MapShape",
     "Method",
     "Place",
     "Plan",
+    "RelationalDistillation",
     "ScaleKD",
     "StudentOutputs",
     "Supervised",

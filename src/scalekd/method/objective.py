@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from scalekd.method.plan import Place, Plan
 from scalekd.method.projector import CrossAttentionProjector
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
+STAGES = ("previous", "last")
 
 
 def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -32,11 +33,30 @@ def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     return temperature**2 * F.cross_entropy(student.float() / temperature, target)
 
 
+def check_parts(*, tpp: bool, stages: Sequence[str], query: str) -> None:
+    """Make sure that ScaleKD's switches go together.
+
+    Raises:
+        ValueError: If they do not; names the one to change.
+    """
+    if query not in ("proxy", "learned"):
+        raise ValueError(f"query: {query!r} is neither proxy nor learned")
+    if query == "proxy" and not tpp:
+        raise ValueError("query: proxy needs tpp, which makes the proxies; set query to learned")
+    if not stages or not set(stages) <= set(STAGES):
+        raise ValueError(f"stages: must be one or both of {', '.join(STAGES)}, not {', '.join(stages) or 'none'}")
+    if "previous" in stages and not tpp:
+        raise ValueError("stages: previous is compared through the proxies, which need tpp; set stages to last")
+    if tpp and "previous" not in stages and query != "proxy":
+        raise ValueError("stages: without previous and without the proxy query TPP has no use; switch tpp off")
+
+
 class Method(nn.Module):
     """A way to train a student, with the terms that all of them share.
 
-    `L = (1 - lambda) * task + lambda * logit + feature terms`. Subclasses give the feature terms. Without labels
-    the task term is dropped. Without teacher logits for these classes `lambda` is 0.
+    `L = (1 - lambda) * task + lambda * logit terms + feature terms`. Subclasses give the latter two. Without labels
+    the task term is dropped; where only some images of a batch are labelled, it is the mean over these. Without teacher
+    logits for these classes `lambda` is 0.
 
     The teacher is kept out of `parameters()` and `state_dict()`, hence out of optimisers, checkpoints and DDP; it
     still follows `.to(device)`.
@@ -67,7 +87,7 @@ class Method(nn.Module):
             raise ValueError(f"{type(self).__name__} needs a teacher")
         object.__setattr__(self, "teacher", teacher)  # not registered: see the class docstring
         self.student = student
-        has_logits = teacher is not None and teacher.num_classes == student.num_classes
+        has_logits = teacher is not None and teacher.num_classes == student.num_classes > 0
         self.logit_weight = logit_weight if has_logits else 0.0
         self.temperature = temperature
         self.task_loss = task_loss
@@ -83,7 +103,7 @@ class Method(nn.Module):
 
         Args:
             images: RGB in [0, 1], `[B, 3, height, width]`.
-            labels: Indices `[B]` or probabilities `[B, K]`; None for unlabelled images.
+            labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None without any labels.
         """
         teacher = self.teacher(images) if self.needs_teacher else None
         return self.losses(self.student(images), teacher, labels)
@@ -96,14 +116,29 @@ class Method(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         if labels is not None:
-            terms["task"] = (1 - self.logit_weight) * self.task_loss(student.logits.float(), labels)
+            terms["task"] = (1 - self.logit_weight) * self._task_term(student.logits.float(), labels)
         if self.logit_weight and teacher is not None and teacher.logits is not None:
-            terms["kd"] = self.logit_weight * logit_distance(student.logits, teacher.logits, self.temperature)
+            logit_terms = self.logit_terms(student, teacher.logits, labels)
+            terms |= {name: self.logit_weight * value for name, value in logit_terms.items()}
         features, cosines = self.feature_terms(student, teacher)
         terms |= features
         if not terms:
             raise ValueError("nothing to learn from: neither labels, nor teacher logits, nor a feature term")
         return Losses(terms=terms, cosines=cosines, student_logits=student.logits)
+
+    def _task_term(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task loss over the labelled images of a batch; 0 (with a gradient of 0) if there are none."""
+        if labels.ndim == 1:
+            labelled = labels >= 0
+            if not labelled.any():
+                return 0 * logits.sum()
+            if not labelled.all():
+                logits, labels = logits[labelled], labels[labelled]
+        return self.task_loss(logits, labels)
+
+    def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """Loss terms on the teacher's logits `[B, K]`, by name, before `lambda`."""
+        return {"kd": logit_distance(student.logits, teacher_logits, self.temperature)}
 
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None
@@ -123,10 +158,14 @@ class ScaleKD(Method):
         student: The student to train.
         alpha: Weight of each view; a view left out is switched off.
         tpp: Whether the proxy path through the teacher's tail exists.
+        stages: Student stages whose tokens are compared with the teacher's: `previous` (through the proxy path) and
+            `last`. Default both with TPP, `last` without.
         query: Query of the student path: `proxy` (input-dependent, the proxy tokens) or `learned` (a table).
             Default `proxy` with TPP, `learned` without.
         heads: Attention heads of (CAP_prev, CAP_last); default the paper's for this teacher.
         softmax_scale: Factor on CAP's attention logits, one for all views or one a view.
+        stem: CAP's stem, see `CrossAttentionProjector`.
+        stem_norm: Norm in the stem; default the one that fits the student.
         logit_weight: `lambda`.
         temperature: `tau`.
         task_loss: See `Method`.
@@ -142,9 +181,12 @@ class ScaleKD(Method):
         *,
         alpha: Mapping[str, float] | None = None,
         tpp: bool = True,
+        stages: Sequence[str] | None = None,
         query: str | None = None,
         heads: tuple[int, int] | None = None,
         softmax_scale: float | Mapping[str, float] = 5.0,
+        stem: str = "conv3x3",
+        stem_norm: str | None = None,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
         task_loss: TaskLoss = F.cross_entropy,
@@ -152,17 +194,15 @@ class ScaleKD(Method):
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         alpha = {"spatial": 0.08, "frequency": 0.06} if alpha is None else dict(alpha)
         query = query or ("proxy" if tpp else "learned")
+        stages = tuple(stages or (STAGES if tpp else ("last",)))
         if not alpha or not set(alpha) <= set(VIEWS):
             raise ValueError(
                 f"alpha: views must be one or both of {', '.join(VIEWS)}, not {', '.join(alpha) or 'none'}"
             )
-        if query not in ("proxy", "learned"):
-            raise ValueError(f"query: {query!r} is neither proxy nor learned")
-        if query == "proxy" and not tpp:
-            raise ValueError("query: proxy needs tpp, which makes the proxies; set query to learned")
+        check_parts(tpp=tpp, stages=stages, query=query)
         scales = softmax_scale if isinstance(softmax_scale, Mapping) else dict.fromkeys(alpha, softmax_scale)
         head_prev, head_last = heads or teacher.heads
-        self.query = query
+        self.query, self.stages = query, stages
 
         def place(features: MapShape, tokens: MapShape, num_heads: int, learned: bool) -> DualViewMimicking:
             projectors = {
@@ -171,7 +211,8 @@ class ScaleKD(Method):
                     tokens,
                     num_heads=num_heads,
                     softmax_scale=scales[view],
-                    stem_norm=student.stem_norm,
+                    stem=stem,
+                    stem_norm=stem_norm or student.stem_norm,
                     learned_query=learned,
                 )
                 for view in alpha
@@ -180,7 +221,7 @@ class ScaleKD(Method):
 
         previous, last = student.maps
         self.proxy = TeacherParameterPerception(place(previous, teacher.tail_input, head_prev, True)) if tpp else None
-        self.mimicking = place(last, teacher.tokens, head_last, query == "learned")
+        self.mimicking = place(last, teacher.tokens, head_last, query == "learned") if "last" in stages else None
 
     @property
     def plan(self) -> Plan:
@@ -189,10 +230,12 @@ class ScaleKD(Method):
         places = []
         if self.proxy is not None:
             places.append(Place.of("CAP_prev", student.maps[0], teacher.tail_input, "learned", self.proxy.mimicking))
-        places.append(Place.of("CAP_last", student.maps[1], teacher.tokens, self.query, self.mimicking))
+        if self.mimicking is not None:
+            places.append(Place.of("CAP_last", student.maps[1], teacher.tokens, self.query, self.mimicking))
         return Plan(
             teacher=str(teacher),
             student=str(student),
+            student_maps=student.maps_reason,
             teacher_tokens=teacher.tokens,
             tail=teacher.tail_name if self.proxy is not None else "not used",
             logit_weight=self.logit_weight,
@@ -209,7 +252,10 @@ class ScaleKD(Method):
         proxies = None
         if self.proxy is not None:
             proxies = self.proxy(student.previous, self.teacher.tail)
-            terms, cosines = self.proxy.mimicking.losses(proxies, teacher.tokens, "proxy")
-        tokens = self.mimicking(student.last, proxies if self.query == "proxy" else None)
-        student_terms, student_cosines = self.mimicking.losses(tokens, teacher.tokens, "student")
-        return terms | student_terms, cosines | student_cosines
+            if "previous" in self.stages:
+                terms, cosines = self.proxy.mimicking.losses(proxies, teacher.tokens, "proxy")
+        if self.mimicking is not None:
+            tokens = self.mimicking(student.last, proxies if self.query == "proxy" else None)
+            student_terms, student_cosines = self.mimicking.losses(tokens, teacher.tokens, "student")
+            terms, cosines = terms | student_terms, cosines | student_cosines
+        return terms, cosines

@@ -113,6 +113,11 @@ class StudentLike(Protocol):
         ...
 
     @property
+    def maps_reason(self) -> str:
+        """Which maps these are and why, for people."""
+        ...
+
+    @property
     def stem_norm(self) -> str:
         """`batchnorm`, or `layernorm2d` for students whose own norm is a channel LayerNorm."""
         ...

@@ -41,6 +41,7 @@ class Plan:
 
     teacher: str
     student: str
+    student_maps: str
     teacher_tokens: MapShape
     tail: str
     logit_weight: float
@@ -54,7 +55,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [
             f"teacher   {self.teacher}, final tokens {self.teacher_tokens}",
-            f"student   {self.student}",
+            f"student   {self.student}, {self.student_maps}",
             f"tail      {self.tail}",
             f"logits    weight {self.logit_weight:g}" if self.logit_weight else "logits    not used",
         ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scalekd.method.outputs import MapShape
 
 STEM_NORMS = ("batchnorm", "layernorm2d")
+STEMS = ("conv3x3", "conv1x1", "none")
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -46,6 +47,21 @@ class CrossAttention(nn.Module):
         return attended
 
 
+def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
+    """CAP's "patchify stem": convolution, norm, ReLU on `[B, C, h, w]`; empty for `none`."""
+    if kind not in STEMS:
+        raise ValueError(f"stem: {kind!r} is none of {', '.join(STEMS)}")
+    if norm not in STEM_NORMS:
+        raise ValueError(f"stem_norm: {norm!r} is none of {', '.join(STEM_NORMS)}")
+    stem = nn.Sequential()
+    if kind != "none":
+        kernel = 3 if kind == "conv3x3" else 1
+        stem.add_module("conv", nn.Conv2d(channels, channels, kernel, padding=kernel // 2))
+        stem.add_module("norm", nn.BatchNorm2d(channels) if norm == "batchnorm" else LayerNorm2d(channels))
+        stem.add_module("act", nn.ReLU())
+    return stem
+
+
 class CrossAttentionProjector(nn.Module):
     """CAP: a student map `[B, C, h, w]` -> tokens `[B, Nq, Dq]` on the teacher's grid.
 
@@ -56,11 +72,12 @@ class CrossAttentionProjector(nn.Module):
         tokens: Shape of the tokens to give.
         num_heads: Attention heads, a divisor of `tokens.channels`.
         softmax_scale: Factor on the attention logits besides `1 / sqrt(head width)`.
-        stem_norm: `batchnorm` or `layernorm2d`.
+        stem: `conv3x3` (the paper's), `conv1x1`, or `none`: the map as it is.
+        stem_norm: `batchnorm` or `layernorm2d`, after the stem's convolution.
         learned_query: Whether the query is a learned table; otherwise `forward` is given one.
 
     Raises:
-        ValueError: If `num_heads` does not divide the token width or `stem_norm` is unknown.
+        ValueError: If `num_heads` does not divide the token width or `stem` or `stem_norm` is unknown.
     """
 
     def __init__(
@@ -70,20 +87,16 @@ class CrossAttentionProjector(nn.Module):
         *,
         num_heads: int,
         softmax_scale: float = 5.0,
+        stem: str = "conv3x3",
         stem_norm: str = "batchnorm",
         learned_query: bool = True,
     ) -> None:
         super().__init__()
         channels, dim = student.channels, tokens.channels
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"heads: {num_heads} does not divide the teacher's token width {dim}")
-        if stem_norm not in STEM_NORMS:
-            raise ValueError(f"stem_norm: {stem_norm!r} is none of {', '.join(STEM_NORMS)}")
-        norm = nn.BatchNorm2d(channels) if stem_norm == "batchnorm" else LayerNorm2d(channels)
-        self.stem = nn.Sequential()
-        self.stem.add_module("conv", nn.Conv2d(channels, channels, 3, padding=1))
-        self.stem.add_module("norm", norm)
-        self.stem.add_module("act", nn.ReLU())
+            fits = ", ".join(str(n) for n in range(1, 33) if dim % n == 0)
+            raise ValueError(f"heads: {num_heads} does not divide the teacher's token width {dim}; {fits} do")
+        self.stem = _stem(channels, stem, stem_norm)
         self.pos_embed = nn.Parameter(torch.empty(1, channels, student.height, student.width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.query = nn.Parameter(torch.randn(1, tokens.positions, dim)) if learned_query else None

@@ -1,4 +1,4 @@
-"""Building timm models by name or file, with errors that name the mend."""
+"""Building models by name or file, with errors that name the mend."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalekd.errors import UserError, did_you_mean
+from scalekd.errors import UserError
+from scalekd.models.sources import PYTHON, create, timm_config
 from scalekd.models.weights import Card, head_width, load_weights, read_weights, save_weights
 
 
 class ImageModel(nn.Module):
-    """A timm model that takes RGB images in [0, 1] and applies its own normalisation and resolution.
+    """A model that takes RGB images in [0, 1] and applies its own normalisation and resolution.
 
     Args:
-        model: A timm model name, a safetensors file written by scalekd, or a timm module.
+        model: A timm name, `torchvision:NAME`, `python:module.callable`, a safetensors file written by scalekd, or a
+            module (normalised as its timm configuration says, or for ImageNet).
         weights: A safetensors file for `model`.
         num_classes: Width of the head; by default the weights' or the architecture's own.
         resolution: Image side in pixels the model runs at; by default the weights' or the architecture's own.
-        pretrained: Whether a name without `weights` loads timm's hub weights.
-        model_args: Further arguments of `timm.create_model`.
+        pretrained: Whether a name without `weights` loads the hub's weights.
+        model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
 
     Raises:
         UserError: For an unknown name, or weights that are missing or do not fit.
@@ -31,7 +33,7 @@ class ImageModel(nn.Module):
 
     mean: Tensor
     std: Tensor
-    model: Any  # a timm model; `nn.Module` would hide what timm's classes offer
+    model: Any  # mostly a timm model; `nn.Module` would hide what timm's classes offer
 
     def __init__(
         self,
@@ -46,7 +48,9 @@ class ImageModel(nn.Module):
         super().__init__()
         if isinstance(model, nn.Module):
             if weights is not None or num_classes is not None or model_args:
-                raise UserError("model: a module is taken as it is; give weights, num_classes and the like to timm")
+                raise UserError(
+                    "model: a module is taken as it is; give weights, num_classes and the like to its builder"
+                )
             config = getattr(model, "pretrained_cfg", None) or {}
             self.name, self.model_args = config.get("architecture") or type(model).__name__, model_args
             card, module = None, model
@@ -86,22 +90,26 @@ class ImageModel(nn.Module):
         if not name:
             if card is None:
                 raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
+            if card.architecture.startswith(PYTHON):  # a file of weights must not decide which code is run
+                raise UserError(
+                    f"weights: {weights} belongs to your own {card.architecture}; name that as the model beside it"
+                )
             name = card.architecture
-        if card is not None and card.architecture.split(".")[0] != name.split(".", maxsplit=1)[0]:
+        if card is not None and _untagged(card.architecture) != _untagged(name):
             raise UserError(f"weights: {weights} holds a {card.architecture}, not a {name}")
         if card is not None:
             own = {key: value for key, value in card.args.items() if not (key == "img_size" and resolution)}
             model_args = own | model_args
             resolution = resolution or card.resolution
         self.name, self.model_args = name, model_args
-        config = _config(name)
+        config = timm_config(name)
         if num_classes is None and state is not None:
-            num_classes = head_width(state, config.classifier)
+            num_classes = card.num_classes if card else head_width(state, config.classifier)
         if resolution and config.fixed_input_size and "img_size" not in model_args:
             model_args = model_args | {"img_size": resolution}
         if num_classes is not None:
             model_args = model_args | {"num_classes": num_classes}
-        module = _create_timm(name, pretrained and state is None, model_args)
+        module = create(name, pretrained=pretrained and state is None, model_args=model_args)
         if state is not None:
             load_weights(module, state, str(weights))
         return card, module
@@ -159,28 +167,6 @@ class ImageModel(nn.Module):
         return f"{self.name} ({parameters / 1e6:.2f} M parameters, {self.resolution} px, {self.num_classes} classes)"
 
 
-def _config(name: str) -> Any:
-    """Timm's pretrained configuration of a name.
-
-    Raises:
-        UserError: If timm does not know the name; suggests the nearest.
-    """
-    architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
-    if ":" not in name and not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
-        raise UserError(f"model: timm has no {name!r}{hint}")
-    return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
-
-
-def _create_timm(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
-    except Exception as error:
-        if not pretrained or isinstance(error, TypeError | AssertionError):
-            raise UserError(f"model: {name} cannot be built with {model_args}: {error}") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
-            "give a local safetensors file (--teacher-weights, --student-weights) instead"
-        ) from error
-    return module
+def _untagged(name: str) -> str:
+    """A name without timm's weight tag."""
+    return name if ":" in name else name.split(".", maxsplit=1)[0]

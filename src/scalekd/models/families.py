@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape
+
+TAIL_BLOCKS = 2
 
 
 class Family(Protocol):
@@ -29,9 +35,9 @@ class Family(Protocol):
 
 
 class SwinFamily:
-    """Swin v1: patch merging, last stage and norm are the tail; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
+    """Swin v1 and v2: patch merging, last stage and norm are the tail; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
 
-    def __init__(self, model: SwinTransformer) -> None:
+    def __init__(self, model: SwinTransformer | SwinTransformerV2) -> None:
         self._model = model
         stage = model.layers[-1]
         (height, width), channels = stage.input_resolution, model.feature_info[-2]["num_chs"]
@@ -49,40 +55,98 @@ class SwinFamily:
 
 
 class ViTFamily:
-    """Plain ViT: the last `tail_blocks` blocks and norm are the tail, on patch tokens only.
+    """Plain ViT (DeiT, DINOv2, CLIP, SigLIP, ...): the last `tail_blocks` blocks and norm are the tail.
 
-    Class and register tokens take no part in the tail: a student has nothing that stands for them.
+    It takes patch tokens only: a student has nothing that stands for class and register tokens. The patch tokens then
+    attend to each other as they do in the whole model, but not to prefix tokens.
     """
 
-    def __init__(self, model: VisionTransformer, tail_blocks: int) -> None:
-        if not 1 <= tail_blocks <= len(model.blocks):
-            raise UserError(f"tail_blocks: {tail_blocks} is not between 1 and the teacher's {len(model.blocks)} blocks")
+    def __init__(self, model: VisionTransformer | Beit | Eva, tail_blocks: int) -> None:
+        depth = len(model.blocks)
+        if not 1 <= tail_blocks <= depth:
+            raise UserError(f"tail_blocks: {tail_blocks} is not between 1 and the teacher's {depth} blocks")
         self._model = model
-        self._blocks = model.blocks[-tail_blocks:]
+        self._first = depth - tail_blocks
         # Models that normalise after pooling have no final norm on tokens: theirs is applied to each token.
         self._token_norm = model.fc_norm if isinstance(model.norm, nn.Identity) else nn.Identity()
         self.tokens = self.tail_input = MapShape(model.embed_dim, *model.patch_embed.grid_size)
-        self.tail_name = f"last {tail_blocks} of {len(model.blocks)} blocks + norm"
+        self.tail_name = f"last {tail_blocks} of {depth} blocks + norm"
 
     def read(self, features: Tensor) -> Tensor:
         tokens: Tensor = self._token_norm(features[:, self._model.num_prefix_tokens :])
         return tokens
 
     def tail(self, tokens: Tensor) -> Tensor:
-        for block in self._blocks:
-            tokens = block(tokens)
-        normed: Tensor = self._token_norm(self._model.norm(tokens))
+        normed: Tensor = self._token_norm(self._model.norm(self._run_blocks(tokens)))
         return normed
 
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        for block in self._model.blocks[self._first :]:
+            tokens = block(tokens)
+        return tokens
 
-def family_of(model: nn.Module, name: str, tail_blocks: int) -> Family:
+
+class _PositionalFamily(ViTFamily):
+    """ViTs whose blocks know positions (a relative-position bias, rotary embeddings), prefix tokens counted in.
+
+    Their attention needs the prefix in place. It gets zeros there, which no token attends to and which are dropped.
+    """
+
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        prefix = self._model.num_prefix_tokens
+        tokens = torch.cat([tokens.new_zeros(len(tokens), prefix, tokens.shape[-1]), tokens], dim=1)
+        mask = tokens.new_zeros(1, 1, 1, tokens.shape[1])
+        mask[..., :prefix] = -torch.inf
+        for block, options in zip(self._model.blocks[self._first :], self._options(mask), strict=True):
+            tokens = block(tokens, **options)
+        return tokens[:, prefix:]
+
+    def _options(self, mask: Tensor) -> list[dict[str, Any]]:
+        """Keyword arguments of each tail block; `mask` `[1, 1, 1, prefix + N]` is to be added to attention logits."""
+        raise NotImplementedError
+
+
+class BeitFamily(_PositionalFamily):
+    """BEiT and BEiTv2: a relative-position bias in each block, or one for all."""
+
+    def _options(self, mask: Tensor) -> list[dict[str, Any]]:
+        shared = self._model.rel_pos_bias
+        # Blocks add what is shared to their own bias.
+        bias = mask if shared is None else mask + shared()
+        return [{"shared_rel_pos_bias": bias} for _ in self._model.blocks[self._first :]]
+
+
+class RotaryFamily(_PositionalFamily):
+    """EVA-02, DINOv3 and others with rotary positions, equal in all blocks or learned for each ("mixed")."""
+
+    def _options(self, mask: Tensor) -> list[dict[str, Any]]:
+        model = self._model
+        rope = model.rope.get_embed(shape=list(model.patch_embed.grid_size))
+        per_block = getattr(model, "rope_mixed", False)  # depth x heads x N x 2*width, otherwise N x 2*width
+        indices = range(self._first, len(model.blocks))
+        return [{"rope": rope[index] if per_block else rope, "attn_mask": mask} for index in indices]
+
+
+def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Family:
     """The family of a timm model.
 
+    Args:
+        model: A timm model.
+        name: Its name, for messages.
+        tail_blocks: Blocks in the tail of an isotropic model; a Swin's is its last stage.
+
     Raises:
-        UserError: If the model is no Swin and no plain ViT.
+        UserError: If the model has no patch tokens, or fewer blocks.
     """
-    if isinstance(model, SwinTransformer):
+    if isinstance(model, SwinTransformer | SwinTransformerV2):
         return SwinFamily(model)
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, Beit):
+        return BeitFamily(model, tail_blocks)
+    if isinstance(model, Eva) and model.rope is not None:
+        return RotaryFamily(model, tail_blocks)
+    if isinstance(model, VisionTransformer | Eva):
         return ViTFamily(model, tail_blocks)
-    raise UserError(f"teacher: {name} is no vision transformer that can teach: use a Swin or a plain ViT of timm")
+    raise UserError(
+        f"teacher: {name} is no vision transformer with patch tokens; use one of timm: Swin, ViT, DeiT, BEiT, "
+        "EVA, DINO, CLIP or SigLIP"
+    )

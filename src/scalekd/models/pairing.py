@@ -18,8 +18,8 @@ def paper_heads(teacher_name: str) -> tuple[int, int]:
     return next((heads for prefix, heads in _SWIN_HEADS.items() if teacher_name.startswith(prefix)), (8, 8))
 
 
-def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> list[int]:
-    """Indices of (S_prev, S_last) among a timm model's feature maps.
+def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> tuple[list[int], str]:
+    """Indices of (S_prev, S_last) among a timm model's feature maps, and why these.
 
     Hierarchical models give their last two stages; isotropic ones the map at 3/4 of their depth (block index 8 of
     12, 5 of 8) and the last.
@@ -29,9 +29,27 @@ def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> list[int]:
     """
     depth = len(feature_info)
     if depth < 2:
-        raise UserError(f"student: {name} offers {depth} feature map(s), two are needed")
-    isotropic = len({info["reduction"] for info in feature_info}) == 1
-    return [round(0.75 * depth) - 1 if isotropic else depth - 2, depth - 1]
+        raise UserError(
+            f"student: {name} offers {depth} feature map(s), two are needed; name two of its modules with student_maps"
+        )
+    if len({info["reduction"] for info in feature_info}) == 1:
+        previous = round(0.75 * depth) - 1
+        return [previous, depth - 1], f"isotropic: maps {previous} (3/4 of the depth) and {depth - 1} (the last)"
+    return [depth - 2, depth - 1], f"hierarchical: the last two of {depth} stages"
+
+
+def check_indices(indices: Sequence[int], feature_info: Sequence[dict[str, Any]], name: str) -> None:
+    """Make sure that the user's indices exist.
+
+    Raises:
+        UserError: If one does not; says which exist.
+    """
+    for index in indices:
+        if not 0 <= index < len(feature_info):
+            raise UserError(
+                f"student_maps: {name} has no map {index}; its maps are 0 to {len(feature_info) - 1}, "
+                "or name two of its modules"
+            )
 
 
 def stem_norm(student: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,37 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape, StudentOutputs
 from scalekd.models.build import ImageModel
-from scalekd.models.pairing import map_indices, stem_norm
+from scalekd.models.maps import IntermediatesReader, ModuleReader, Reader, candidates
+from scalekd.models.pairing import check_indices, map_indices, stem_norm
 
 
 class Student(ImageModel):
-    """Any timm model with `forward_intermediates`; unchanged by distillation.
+    """Any timm model with `forward_intermediates`, or any module whose two maps are named; unchanged by distillation.
 
     Args:
-        model: A timm name, a weights file written by scalekd, or a timm module.
+        model: A timm name, `torchvision:NAME`, `python:module.callable`, a weights file of scalekd's, or a module.
+        maps: S_prev and S_last: indices of a timm model's maps, or names of submodules (see `ModuleReader` for what
+            they may give). By default timm models choose as the paper does (see `map_indices`).
         num_classes: Width of the head; by default the weights' or the architecture's own.
         weights: A safetensors file to start from.
         resolution: Image side in pixels; by default the architecture's own.
-        pretrained: Whether to start from timm's hub weights.
-        model_args: Further arguments of `timm.create_model`.
+        pretrained: Whether to start from the hub's weights.
+        model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
+
+    Attributes:
+        maps: Shapes of (S_prev, S_last).
+        maps_reason: Which maps these are and why, for people.
+        stem_norm: Norm of CAP's stem for this student.
 
     Raises:
-        UserError: If the name is unknown, the weights do not fit, or the model offers no feature maps.
+        UserError: If the name is unknown, the weights do not fit, or the model gives no such maps or no logits.
     """
 
     def __init__(
         self,
         model: str | Path | nn.Module,
         *,
+        maps: Sequence[int | str] | None = None,
         num_classes: int | None = None,
         weights: str | Path | None = None,
         resolution: int | None = None,
@@ -47,22 +57,44 @@ class Student(ImageModel):
             pretrained=pretrained,
             **model_args,
         )
-        if not hasattr(self.model, "forward_intermediates"):
-            raise UserError(f"student: {self.name} offers no feature maps (timm's forward_intermediates)")
-        self._indices = map_indices(self.model.feature_info, self.name)
+        self._reader, self.maps_reason = self._choose_reader(maps)
         self.maps = self._measure()
         self.stem_norm = stem_norm(self.model)
 
+    def _choose_reader(self, maps: Sequence[int | str] | None) -> tuple[Reader, str]:
+        if maps is not None and len(maps) != 2:
+            raise UserError(f"student_maps: two are needed, S_prev and S_last, not {len(maps)}")
+        names = [str(name) for name in maps or ()]
+        if names and any(not isinstance(name, int) for name in maps or ()):
+            return ModuleReader(self.model, names, self.name), f"as named: {names[0]} and {names[1]}"
+        if not hasattr(self.model, "forward_intermediates"):
+            found = candidates(self.model, lambda: self.model.eval()(self.prepare(self._blank())))
+            raise UserError(
+                f"student_maps: name the two modules of {self.name} that give S_prev and S_last; "
+                f"those that could: {', '.join(found) or 'none'}"
+            )
+        if maps is None:
+            indices, reason = map_indices(self.model.feature_info, self.name)
+            return IntermediatesReader(self.model, indices), reason
+        indices = [int(index) for index in maps]
+        check_indices(indices, self.model.feature_info, self.name)
+        return IntermediatesReader(self.model, indices), f"as given: maps {indices[0]} and {indices[1]}"
+
+    def _blank(self) -> Tensor:
+        """One empty image of this student's size."""
+        parameter = next(self.model.parameters())
+        return torch.zeros(1, 3, self.resolution, self.resolution, device=parameter.device)
+
     def _measure(self) -> tuple[MapShape, MapShape]:
-        """Shapes of the two maps, from one forward of an empty image."""
+        """Shapes of the two maps, from one forward of an empty image; also finds the number of classes if unknown."""
         training = self.model.training
         with torch.no_grad():
-            device = next(self.model.parameters()).device
-            outputs = self.eval()(torch.zeros(1, 3, self.resolution, self.resolution, device=device))
+            outputs = self.eval()(self._blank())
         self.train(training)
+        if not hasattr(self.model, "num_classes"):
+            self.num_classes = outputs.logits.shape[1]
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])
 
     def forward(self, images: Tensor) -> StudentOutputs:
         """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""
-        final, (previous, last) = self.model.forward_intermediates(self.prepare(images), indices=self._indices)
-        return StudentOutputs(previous=previous, last=last, logits=self.model.forward_head(final))
+        return self._reader(self.prepare(images))

@@ -8,9 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape, TeacherOutputs
 from scalekd.models.build import ImageModel
-from scalekd.models.families import family_of
+from scalekd.models.families import TAIL_BLOCKS, family_of
 from scalekd.models.pairing import paper_heads
 
 
@@ -22,12 +23,13 @@ class Teacher(ImageModel):
         weights: A safetensors file for a timm name, instead of its hub weights.
         num_classes: Width of the head; by default what the weights have.
         resolution: Image side in pixels it sees; images of another size are resized (bicubic, antialiased).
-        tail_blocks: Blocks in the tail of a plain ViT.
+        tail_blocks: Blocks in the tail of an isotropic teacher (ViT, BEiT, EVA, ...); a Swin's is its last stage.
         pretrained: False for random weights.
         model_args: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: If the name is unknown, the weights do not fit, or the model is no vision transformer.
+        UserError: If the name is unknown, the weights do not fit, the model has no patch tokens or not at this
+            resolution.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Teacher(ImageModel):
         weights: str | Path | None = None,
         num_classes: int | None = None,
         resolution: int | None = None,
-        tail_blocks: int = 2,
+        tail_blocks: int = TAIL_BLOCKS,
         pretrained: bool = True,
         **model_args: Any,
     ) -> None:
@@ -50,8 +52,18 @@ class Teacher(ImageModel):
             **model_args,
         )
         self._family = family_of(self.model, self.name, tail_blocks)
+        self._check_resolution()
         self.requires_grad_(False)
         self.train(False)
+
+    def _check_resolution(self) -> None:
+        patch = int(self.model.patch_embed.feat_ratio())
+        if self.resolution % patch:
+            lower = self.resolution // patch * patch
+            raise UserError(
+                f"teacher_resolution: {self.name} has patches of {patch} pixels, which {self.resolution} pixels are no "
+                f"multiple of; use {lower or patch} or {lower + patch}"
+            )
 
     @property
     def tokens(self) -> MapShape:

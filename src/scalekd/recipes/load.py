@@ -1,7 +1,8 @@
-"""Recipes on disk: YAML files, those shipped by name."""
+"""Recipes on disk: YAML files that may build on one another, those shipped by name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,43 +10,114 @@ from typing import Any
 import yaml
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.recipes.schema import Recipe, validate
+from scalekd.recipes.schema import Recipe, has_key, methods_with, validate
+
+BASE = "base"
+_RATES = ("lr", "min_lr", "warmup_lr")
+_STRATEGIES = "strategies/"
 
 
 def names() -> list[str]:
-    """Names of the shipped recipes."""
-    files = (file.name for file in resources.files(__package__).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+    """Names of the shipped recipes; the strategies that they build on are not among them."""
+    return [name for name in _shipped() if not name.startswith(_STRATEGIES)]
 
 
-def load(recipe: str | Path | None, overrides: dict[str, Any]) -> Recipe:
+def load(
+    recipe: str | Path | Mapping[str, Any] | None,
+    overrides: dict[str, Any],
+    say: Callable[[str], object] = lambda _line: None,
+) -> Recipe:
     """Read a recipe and lay the overrides on top.
 
+    A recipe's `base` names another one, whose keys it takes over where it does not set them itself. Keys that the
+    chosen method does not have fall away where a base or recipe brought them along, and are an error where they were
+    set for that method. Another `batch` than the recipe's scales its learning rates linearly, unless `lr` is given
+    too.
+
     Args:
-        recipe: A shipped recipe's name or a YAML file; None for the defaults.
-        overrides: Keys that win over the file's.
+        recipe: A shipped recipe's name, a YAML file, or keys; None for the defaults.
+        overrides: Keys that win over the recipe's.
+        say: Called with a line for each thing that was derived.
 
     Raises:
         UserError: If there is no such recipe, the file is no YAML mapping, or a key or value is wrong.
     """
-    keys: dict[str, Any] = {} if recipe is None else _read(str(recipe))
-    source = "recipe" if recipe is None else f"recipe {recipe}"
-    return validate(keys | overrides, source)
+    if recipe is None or isinstance(recipe, Mapping):
+        keys, source = dict(recipe or {}), "recipe"
+    else:
+        keys, source = _resolve(str(recipe), ()), f"recipe {recipe}"
+    return validate(_scale_rates(keys, overrides, say) | _lay(keys, overrides, source), source)
+
+
+def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
+    """Lay keys on top of others; see `load` for keys that a method does not have.
+
+    Raises:
+        UserError: If `above` sets a key that the resulting method does not have.
+    """
+    keys = below | above
+    method = keys.get("method", Recipe.model_fields["method"].default)
+    foreign = [key for key in above if not has_key(method, key)]
+    if foreign:
+        key = foreign[0]
+        raise UserError(f"{source}: {key} is no key of method {method} ({methods_with(key)} has it); leave it out")
+    return {key: value for key, value in keys.items() if has_key(method, key)}
+
+
+def _scale_rates(keys: dict[str, Any], overrides: dict[str, Any], say: Callable[[str], object]) -> dict[str, Any]:
+    """The recipe's learning rates for another batch than its own."""
+    try:
+        old, new = int(keys["batch"]), int(overrides["batch"])
+        if "lr" in overrides or new == old or new < 1:
+            return {}
+        scaled = {rate: float(keys[rate]) * new / old for rate in _RATES if rate in keys and rate not in overrides}
+    except (KeyError, TypeError, ValueError):  # nothing to scale, or the validation will say what is wrong
+        return {}
+    if scaled:
+        rates = ", ".join(f"{rate} {float(keys[rate]):g} -> {value:g}" for rate, value in scaled.items())
+        say(f"batch {new} instead of the recipe's {old}: learning rates scaled linearly ({rates})")
+    return scaled
+
+
+def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of a recipe on top of those of its base."""
+    if recipe in seen:
+        raise UserError(f"recipe {recipe}: is its own base ({' -> '.join((*seen, recipe))})")
+    keys = _read(recipe)
+    base = keys.pop(BASE, None)
+    if base is None:
+        return _lay({}, keys, f"recipe {recipe}")
+    if not isinstance(base, str):
+        raise UserError(f"recipe {recipe}: {BASE} must name a recipe or a .yaml file (got {base!r})")
+    if base.endswith((".yaml", ".yml")):
+        base = str(Path(recipe).parent / base)
+    return _lay(_resolve(base, (*seen, recipe)), keys, f"recipe {recipe}")
+
+
+def _shipped() -> dict[str, Any]:
+    """Every shipped file by its name, strategies included."""
+    root = resources.files(__package__)
+    found = {
+        f"{folder}{file.name.removesuffix('.yaml')}": file
+        for folder, place in [("", root)] + [(f"{p.name}/", p) for p in root.iterdir() if p.is_dir()]
+        for file in place.iterdir()
+        if file.name.endswith(".yaml")
+    }
+    return dict(sorted(found.items()))
 
 
 def _read(recipe: str) -> dict[str, Any]:
-    shipped = resources.files(__package__) / f"{recipe}.yaml"
-    path = Path(recipe)
+    path, shipped = Path(recipe), _shipped()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"recipe: no such file: {recipe}")
         text = path.read_text(encoding="utf-8")
-    elif shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
+    elif recipe in shipped:
+        text = shipped[recipe].read_text(encoding="utf-8")
     else:
         raise UserError(
-            f"recipe: no recipe {recipe!r}{did_you_mean(recipe, names())}; shipped are {', '.join(names())}, "
-            "anything else must be a .yaml file"
+            f"recipe: no recipe {recipe!r}{did_you_mean(recipe, names())} "
+            "(`scalekd recipes` lists those shipped); anything else must be a .yaml file"
         )
     try:
         keys = yaml.safe_load(text) or {}
@@ -56,6 +128,11 @@ def _read(recipe: str) -> dict[str, Any]:
     return keys
 
 
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Every key that the recipe's method has, as plain values."""
+    return {key: value for key, value in recipe.model_dump(mode="json").items() if has_key(recipe.method, key)}
+
+
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every key spelt out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    """The resolved recipe as YAML, every key of its method spelt out."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False)

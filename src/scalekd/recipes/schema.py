@@ -5,14 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scalekd.errors import UserError, did_you_mean
+from scalekd.method.objective import STAGES, check_parts
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Undecayed = Literal["norm", "bias", "position", "class_token"]
+# A map's index or, with any letter in it, a module's name; the command line gives both as text.
+Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
 
+
+# Keys of some methods only; all others are every method's (a teacher that method none does not read does no harm).
+_LOGITS = {"kd", "dist", "ofa", "fd", "scalekd"}
+_METHODS_OF: dict[str, set[str]] = {
+    "views": {"scalekd"},
+    "alpha_spatial": {"scalekd", "fd"},
+    "alpha_frequency": {"scalekd"},
+    "tpp": {"scalekd"},
+    "stages": {"scalekd"},
+    "query": {"scalekd"},
+    "heads": {"scalekd"},
+    "softmax_scale": {"scalekd"},
+    "stem": {"scalekd"},
+    "stem_norm": {"scalekd"},
+    "tail_blocks": {"scalekd"},
+    "logit_weight": _LOGITS,
+    "temperature": _LOGITS,
+    "dist_inter": {"dist"},
+    "dist_intra": {"dist"},
+    "ofa_gamma": {"ofa"},
+}
 
 # Arguments of timm.create_model that other keys or the data decide.
 _FIXED_ARGS = {"num_classes", "pretrained", "weights", "resolution", "checkpoint_path"}
@@ -27,8 +52,9 @@ class Keys(BaseModel):
 class MethodKeys(Keys):
     """Method."""
 
-    method: Literal["none", "kd", "fd", "scalekd"] = "scalekd"
-    """none: labels only. kd: labels and logits. fd: labels and last-stage features. scalekd: the whole method."""
+    method: Literal["none", "kd", "dist", "ofa", "fd", "scalekd"] = "scalekd"
+    """What joins the labels. none: nothing. kd: logits. dist: relations of logits. ofa: logits, for two stages too.
+    fd: last-stage features. scalekd: the whole method."""
     views: tuple[Literal["spatial", "frequency"], ...] = ("spatial", "frequency")
     """Views that DFM compares."""
     alpha_spatial: NonNegative = 0.08
@@ -37,16 +63,28 @@ class MethodKeys(Keys):
     """Weight of the frequency view (alpha_f)."""
     tpp: bool = True
     """Whether proxies pass through the teacher's own tail (TPP)."""
+    stages: tuple[Literal["previous", "last"], ...] | None = None
+    """Student stages that are compared: previous (by the proxies), last. Default: both with TPP, last without."""
     query: Literal["proxy", "learned"] | None = None
     """Query of the student path: proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
     heads: tuple[Positive, Positive] | None = None
     """Attention heads of CAP_prev and CAP_last. Default: the paper's for the teacher."""
     softmax_scale: float = Field(default=5.0, gt=0)
     """Factor on CAP's attention logits."""
+    stem: Literal["conv3x3", "conv1x1", "none"] = "conv3x3"
+    """CAP's stem on the student's map."""
+    stem_norm: Literal["batchnorm", "layernorm2d"] | None = None
+    """Norm in CAP's stem. Default: layernorm2d for students that use it themselves (ConvNeXt), otherwise batchnorm."""
     logit_weight: Fraction | None = None
-    """Weight of the logit term (lambda); the task term has the rest. Default: 0.5 for kd and scalekd, 0 for fd."""
+    """Weight of the logit terms (lambda); the task term has the rest. Default: 0.5, for fd 0."""
     temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the logit term (tau)."""
+    """Temperature of the logit terms (tau)."""
+    dist_inter: NonNegative = 1.0
+    """Weight of dist's inter-class relation (its beta)."""
+    dist_intra: NonNegative = 1.0
+    """Weight of dist's intra-class relation (its gamma)."""
+    ofa_gamma: float = Field(default=1.5, ge=1)
+    """Exponent of ofa's target enhancement (its gamma); 1 switches it off."""
     task_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -64,8 +102,8 @@ class TeacherKeys(Keys):
     """Further arguments of timm.create_model, as YAML: '{global_pool: avg}'."""
     teacher_resolution: Positive | None = None
     """Image side in pixels the teacher sees (images are resized). Default: its weights' or architecture's own."""
-    tail_blocks: Positive = 2
-    """Blocks in the tail of a plain ViT teacher."""
+    tail_blocks: Positive | None = None
+    """Blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is fixed."""
     check_teacher: bool = True
     """Whether a teacher near chance on the validation images is an error."""
 
@@ -74,13 +112,15 @@ class StudentKeys(Keys):
     """Student."""
 
     student: str | None = None
-    """timm name, or a weights file written by scalekd."""
+    """timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd."""
+    student_maps: tuple[Map, Map] | None = None
+    """Maps S_prev and S_last: indices (timm) or module names. Default: the paper's choice for timm models."""
     student_weights: Path | None = None
     """safetensors file to start from."""
     student_pretrained: bool = False
-    """Whether to start from timm's hub weights."""
+    """Whether to start from the hub's weights."""
     student_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm.create_model, as YAML: '{drop_path_rate: 0.05}'."""
+    """Further arguments of timm.create_model (or what else builds it), as YAML: '{drop_path_rate: 0.05}'."""
 
 
 class DataKeys(Keys):
@@ -92,6 +132,11 @@ class DataKeys(Keys):
     """Name of the training split's folder."""
     val_split: str = "val"
     """Name of the validation split's folder."""
+    unlabelled_split: str = "unlabelled"
+    """Name of a folder of images without labels (in any subfolders); used beside the training split where it exists."""
+    labels: Literal["folders", "none"] = "folders"
+    """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
+    split if there is one."""
     resolution: Positive = 224
     """Image side in pixels the student is trained and evaluated at."""
     crop_fraction: float = Field(default=0.875, gt=0, le=1)
@@ -124,15 +169,15 @@ class OptimisationKeys(Keys):
     batch: Positive = 256
     """Global batch: images an optimiser step."""
     micro_batch: Positive | None = None
-    """Images at once; gradients of the rest of the batch are accumulated. Default: the whole batch."""
+    """Images at once; gradients of the rest of the batch are accumulated. Default: as many as fit into memory."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     """Optimiser, timm's. sgd is without Nesterov's look-ahead; lamb first scales gradients to norm 1 itself."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate at the global batch."""
     weight_decay: NonNegative = 0.05
     """Weight decay."""
-    decay_all: bool = False
-    """Whether norms, biases and position embeddings decay too."""
+    no_decay: tuple[Undecayed, ...] = ("norm", "bias", "position", "class_token")
+    """Kinds of parameters that do not decay; leave it empty and all do."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -158,6 +203,8 @@ class RunKeys(Keys):
     """Seed of everything random."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
+    sync_batchnorm: bool = False
+    """Whether batch norm takes its statistics over all devices; no difference on one."""
     channels_last: bool = True
     """Whether the student's convolutions use the channels-last layout."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -173,14 +220,21 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.query == "proxy" and not self.tpp:
-            raise ValueError("query: proxy needs tpp, which makes the proxies; leave query out or set it to learned")
+        if self.method == "none" and self.labels == "none":
+            raise ValueError("labels: method none learns from labels only; choose another method or give labels")
+        if self.method == "scalekd":
+            query = self.query or ("proxy" if self.tpp else "learned")
+            check_parts(tpp=self.tpp, stages=self.stages or (STAGES if self.tpp else ("last",)), query=query)
         for key, args in (("teacher_args", self.teacher_args), ("student_args", self.student_args)):
             fixed = sorted(args.keys() & _FIXED_ARGS)
             if fixed:
                 raise ValueError(f"{key}: {fixed[0]} cannot be given here; it follows the data or is a key of its own")
-        if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError("views: give spatial, frequency or both, each once")
+        if not self.views:
+            raise ValueError("views: give spatial, frequency or both")
+        for key in ("views", "stages", "no_decay"):
+            values = getattr(self, key) or ()
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: give each value once")
         if (self.mixup or self.cutmix) and (self.micro_batch or self.batch) % 2:
             raise ValueError("mixup: mixes pairs; give an even batch (and micro_batch)")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -198,6 +252,16 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
 
 
 GROUPS: tuple[type[Keys], ...] = (MethodKeys, TeacherKeys, StudentKeys, DataKeys, OptimisationKeys, RunKeys)
+
+
+def has_key(method: object, key: str) -> bool:
+    """Whether a method has a key."""
+    return key not in _METHODS_OF or method in _METHODS_OF[key]
+
+
+def methods_with(key: str) -> str:
+    """The methods that have a key, for messages."""
+    return ", ".join(sorted(_METHODS_OF[key]))
 
 
 def validate(keys: dict[str, Any], source: str = "recipe") -> Recipe:

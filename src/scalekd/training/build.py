@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 
 from scalekd.errors import UserError
-from scalekd.method import FeatureDistillation, LogitDistillation, Method, ScaleKD, Supervised
+from scalekd.method import (
+    FeatureDistillation,
+    LogitDistillation,
+    LogitSpaceDistillation,
+    Method,
+    RelationalDistillation,
+    ScaleKD,
+    Supervised,
+)
 from scalekd.method.objective import TaskLoss
 from scalekd.models import Student, Teacher
+from scalekd.models.families import TAIL_BLOCKS
 from scalekd.recipes import Recipe
 
 
-def build_teacher(recipe: Recipe, classes: tuple[str, ...]) -> Teacher:
+def build_teacher(recipe: Recipe, classes: tuple[str, ...] | None = None, *, pretrained: bool = True) -> Teacher:
     """The recipe's teacher.
 
+    Args:
+        recipe: The run's settings.
+        classes: Class names of the data, which the logits must stand for if they are used; None where unknown.
+        pretrained: False for random weights where no file is given.
+
     Raises:
-        UserError: If none is named, or the logit term is wanted and the head has other classes than the data.
+        UserError: If none is named, it does not fit the settings, or its logits are wanted and are for other classes.
     """
     if recipe.teacher is None:
         raise UserError(f"teacher: method {recipe.method} needs one; give --teacher (a timm name or a weights file)")
@@ -25,19 +41,30 @@ def build_teacher(recipe: Recipe, classes: tuple[str, ...]) -> Teacher:
         recipe.teacher,
         weights=recipe.teacher_weights,
         resolution=recipe.teacher_resolution,
-        tail_blocks=recipe.tail_blocks,
+        tail_blocks=recipe.tail_blocks or TAIL_BLOCKS,
+        pretrained=pretrained,
         **recipe.teacher_args,
     )
-    if logit_weight(recipe):
-        try:
-            teacher.check_classes(classes)
-        except UserError as error:
-            raise UserError(f"{error}; or set logit_weight to 0 to learn from its features only") from None
+    if recipe.tail_blocks is not None and teacher.tail_input != teacher.tokens:
+        raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
+    if classes is not None and logit_weight(recipe):
+        _check_logits(teacher, classes)
     return teacher
 
 
+def _check_logits(teacher: Teacher, classes: tuple[str, ...]) -> None:
+    """Make sure that the teacher's logits stand for these classes, or, where none are known, that it has any."""
+    try:
+        if classes:
+            teacher.check_classes(classes)
+        elif not teacher.num_classes:
+            raise UserError(f"model: {teacher.name} has no head; `scalekd adapt` fits one")
+    except UserError as error:
+        raise UserError(f"{error}; or set logit_weight to 0 to learn from its features only") from None
+
+
 def logit_weight(recipe: Recipe) -> float:
-    """The recipe's lambda: 0.5 for kd and scalekd and 0 for fd and none where it is left open."""
+    """The recipe's lambda: 0.5 where it is left open, but 0 for fd and none."""
     if recipe.method == "none":
         return 0.0
     if recipe.logit_weight is not None:
@@ -55,6 +82,7 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
         raise UserError("student: none is named; give --student (a timm name such as resnet50d)")
     student = Student(
         recipe.student,
+        maps=recipe.student_maps,
         num_classes=num_classes,
         weights=recipe.student_weights,
         resolution=recipe.resolution,
@@ -86,34 +114,38 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
         UserError: If the settings do not fit the pair.
     """
     loss = task_loss(recipe)
-    if recipe.method == "none":
+    if teacher is None:
         return Supervised(student, task_loss=loss)
-    assert teacher is not None
-    weight = logit_weight(recipe)
-    if recipe.method == "kd":
-        return LogitDistillation(teacher, student, logit_weight=weight, temperature=recipe.temperature, task_loss=loss)
-    if recipe.method == "fd":
-        return FeatureDistillation(
-            teacher,
-            student,
-            alpha=recipe.alpha_spatial,
-            logit_weight=weight,
-            temperature=recipe.temperature,
-            task_loss=loss,
-        )
-    alpha = {"spatial": recipe.alpha_spatial, "frequency": recipe.alpha_frequency}
+    shared: dict[str, Any] = {
+        "logit_weight": logit_weight(recipe),
+        "temperature": recipe.temperature,
+        "task_loss": loss,
+    }
     try:
+        match recipe.method:
+            case "kd":
+                return LogitDistillation(teacher, student, **shared)
+            case "dist":
+                return RelationalDistillation(
+                    teacher, student, beta=recipe.dist_inter, gamma=recipe.dist_intra, **shared
+                )
+            case "ofa":
+                return LogitSpaceDistillation(teacher, student, gamma=recipe.ofa_gamma, **shared)
+            case "fd":
+                return FeatureDistillation(teacher, student, alpha=recipe.alpha_spatial, **shared)
+        alpha = {"spatial": recipe.alpha_spatial, "frequency": recipe.alpha_frequency}
         return ScaleKD(
             teacher,
             student,
             alpha={view: alpha[view] for view in recipe.views},
             tpp=recipe.tpp,
+            stages=recipe.stages,
             query=recipe.query,
             heads=recipe.heads,
             softmax_scale=recipe.softmax_scale,
-            logit_weight=weight,
-            temperature=recipe.temperature,
-            task_loss=loss,
+            stem=recipe.stem,
+            stem_norm=recipe.stem_norm,
+            **shared,
         )
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error

@@ -26,10 +26,13 @@ class Keeper(Callback):
     Args:
         folder: Where to.
         classes: Class names for the student's card.
+        interval: Micro-batches between validations.
+        validates: Whether there is a validation; without one it writes when one would be.
     """
 
-    def __init__(self, folder: RunFolder, classes: tuple[str, ...]) -> None:
+    def __init__(self, folder: RunFolder, classes: tuple[str, ...], *, interval: int, validates: bool) -> None:
         self._folder, self._classes = folder, classes
+        self._interval, self._validates = interval, validates
         self._asked_to_stop = False
         self._former: Any = None
 
@@ -52,9 +55,12 @@ class Keeper(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        before_validation = (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
-        if self._asked_to_stop and stepped and not before_validation:
+        at_interval = (batch_idx + 1) % self._interval == 0
+        if at_interval and self._validates:
+            return  # the validation comes next
+        if at_interval or (self._asked_to_stop and stepped):
             self._save(trainer, pl_module, None)
+        if self._asked_to_stop and stepped:
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

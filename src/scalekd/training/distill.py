@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from scalekd.data import (
     CorruptImages,
     ReplayDataset,
+    Split,
     TrainingStream,
     evaluation_loader,
     evaluation_transform,
+    read_label_free,
     read_splits,
+    read_unlabelled,
     training_loader,
     training_transform,
 )
@@ -35,7 +38,7 @@ from scalekd.method import ScaleKD
 from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.build import build_method, build_student, build_teacher, logit_weight
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
 from scalekd.training.logs import JsonLinesLogger
@@ -66,7 +69,7 @@ def distill(
         UserError: For any wrong input.
         Interrupted: If the user stopped the run; the checkpoint is written.
     """
-    _quieten_lightning()
+    quieten_lightning()
     run = _Run(recipe, RunFolder(output), console or Console(stderr=True))
     run.folder.check(recipe, resume=resume, overwrite=overwrite)
     run.build()
@@ -88,8 +91,8 @@ class _Run:
         recipe = self.recipe
         if recipe.data is None:
             raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
-        self.train, self.val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
-        self.classes = self.train.classes
+        self.train, self.val = _read_data(recipe, recipe.data)
+        self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
         self.accumulate = _accumulation(recipe, len(self.train))
@@ -100,7 +103,8 @@ class _Run:
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         # Seeded here and again below, so that all methods start from the same student.
         seed_everything(recipe.seed, verbose=False)
-        self.student = build_student(recipe, len(self.classes))
+        self.student = build_student(recipe, self._head_width())
+        self.measured = len(self.val) > 0 and self.student.num_classes > 0
         seed_everything(recipe.seed, verbose=False)
         self.method = build_method(recipe, self.teacher, self.student)
         self.training_transform = training_transform(
@@ -118,6 +122,12 @@ class _Run:
         if recipe.channels_last:
             self.student.model.to(memory_format=torch.channels_last)
 
+    def _head_width(self) -> int:
+        """Classes of the student's head; 0, for no head, where nothing would train it."""
+        if self.recipe.labels == "none" and not logit_weight(self.recipe):
+            return 0
+        return len(self.classes) or (self.teacher.num_classes if self.teacher else 0)
+
     def say(self, text: str) -> None:
         """Print text as it is, file names with brackets included."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -126,12 +136,15 @@ class _Run:
         """Print the plan, and measure the teacher where it has the data's classes."""
         self.say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
+        unlabelled = f" ({self.train.unlabelled} without label)" if self.train.unlabelled else ""
         self.say(
-            f"data      {len(self.train)} training and {len(self.val)} validation images, "
+            f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
+        if not self.measured:
+            self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
         self.teacher_accuracy = None
-        if self.teacher is not None and self.teacher.num_classes == len(self.classes):
+        if self.measured and self.teacher is not None and self.teacher.num_classes == len(self.classes):
             self.teacher_accuracy = self._check_teacher(self.teacher)
             self.say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
 
@@ -193,17 +206,20 @@ class _Run:
         trainer.fit(
             module,
             training_loader(dataset, stream, recipe.workers),
-            self.val_loader,
+            self.val_loader if self.measured else None,
             ckpt_path=folder.checkpoint if resume else None,
             weights_only=True,
         )
         accuracies = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
-        if not accuracies:  # resumed after its last step
+        if not self.measured:
+            module.final_student.save(folder.student, self.classes)
+        elif not accuracies:  # resumed after its last step
             measured = self._measure(lambda images: module.final_student(images).logits, module.eval().to(self.device))
             accuracies = {"top1": measured.top1} | ({} if measured.top5 is None else {"top5": measured.top5})
             module.final_student.save(folder.student, self.classes, round(measured.top1, 2))
         result = {
             "method": recipe.method,
+            "top1": None,
             **accuracies,
             "teacher_top1": None if self.teacher_accuracy is None else self.teacher_accuracy.top1,
             "samples": trainer.global_step * recipe.batch,
@@ -220,6 +236,7 @@ class _Run:
 
     def _trainer(self) -> Trainer:
         recipe, folder = self.recipe, self.folder
+        interval = self.steps * self.accumulate * recipe.validate_every
         return Trainer(
             accelerator=self.device.type,
             devices=1,
@@ -228,7 +245,9 @@ class _Run:
             # The whole run is one stream of batches (see TrainingStream): Lightning counts steps, not epochs.
             max_steps=self.steps * recipe.epochs,
             max_epochs=-1,
-            val_check_interval=self.steps * self.accumulate * recipe.validate_every,
+            val_check_interval=interval if self.measured else None,
+            limit_val_batches=None if self.measured else 0,
+            sync_batchnorm=recipe.sync_batchnorm,
             check_val_every_n_epoch=None,
             gradient_clip_val=recipe.clip,
             num_sanity_val_steps=0,
@@ -239,10 +258,22 @@ class _Run:
             logger=[JsonLinesLogger(folder.metrics), TensorBoardLogger(folder.path, name="tensorboard", version="")],
             callbacks=[
                 Display(self.console, batch=recipe.batch, steps_per_epoch=self.steps, epochs=recipe.epochs),
-                Keeper(folder, self.classes),
+                Keeper(folder, self.classes, interval=interval, validates=self.measured),
             ],
             default_root_dir=folder.path,
         )
+
+
+def _read_data(recipe: Recipe, data: Path) -> tuple[Split, Split]:
+    """Training and validation images as the recipe's `labels` wants them."""
+    if recipe.labels == "none":
+        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
+    train, val = read_splits(data, recipe.train_split, recipe.val_split)
+    if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
+        train = train + read_unlabelled(data, recipe.unlabelled_split)
+        if recipe.mixup or recipe.cutmix:
+            raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
+    return train, val
 
 
 def _accumulation(recipe: Recipe, training_images: int) -> int:
@@ -272,7 +303,7 @@ def _read_step(checkpoint: Path) -> int:
         ) from error
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Leave to our own lines what Lightning would say."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for message in (

@@ -16,7 +16,7 @@ import yaml
 
 import scalekd
 from scalekd.errors import UserError
-from scalekd.recipes import Recipe, dump
+from scalekd.recipes import Recipe, dump, resolved
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
@@ -109,7 +109,7 @@ class RunFolder:
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def _check_same(self, recipe: Recipe) -> None:
-        stored, wanted = self.stored_keys(), recipe.model_dump(mode="json")
+        stored, wanted = self.stored_keys(), resolved(recipe)
         changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]

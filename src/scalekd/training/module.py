@@ -41,7 +41,7 @@ class DistillationModule(LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.ema = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
         num_classes = method.student.num_classes
-        self.metrics = accuracy_metrics(num_classes)
+        self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
         self.mixup = None
         if recipe.mixup or recipe.cutmix:
             self.mixup = Mixup(
@@ -61,8 +61,9 @@ class DistillationModule(LightningModule):
         # Mixup, dropout and drop path draw from (seed, batch), so that a resumed run draws the same.
         with seeded(self.recipe.seed, batch_idx):
             if self.mixup is not None:
-                images, labels = self.mixup(images, labels)
-            losses: Losses = self.method(images, labels)
+                # Without labels the images are mixed all the same: teacher and student see the same mixture.
+                images, labels = self.mixup(images, labels.clamp(min=0))
+            losses: Losses = self.method(images, None if self.recipe.labels == "none" else labels)
         total = losses.total
         if not torch.isfinite(total):
             bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
@@ -99,6 +100,7 @@ class DistillationModule(LightningModule):
             self.ema.update(self.method.student)
 
     def on_validation_epoch_start(self) -> None:
+        assert self.metrics is not None
         self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -111,9 +113,11 @@ class DistillationModule(LightningModule):
                 f"student: its logits are NaN or infinite after step {self.global_step}; "
                 f"the last checkpoint is kept. {_MEND}"
             )
+        assert self.metrics is not None
         self.metrics.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
+        assert self.metrics is not None
         accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}
         self.log_dict(accuracies, logger=False)
         self._log(accuracies, self.global_step)

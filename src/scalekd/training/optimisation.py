@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -12,31 +12,51 @@ from torch.optim import Optimizer
 
 from scalekd.recipes import Recipe
 
+_CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
+
 
 def build_optimizer(recipe: Recipe, module: nn.Module) -> Optimizer:
-    """One optimiser for student and projectors.
-
-    Norms, biases, position embeddings and what the student's architecture names (timm's `no_weight_decay`) do not
-    decay, unless the recipe sets `decay_all`.
-    """
+    """One optimiser for student and projectors; the kinds of parameters in the recipe's `no_decay` do not decay."""
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
-    parameters: Any = [p for p in module.parameters() if p.requires_grad]
-    if recipe.weight_decay and not recipe.decay_all:
-        parameters = param_groups_weight_decay(module, recipe.weight_decay, no_weight_decay_list=undecayed(module))
+    kinds = parameter_kinds(module)
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[kinds[parameter_name] not in recipe.no_decay].append(parameter)
+    parameters = [
+        {"params": group, "weight_decay": recipe.weight_decay if decays else 0.0}
+        for decays, group in groups.items()
+        if group
+    ]
     optimizer: Optimizer = create_optimizer_v2(
         parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
     return optimizer
 
 
-def undecayed(module: nn.Module) -> set[str]:
-    """Names of parameters with more than one axis that are not to decay."""
-    names = {name for name, _ in module.named_parameters() if name.endswith("pos_embed")}
+def parameter_kinds(module: nn.Module) -> dict[str, str]:
+    """What each parameter is: `norm` (or another scale of one axis), `bias`, `position`, `class_token`, `weight`.
+
+    Positions are CAP's position embeddings and what timm's `no_weight_decay` of an architecture names, such as
+    relative-position tables.
+    """
+    positions = {name for name, _ in module.named_parameters() if name.endswith("pos_embed")}
     for prefix, child in module.named_modules():
         if hasattr(child, "no_weight_decay"):
-            names |= {f"{prefix}.{name}" for name in child.no_weight_decay()}
-    return names
+            positions |= {f"{prefix}.{name}" if prefix else name for name in child.no_weight_decay()}
+
+    def kind(name: str, parameter: nn.Parameter) -> str:
+        leaf = name.rpartition(".")[2]
+        if leaf in _CLASS_TOKENS:
+            return "class_token"
+        if name in positions:
+            return "position"
+        if parameter.ndim > 1:
+            return "weight"
+        return "bias" if leaf.endswith("bias") else "norm"
+
+    return {name: kind(name, parameter) for name, parameter in module.named_parameters()}
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:

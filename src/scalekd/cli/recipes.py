@@ -1,0 +1,45 @@
+"""`scalekd recipes`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scalekd.recipes import dump, load, names, resolved
+
+recipes = typer.Typer(help="List the shipped recipes, or show one.", invoke_without_command=True)
+_SHOWN = ("teacher", "student", "optimizer", "batch", "lr", "epochs")
+
+
+@recipes.callback()
+def list_recipes(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print names and keys as JSON.")] = False,
+) -> None:
+    """List the shipped recipes; `distill --recipe NAME` runs one, `distill --recipe NAME --check` tries it out."""
+    if context.invoked_subcommand is not None:
+        return
+    keys = {name: resolved(load(name, {})) for name in names()}
+    if as_json:
+        typer.echo(json.dumps([{"name": name} | own for name, own in keys.items()]))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", *_SHOWN):
+        table.add_column(column, no_wrap=True)
+    for name, own in keys.items():
+        table.add_row(name, *("" if own[key] is None else f"{own[key]}" for key in _SHOWN))
+    Console(width=200).print(table)
+
+
+@recipes.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Print a recipe fully resolved: its bases merged, every key of its method spelt out."""
+    recipe = load(name, {})
+    typer.echo(json.dumps(resolved(recipe)) if as_json else dump(recipe), nl=as_json)

@@ -1,0 +1,131 @@
+"""Reading two feature maps and the logits from one forward of any student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import isqrt
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scalekd.errors import UserError, did_you_mean
+from scalekd.method.outputs import StudentOutputs
+
+# More leading tokens than this are no class and register tokens.
+_MOST_PREFIX_TOKENS = 16
+
+
+class Reader(Protocol):
+    """Prepared images `[B, 3, h, w]` -> both maps `[B, C, h, w]` and the logits, from one forward."""
+
+    def __call__(self, images: Tensor) -> StudentOutputs: ...
+
+
+class IntermediatesReader:
+    """Maps by their index, through timm's `forward_intermediates`."""
+
+    def __init__(self, model: Any, indices: Sequence[int]) -> None:
+        self._model, self._indices = model, list(indices)
+
+    def __call__(self, images: Tensor) -> StudentOutputs:
+        final, (previous, last) = self._model.forward_intermediates(images, indices=self._indices)
+        return StudentOutputs(previous=previous, last=last, logits=self._model.forward_head(final))
+
+
+class ModuleReader:
+    """Maps by the names of the submodules that give them; the hooks live for one forward.
+
+    Args:
+        model: Any module that turns images into logits `[B, K]`, or into something with such `logits`.
+        names: Submodules of (S_prev, S_last). Their outputs are maps `[B, C, h, w]` or `[B, h, w, C]` (told apart by
+            which axes are equal: images are square), or tokens `[B, N, C]` of a square grid, class tokens first.
+        title: The model's name, for messages.
+
+    Raises:
+        UserError: If there is no such submodule.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], title: str) -> None:
+        known = dict(model.named_modules())
+        for name in names:
+            if name not in known or not name:
+                few = ", ".join(child for child, _ in model.named_children())
+                raise UserError(
+                    f"student_maps: {title} has no module {name!r}{did_you_mean(name, known)}; its parts are {few}"
+                )
+        self._model, self._names, self._title = model, list(names), title
+        self._modules = [known[name] for name in names]
+
+    def __call__(self, images: Tensor) -> StudentOutputs:
+        found: dict[str, Any] = {}
+
+        def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+            found[name] = output
+
+        hooks = [
+            module.register_forward_hook(partial(keep, name))
+            for name, module in zip(self._names, self._modules, strict=True)
+        ]
+        try:
+            output = self._model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"student: {self._title} must give logits [B, K], not {shape}")
+        missing = [name for name in self._names if name not in found]
+        if missing:
+            raise UserError(f"student_maps: {missing[0]!r} takes no part in the forward of {self._title}")
+        previous, last = (as_map(found[name], f"{name!r} of {self._title}") for name in self._names)
+        return StudentOutputs(previous=previous, last=last, logits=logits)
+
+
+def as_map(output: Any, title: str) -> Tensor:
+    """A submodule's output as a map `[B, C, h, w]`; see `ModuleReader` for what is understood.
+
+    Raises:
+        UserError: If it is neither a map nor the tokens of a square grid.
+    """
+    if isinstance(output, Tensor) and output.ndim == 4:
+        _, first, second, third = output.shape
+        return output.permute(0, 3, 1, 2) if first == second != third else output
+    if isinstance(output, Tensor) and output.ndim == 3:
+        side = isqrt(output.shape[1])
+        prefix = output.shape[1] - side**2
+        if side > 1 and prefix <= _MOST_PREFIX_TOKENS:
+            tokens = output[:, prefix:].transpose(1, 2)
+            return tokens.reshape(*tokens.shape[:2], side, side)  # BxNxC -> BxCxhxw
+    shape = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise UserError(
+        f"student_maps: {title} gives {shape}: it must give maps [B, C, h, w] or tokens [B, N, C] of a square grid"
+    )
+
+
+def candidates(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Submodules, at most two levels deep, whose outputs would do as maps in the forward that `run` does."""
+    found: dict[str, str] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        try:
+            _, channels, height, width = as_map(output, name).shape
+        except UserError:
+            return
+        if height > 1:
+            found[name] = f"{name} ({height}x{width}x{channels})"
+
+    hooks = [
+        module.register_forward_hook(partial(keep, name))
+        for name, module in model.named_modules()
+        if name and name.count(".") < 2
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())

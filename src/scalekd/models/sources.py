@@ -1,0 +1,96 @@
+"""Where a model comes from: timm by its name, torchvision and the user's own code by a prefix."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+from scalekd.errors import UserError, did_you_mean
+
+TORCHVISION = "torchvision:"
+PYTHON = "python:"
+
+
+def is_timm(name: str) -> bool:
+    """Whether a name is timm's (its hub's included), rather than torchvision's or the user's own."""
+    return not name.startswith((TORCHVISION, PYTHON))
+
+
+def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        name: A timm name, `torchvision:resnet50`, or `python:package.module.callable` for the user's own code.
+        pretrained: Whether to load the hub's weights.
+        model_args: Arguments of `timm.create_model`, of torchvision's builder or of the user's callable.
+
+    Raises:
+        UserError: If there is no such model, it cannot be built, or its weights cannot be fetched.
+    """
+    try:
+        if name.startswith(TORCHVISION):
+            return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
+        if name.startswith(PYTHON):
+            return _own_code(name.removeprefix(PYTHON), model_args)
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
+        return module
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise UserError(f"model: {name} cannot be built with {model_args}: {reason}") from error
+        raise UserError(
+            f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
+            "give a local safetensors file (--teacher-weights, --student-weights) instead"
+        ) from error
+
+
+def timm_config(name: str) -> Any:
+    """Timm's pretrained configuration of a name.
+
+    Raises:
+        UserError: If timm does not know the name; suggests the nearest.
+    """
+    if not is_timm(name):
+        return timm.models.PretrainedCfg()
+    architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
+    if ":" not in name and not timm.is_model(architecture):
+        hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
+        raise UserError(f"model: timm has no {name!r}{hint}")
+    return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
+
+
+def _torchvision(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"model: torchvision has no classifier {name!r}{did_you_mean(name, known)}")
+    module: nn.Module = torchvision.models.get_model(name, **model_args)
+    if pretrained:
+        # Not through get_model, which unpickles, and refuses another number of classes.
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        state, own = weights.get_state_dict(progress=False, check_hash=True, weights_only=True), module.state_dict()
+        module.load_state_dict({k: v for k, v in state.items() if own[k].shape == v.shape}, strict=False)
+    return module
+
+
+def _own_code(path: str, model_args: dict[str, Any]) -> nn.Module:
+    module_name, _, attribute = path.rpartition(".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: users name files beside them
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"model: python:{path} cannot be imported ({error}); give python:module.callable, found from {Path.cwd()}"
+        ) from error
+    module = build(**model_args)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model: python:{path} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module

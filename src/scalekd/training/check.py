@@ -1,0 +1,96 @@
+"""A recipe tried out without data or weights: the pair at full size and one optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from rich.console import Console
+
+from scalekd.data import Batch, CorruptImages
+from scalekd.errors import UserError
+from scalekd.hardware import pick_device, pick_dtype
+from scalekd.method import ScaleKD
+from scalekd.recipes import Recipe
+from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.distill import quieten_lightning
+from scalekd.training.module import DistillationModule
+
+BATCH = 2
+CLASSES = 1000
+
+
+class _OneBatch:
+    """An epoch of one batch; a list would be a list of loaders to Lightning."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self._batch
+
+
+def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Build the recipe's pair, print its plan, and take one real optimiser step on 2 generated images.
+
+    Nothing is downloaded and no data is read: weights are random where the recipe names no file.
+
+    Args:
+        recipe: The settings; its batch is replaced by 2.
+        console: Where the plan goes; standard error by default.
+
+    Returns:
+        Loss terms, how many of the student's parameters moved, device and number format.
+
+    Raises:
+        UserError: If the recipe cannot run.
+    """
+    quieten_lightning()
+    console = console or Console(stderr=True)
+    device = pick_device(recipe.accelerator)
+    dtype = pick_dtype(recipe.precision, device)
+    small = recipe.model_copy(update={"batch": BATCH, "micro_batch": BATCH, "student_pretrained": False})
+    seed_everything(recipe.seed, verbose=False)
+    teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
+    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
+    student = build_student(small, classes)
+    method = build_method(small, teacher, student)
+    plan = str(method.plan) if isinstance(method, ScaleKD) else f"student   {student}"
+    console.print(plan, highlight=False, soft_wrap=True, markup=False)
+    if teacher is not None and dtype == torch.bfloat16:
+        teacher.hold_weights(dtype)
+    if recipe.channels_last:
+        student.model.to(memory_format=torch.channels_last)
+    before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+    module = DistillationModule(small, method, steps_per_epoch=1000, corrupt=CorruptImages(0))
+    images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)
+    batch = Batch(images, torch.randint(classes, (BATCH,)), ())
+    trainer = Trainer(
+        accelerator=device.type,
+        devices=1,
+        precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
+        max_steps=1,
+        limit_val_batches=0,
+        gradient_clip_val=recipe.clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, _OneBatch(batch))
+    moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
+    if not moved:
+        raise UserError("check: the optimiser step changed no parameter of the student")
+    terms = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+    return {
+        "losses": {name: round(value, 4) for name, value in terms.items()},
+        "student_parameters_moved": moved,
+        "student_parameters": len(before),
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
