@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
-from scalekd.method import Method, logit_distance
+from scalekd.method import LogitSpaceDistillation, Method, RelationalDistillation, logit_distance
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -22,12 +22,18 @@ SWITCHES: list[tuple[dict[str, Any], set[str]]] = [
     ({"alpha": {"spatial": 0.08}}, {"proxy_spatial", "student_spatial"}),
     ({"alpha": {"frequency": 0.06}}, {"proxy_frequency", "student_frequency"}),
     ({"query": "learned"}, PROXY | STUDENT),
+    ({"stages": ("previous",)}, PROXY),
+    ({"stages": ("last",)}, STUDENT),  # the proxies are queries only
+    ({"stem": "conv1x1"}, PROXY | STUDENT),
+    ({"stem": "none"}, PROXY | STUDENT),
+    ({"stem_norm": "layernorm2d"}, PROXY | STUDENT),
 ]
 
 
 def methods(teacher: Teacher, student: Student) -> list[Method]:
     scalekd = [ScaleKD(teacher, student, **settings) for settings, _ in SWITCHES]
-    return [Supervised(student), LogitDistillation(teacher, student), FeatureDistillation(teacher, student), *scalekd]
+    logits = [kind(teacher, student) for kind in (LogitDistillation, RelationalDistillation, LogitSpaceDistillation)]
+    return [Supervised(student), *logits, FeatureDistillation(teacher, student), *scalekd]
 
 
 @pytest.mark.parametrize(("settings", "terms"), SWITCHES)
@@ -120,6 +126,18 @@ def test_without_logits_for_these_classes_lambda_is_zero(teacher: Teacher) -> No
     torch.testing.assert_close(losses.terms["task"], F.cross_entropy(losses.student_logits, LABELS))
 
 
+def test_the_task_term_is_over_the_labelled_images(teacher: Teacher, student: Student) -> None:
+    student.eval()
+    method = LogitDistillation(teacher, student)
+    some = method(IMAGES, torch.tensor([0, -1, 2, -1]))
+    torch.testing.assert_close(some.terms["task"], method(IMAGES[::2], LABELS[::2]).terms["task"])
+    torch.testing.assert_close(some.terms["kd"], method(IMAGES).terms["kd"], msg="logits are of all images")
+    none = method.train()(IMAGES, torch.full((4,), -1))
+    assert none.terms["task"] == 0
+    none.terms["task"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in student.parameters())
+
+
 def test_labels_may_be_probabilities(teacher: Teacher, student: Student) -> None:
     student.eval()
     hard = ScaleKD(teacher, student)(IMAGES, LABELS).terms["task"]
@@ -132,6 +150,11 @@ def test_labels_may_be_probabilities(teacher: Teacher, student: Student) -> None
     [
         ({"query": "proxy", "tpp": False}, "query"),
         ({"query": "random"}, "query"),
+        ({"stages": ("first",)}, "stages"),
+        ({"stages": ("previous", "last"), "tpp": False}, "stages"),
+        ({"stages": ("last",), "query": "learned"}, "stages"),
+        ({"stem": "conv5x5"}, "stem"),
+        ({"stem_norm": "groupnorm"}, "stem_norm"),
         ({"alpha": {}}, "alpha"),
         ({"alpha": {"wavelet": 1.0}}, "wavelet"),
         ({"heads": (5, 8)}, "heads"),

@@ -101,12 +101,13 @@ class ImageModel(nn.Module):
             own = {key: value for key, value in card.args.items() if not (key == "img_size" and resolution)}
             model_args = own | model_args
             resolution = resolution or card.resolution
-        self.name, self.model_args = name, model_args
+        self.name = name
         config = timm_config(name)
         if num_classes is None and state is not None:
             num_classes = card.num_classes if card else head_width(state, config.classifier)
         if resolution and config.fixed_input_size and "img_size" not in model_args:
             model_args = model_args | {"img_size": resolution}
+        self.model_args = model_args
         if num_classes is not None:
             model_args = model_args | {"num_classes": num_classes}
         module = create(name, pretrained=pretrained and state is None, model_args=model_args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import isqrt
 from typing import Any, Protocol
@@ -80,12 +80,17 @@ class ModuleReader:
         missing = [name for name in self._names if name not in found]
         if missing:
             raise UserError(f"student_maps: {missing[0]!r} takes no part in the forward of {self._title}")
-        previous, last = (as_map(found[name], f"{name!r} of {self._title}") for name in self._names)
+        previous, last = (as_map(found[name], f"{name!r} of {self._title}", images.shape[-1]) for name in self._names)
         return StudentOutputs(previous=previous, last=last, logits=logits)
 
 
-def as_map(output: Any, title: str) -> Tensor:
+def as_map(output: Any, title: str, resolution: int) -> Tensor:
     """A submodule's output as a map `[B, C, h, w]`; see `ModuleReader` for what is understood.
+
+    Args:
+        output: Whatever the submodule gave.
+        title: Which one it is, for the message.
+        resolution: Side of the images in pixels, a multiple of the side of a grid of tokens.
 
     Raises:
         UserError: If it is neither a map nor the tokens of a square grid.
@@ -96,7 +101,7 @@ def as_map(output: Any, title: str) -> Tensor:
     if isinstance(output, Tensor) and output.ndim == 3:
         side = isqrt(output.shape[1])
         prefix = output.shape[1] - side**2
-        if side > 1 and prefix <= _MOST_PREFIX_TOKENS:
+        if side > 1 and resolution % side == 0 and prefix <= _MOST_PREFIX_TOKENS:
             tokens = output[:, prefix:].transpose(1, 2)
             return tokens.reshape(*tokens.shape[:2], side, side)  # BxNxC -> BxCxhxw
     shape = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
@@ -105,13 +110,13 @@ def as_map(output: Any, title: str) -> Tensor:
     )
 
 
-def candidates(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Submodules, at most two levels deep, whose outputs would do as maps in the forward that `run` does."""
+def candidates(model: nn.Module, images: Tensor) -> list[str]:
+    """Submodules, at most two levels deep, whose outputs would do as maps in a forward of prepared images."""
     found: dict[str, str] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         try:
-            _, channels, height, width = as_map(output, name).shape
+            _, channels, height, width = as_map(output, name, images.shape[-1]).shape
         except UserError:
             return
         if height > 1:
@@ -124,7 +129,7 @@ def candidates(model: nn.Module, run: Callable[[], object]) -> list[str]:
     ]
     try:
         with torch.no_grad():
-            run()
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()

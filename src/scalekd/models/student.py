@@ -68,7 +68,7 @@ class Student(ImageModel):
         if names and any(not isinstance(name, int) for name in maps or ()):
             return ModuleReader(self.model, names, self.name), f"as named: {names[0]} and {names[1]}"
         if not hasattr(self.model, "forward_intermediates"):
-            found = candidates(self.model, lambda: self.model.eval()(self.prepare(self._blank())))
+            found = candidates(self.model.eval(), self.prepare(self._blank()))
             raise UserError(
                 f"student_maps: name the two modules of {self.name} that give S_prev and S_last; "
                 f"those that could: {', '.join(found) or 'none'}"

@@ -46,7 +46,7 @@ def load(
         keys, source = dict(recipe or {}), "recipe"
     else:
         keys, source = _resolve(str(recipe), ()), f"recipe {recipe}"
-    return validate(_scale_rates(keys, overrides, say) | _lay(keys, overrides, source), source)
+    return validate(_lay(keys, overrides, source) | _scale_rates(keys, overrides, say), source)
 
 
 def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:

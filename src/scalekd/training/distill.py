@@ -314,5 +314,6 @@ def quieten_lightning() -> None:
         ".*logging interval.*",
         ".*LeafSpec.*",
         ".*Checkpoint directory.*",
+        ".*no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message)

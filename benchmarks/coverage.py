@@ -1,0 +1,133 @@
+"""Which of timm's architectures can be a student: one ScaleKD step for the smallest model of each of its modules.
+
+A model counts as supported if one step (forward, backward) leaves a finite gradient in each of its parameters, if its
+logits are timm's own, and if plain timm loads what it saves and computes the same from it. Results are written as they
+come; a second call goes on where the first one stopped. `--report` writes `docs/coverage.md` from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from scalekd import ScaleKD, Student, Teacher
+from scalekd.errors import UserError
+from scalekd.models.families import family_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
+PAGE = ROOT / "docs" / "coverage.md"
+CLASSES = 10
+INTRODUCTION = """# timm's architectures as students
+
+Written by `python benchmarks/coverage.py --report` with timm {version}: the smallest model of each of timm's modules
+takes one ScaleKD step at its own resolution. Supported means: a finite gradient in each of the student's parameters,
+logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The last column
+says whether models of that kind can be the teacher.
+"""
+
+
+def smallest(module: str) -> str:
+    """The model of a timm module with the fewest parameters."""
+
+    def parameters(name: str) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in timm.create_model(name).parameters())
+
+    names: list[str] = timm.list_models(module=module)
+    return min(names, key=parameters)
+
+
+def a_teacher() -> Teacher:
+    """A small ViT with random weights; what is tested is the student."""
+    size: dict[str, Any] = {"depth": 3, "embed_dim": 96, "num_heads": 3}
+    return Teacher("vit_tiny_patch16_224", pretrained=False, num_classes=CLASSES, resolution=64, **size)
+
+
+def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
+    """One step with a student at its own resolution; `reason` is empty if it is supported."""
+    torch.manual_seed(0)
+    student = Student(name, num_classes=CLASSES)
+    result: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "resolution": student.resolution,
+        "previous": str(student.maps[0]),
+        "last": str(student.maps[1]),
+        "teaches": can_teach(student.model, name),
+    }
+    size = student.resolution
+    losses = ScaleKD(teacher, student).train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
+    losses.total.backward()
+    broken = [n for n, p in student.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    if broken:
+        return result | {"reason": f"no finite gradient in {len(broken)} parameters, {broken[0]} the first"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "student.safetensors"
+        student.eval().save(file)
+        plain = timm.create_model(name, num_classes=CLASSES, checkpoint_path=str(file), **student.model_args).eval()
+    images = torch.rand(1, 3, size, size)
+    with torch.no_grad():
+        difference = (plain(student.prepare(images)) - student(images).logits).abs().max().item()
+    return result | {"reason": "" if difference < 1e-4 else f"plain timm's logits differ by {difference:.1e}"}
+
+
+def can_teach(model: nn.Module, name: str) -> bool:
+    """Whether a model could be the teacher."""
+    try:
+        family_of(model, name, tail_blocks=1)
+    except UserError:
+        return False
+    return True
+
+
+def measure(modules: list[str]) -> None:
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    teacher = a_teacher()
+    for module in modules:
+        if module in results:
+            continue
+        started, name = time.perf_counter(), smallest(module)
+        try:
+            outcome = try_student(name, teacher)
+        except Exception as error:
+            outcome = {"reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        results[module] = {"model": name} | outcome
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"{module:28} {name:40} {outcome['reason'] or 'ok'}  {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def report() -> None:
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    supported = [r for r in results.values() if not r["reason"]]
+    lines = [
+        INTRODUCTION.format(version=timm.__version__),
+        f"**{len(supported)} of {len(results)} modules ({100 * len(supported) / len(results):.0f}%) are supported.**",
+        "",
+        "| module | smallest model | M parameters | px | S_prev | S_last | student | teacher |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for module, r in sorted(results.items()):
+        size = f"{r['parameters'] / 1e6:.2f} | {r['resolution']}" if "parameters" in r else " | "
+        maps = f"{r.get('previous', '')} | {r.get('last', '')}"
+        verdict, teaches = r["reason"] or "yes", "yes" if r.get("teaches") else ""
+        lines.append(f"| {module} | `{r['model']}` | {size} | {maps} | {verdict} | {teaches} |")
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{PAGE}: {len(supported)} of {len(results)} modules supported")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="timm modules; by default all")
+    parser.add_argument("--report", action="store_true", help="only write docs/coverage.md from the results")
+    options = parser.parse_args()
+    if not options.report:
+        measure(options.modules or timm.models.list_modules())
+    report()
