@@ -1,13 +1,9 @@
-"""What a benchmark measures besides a method's own time: the machine's peak, FLOPs, memory, the machine itself."""
+"""What a benchmark measures besides a method's own time and memory: the machine's peak, FLOPs, the machine itself."""
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
-import resource
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,23 +12,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-MIB = 2**20
+from scalekd.planner.measure import MIB, seconds
+
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
-_STATUS = Path("/proc/self/status")
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of `work`, until the device has done it."""
-    _wait(device)
-    start = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class MatmulPeak:
@@ -80,38 +62,6 @@ def count_flops(step: Callable[[], object]) -> int:
     with counter, sdpa_kernel(SDPBackend.MATH):
         step()
     return counter.get_total_flops()
-
-
-def reset_peak_memory(device: torch.device) -> str:
-    """Forget the memory peak so far.
-
-    Returns:
-        How `peak_memory` measures from here on.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return "torch.cuda.max_memory_allocated after building"
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return "peak resident memory of the process after building (VmHWM)"
-    except OSError:
-        kind = "VmHWM" if _STATUS.is_file() else "ru_maxrss"
-        return f"peak resident memory of the process, building included ({kind})"
-
-
-def peak_memory(device: torch.device) -> float:
-    """The peak since `reset_peak_memory`, in MiB.
-
-    VmHWM rather than ru_maxrss where there is one: Linux lets a child inherit ru_maxrss from its parent.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    if _STATUS.is_file():
-        line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024  # given in KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (MIB if sys.platform == "darwin" else 1024)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -22,9 +22,6 @@ from measurement import (
     MatmulPeak,
     count_flops,
     describe_machine,
-    peak_memory,
-    reset_peak_memory,
-    seconds,
 )
 from report import VARIANTS, summarise, table
 from torch import Tensor, nn
@@ -33,6 +30,7 @@ from transcription import Transcription, copy_projectors
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
+from scalekd.planner.measure import peak_memory, reset_peak_memory, seconds
 
 STEP = (
     "teacher forward, student forward, all ScaleKD losses, backward; "

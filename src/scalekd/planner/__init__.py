@@ -1,0 +1,24 @@
+"""What a run will cost before it starts: FLOPs, memory, hours."""
+
+from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
+from scalekd.planner.hours import DEVICES, Device, Hours, find_device, gpu_hours
+from scalekd.planner.measure import Measurement, measure
+from scalekd.planner.memory import StepMemory, available_memory, largest_batch, step_memory
+
+__all__ = [
+    "DEVICES",
+    "Device",
+    "Hours",
+    "Measurement",
+    "ModelCost",
+    "StepFlops",
+    "StepMemory",
+    "available_memory",
+    "find_device",
+    "gpu_hours",
+    "largest_batch",
+    "measure",
+    "model_cost",
+    "step_flops",
+    "step_memory",
+]

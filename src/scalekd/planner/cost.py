@@ -1,0 +1,210 @@
+"""What a model costs an image, in the literature's count, and what a training step costs, in torch's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from scalekd.method import Method, TeacherOutputs
+from scalekd.models.build import ImageModel
+from scalekd.planner.fake import device_of, inputs, on_copy
+
+aten = torch.ops.aten
+_NORMS = frozenset(
+    {
+        aten.native_batch_norm,
+        aten._native_batch_norm_legit,
+        aten._native_batch_norm_legit_no_training,
+        aten.cudnn_batch_norm,
+        aten.miopen_batch_norm,
+        aten._batch_norm_with_update,
+        aten._batch_norm_no_update,
+        aten.native_layer_norm,
+        aten.native_group_norm,
+        aten._fused_rms_norm,
+    }
+)
+# With 2 for an element of a norm the published figures of Swin, ConvNeXt and MLP-Mixer come out to their last digit.
+MACS_PER_NORM_ELEMENT = 2
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one image costs a model.
+
+    Attributes:
+        parameters: Number of parameters.
+        macs: Multiply-accumulates of one forward at the model's resolution: the products of convolutions, linear
+            layers and attention, and 2 for each element of a norm.
+        macs_without_attention: The same less the two products of attention, `Q K^T` and `A V`. Published figures of
+            Swin leave them out, those of plain ViTs do not.
+    """
+
+    parameters: int
+    macs: int
+    macs_without_attention: int
+
+
+def model_cost(model: ImageModel) -> ModelCost:
+    """Count parameters and multiply-accumulates as the literature does; takes no memory and about a second."""
+
+    def count(module: nn.Module) -> _MacCounter:
+        counter = _MacCounter(module.parameters())
+        image = torch.zeros(1, 3, model.resolution, model.resolution, device=device_of(module))
+        with torch.no_grad(), _separate_products(image.device), counter:
+            module.eval()(image)
+        return counter
+
+    counter = on_copy(model.model, count)
+    return ModelCost(
+        parameters=sum(p.numel() for p in model.model.parameters()),
+        macs=counter.macs,
+        macs_without_attention=counter.macs - counter.attention,
+    )
+
+
+@contextmanager
+def _separate_products(device: torch.device) -> Iterator[None]:
+    """Attention as two products, where its fused form is one operation or, on the CPU, one that is not counted.
+
+    Autocast changes no count; a teacher that holds its weights in bf16 cannot run without it.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
+
+
+class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts multiply-accumulates of products and norms.
+
+    Attention's products are the batched ones of two activations; a batched product with a parameter is a linear layer.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = {p.untyped_storage()._cdata for p in parameters}
+        self.macs = self.attention = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operation = func._overloadpacket
+        if operation in _NORMS:
+            self.macs += MACS_PER_NORM_ELEMENT * args[0].numel()
+        elif operation in flop_registry:
+            macs = flop_registry[operation](*args, **kwargs, out_val=out) // 2
+            self.macs += macs
+            if operation in (aten.bmm, aten.baddbmm) and not any(map(self._is_parameter, args)):
+                self.attention += macs
+        return out
+
+    def _is_parameter(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._parameters
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a training step for one image, 2 for each multiply-add of a matrix product or convolution.
+
+    Attributes:
+        teacher: Forward of the teacher.
+        student: Forward and backward of the student.
+        cap: Forward and backward of all projectors.
+        tail: Forward of TPP's proxies through the teacher's tail, and backward to its input.
+    """
+
+    teacher: int
+    student: int
+    cap: int
+    tail: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.teacher + self.student + self.cap + self.tail
+
+
+def step_flops(method: Method, batch: int = 2) -> StepFlops:
+    """Count one forward and backward of `method` as torch's `FlopCounterMode` does, with attention as two products.
+
+    That counter takes the weight gradient of a grouped convolution for a dense one's. Students of depthwise
+    convolutions (MobileNet, ConvNeXt) come out too large for it: MobileNetV1 by three times.
+
+    Args:
+        method: The method; it stays as it is and takes no step for real.
+        batch: Images of the step that is counted. A learned query is projected once a batch, whatever its size: the
+            larger the batch, the smaller its share.
+    """
+    flops = on_copy(method, lambda copy: _Step(copy).count(batch))
+    return StepFlops(**{part: round(flops[part] / batch) for part in ("teacher", "student", "cap", "tail")})
+
+
+class _Step:
+    """One step of a method that may be spoilt, counted part by part."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method.train()
+        self.counter = FlopCounterMode(display=False)
+        self.flops: Counter[str] = Counter()
+        self.part = ""
+        self.claimed: set[Node] = set()
+
+    def count(self, batch: int) -> Counter[str]:
+        """FLOPs of each part for all images of the batch."""
+        method = self.method
+        images, labels = inputs(method, batch)
+        if method.teacher is not None:
+            self.watch_tail(method.teacher)
+        with self.counter, _separate_products(images.device):
+            self.enter("teacher")
+            teacher: TeacherOutputs | None = method.teacher(images) if method.needs_teacher else None
+            self.enter("student")
+            student = method.student(images)
+            self.claim("student", student.previous, student.last, student.logits)
+            self.enter("cap")
+            total = method.losses(student, teacher, labels).total
+            self.claim("cap", total)
+            total.backward()  # type: ignore[no-untyped-call]
+            self.enter("")
+        return self.flops
+
+    def watch_tail(self, teacher: Any) -> None:
+        """Let the teacher's tail count as a part of its own."""
+        run = teacher.tail
+
+        def tail(tokens: Tensor) -> Tensor:
+            self.claim("cap", tokens)
+            self.enter("tail")
+            proxies: Tensor = run(tokens)
+            self.claim("tail", proxies)
+            self.enter("cap")
+            return proxies
+
+        teacher.tail = tail
+
+    def enter(self, part: str) -> None:
+        """Book what was counted since the last call on the part that was entered then."""
+        self.flops[self.part] += self.counter.get_total_flops() - self.flops.total()
+        self.part = part
+
+    def claim(self, part: str, *outputs: Tensor) -> None:
+        """Let the backward of everything that leads to `outputs` and is not claimed yet enter `part`."""
+        stack = [output.grad_fn for output in outputs]
+        while stack:
+            node = stack.pop()
+            if node is None or node in self.claimed:
+                continue
+            self.claimed.add(node)
+            node.register_prehook(lambda _: self.enter(part))
+            stack += [following for following, _ in node.next_functions]

@@ -1,0 +1,195 @@
+"""How much memory a training step takes, predicted without taking it, and the largest batch that fits."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scalekd.errors import UserError
+from scalekd.method import Method
+from scalekd.planner.fake import device_of, inputs, run_fake, student_of
+from scalekd.planner.tracker import MemoryTracker
+
+MIB = 2**20
+# Tensors the size of a parameter: what the optimiser keeps of each, and what its step makes besides.
+OPTIMIZER_STATE = {"adamw": 2, "lamb": 2, "sgd": 1}
+_OPTIMIZER_SCRATCH = {"adamw": 2, "lamb": 3, "sgd": 1}
+# On the CPU, from the pairs of benchmarks/memory.py. Kernels that oneDNN compiles and keeps: what is resident beyond
+# the tensors where malloc keeps nothing (MALLOC_MMAP_THRESHOLD_=131072). And freed blocks that glibc keeps in its heap
+# and cannot join for new ones: with its defaults 0.2 to 0.4 of what lives there, growing over the first 20 steps.
+KERNEL_BYTES = {torch.float32: 25 * MIB, torch.bfloat16: 65 * MIB}
+HEAP_WASTE = 0.35
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes at the peak of an optimiser step.
+
+    Attributes:
+        weights: Teacher, student, projectors and the moving average, buffers among them.
+        gradients: Gradients of student and projectors; they outlive the step.
+        optimizer: The optimiser's state.
+        activations: What else is alive at the peak: images, saved tensors, casts, temporaries.
+        overhead: On the CPU, what no tensor owns: compiled kernels, and freed memory that malloc keeps. 0 elsewhere.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.overhead
+
+
+def step_memory(
+    method: Method, *, batch: int, optimizer: str, ema: bool, dtype: torch.dtype, accumulate: bool = False
+) -> StepMemory:
+    """Predict the peak of a training step from the lives of its tensors, run without memory in a few seconds.
+
+    The step is Lightning's: gradients of the step before live through the forward and are dropped before the
+    backward. What the process holds without the method (interpreter, libraries, data loading) is not part of it.
+
+    Args:
+        method: The method as it will train: for bf16 `teacher.hold_weights` has been called. It stays as it is.
+        batch: Images at once.
+        optimizer: `adamw`, `lamb` or `sgd`.
+        ema: Whether a moving average of the student is kept.
+        dtype: The autocast type; float32 switches autocast off.
+        accumulate: Whether gradients are summed over several such batches, and so live through the backward too.
+
+    Raises:
+        UserError: If the architecture reads values of tensors, so that it cannot run without memory.
+    """
+    try:
+        tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"memory: cannot be predicted for {student_of(method).name} ({reason}); give --micro-batch"
+        ) from error
+    trained = [p.nbytes for p in method.parameters() if p.requires_grad]
+    weights = sum(t.nbytes for t in method_tensors(method))
+    # Where steps are fused over all parameters, their temporaries exist at once.
+    scratch = _OPTIMIZER_SCRATCH[optimizer] * (max(trained) if device_of(method).type == "cpu" else sum(trained))
+    peak = max(tracker.peak, weights + sum(trained) + scratch)
+    return StepMemory(
+        weights=weights + (sum(t.nbytes for t in _module_tensors(student_of(method))) if ema else 0),
+        gradients=sum(trained),
+        optimizer=OPTIMIZER_STATE[optimizer] * sum(trained),
+        activations=peak - weights - sum(trained),
+        overhead=_overhead(tracker, dtype) if device_of(method).type == "cpu" else 0,
+    )
+
+
+def track(method: Method, batch: int, dtype: torch.dtype, accumulate: bool) -> MemoryTracker:
+    """One forward and backward of a method that may be spoilt."""
+    images, labels = inputs(method.train(), batch)
+    tracker = MemoryTracker()
+    with tracker:
+        tracker.hold([*method_tensors(method), images, labels])
+        for parameter in method.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            total = method(images, labels).total
+        if not accumulate:
+            method.zero_grad(set_to_none=True)
+        total.backward()
+    return tracker
+
+
+def _overhead(tracker: MemoryTracker, dtype: torch.dtype) -> int:
+    return KERNEL_BYTES[dtype] + round(HEAP_WASTE * tracker.small_peak)
+
+
+def method_tensors(method: Method) -> list[Tensor]:
+    """Parameters and buffers of student, projectors and teacher."""
+    teacher = [] if method.teacher is None else _module_tensors(method.teacher)
+    return _module_tensors(method) + teacher
+
+
+def _module_tensors(module: nn.Module) -> list[Tensor]:
+    return list(chain(module.parameters(), module.buffers()))
+
+
+def largest_batch(
+    method: Method, *, budget_bytes: int, batch: int, optimizer: str, ema: bool, dtype: torch.dtype
+) -> int:
+    """The largest divisor of the global `batch` whose predicted step fits in `budget_bytes`.
+
+    One image alone is no choice where `batch` is larger: batch norm needs two.
+
+    Raises:
+        UserError: If not even the smallest one fits.
+    """
+
+    def needs(size: int) -> int:
+        memory = step_memory(method, batch=size, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=size < batch)
+        return memory.total
+
+    sizes = [size for size in range(min(2, batch), batch + 1) if batch % size == 0]
+    if needs(batch) <= budget_bytes:
+        return batch
+    least = needs(sizes[0])
+    if least > budget_bytes:
+        raise UserError(
+            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB and {budget_bytes / MIB:.0f} MiB are free; "
+            "take a smaller teacher or student, or a lower resolution"
+        )
+    fits, too_large = 0, len(sizes) - 1  # positions in `sizes`
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        if needs(sizes[middle]) <= budget_bytes:
+            fits = middle
+        else:
+            too_large = middle
+    return sizes[fits]
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free for a run on `device`.
+
+    On CUDA what the driver reports; on other devices the memory that the system can give without swapping, within
+    the limit of the process's control group.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [value for value in (_available_of_system(), _available_of_group()) if value is not None]
+    return min(free) if free else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _available_of_system() -> int | None:
+    """`MemAvailable` in bytes."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _available_of_group() -> int | None:
+    """Bytes left in the process's control group (version 2) and those above it; None without a limit.
+
+    A container sees its own group as the root. Cached files count as used there, and are given up when needed.
+    """
+    root = Path("/sys/fs/cgroup")
+    own = Path("/proc/self/cgroup")
+    entries = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+    group = root / next((line.removeprefix("0::/") for line in entries if line.startswith("0::/")), "")
+    left = []
+    for folder in (group, *group.parents):
+        try:
+            limit = int((folder / "memory.max").read_text(encoding="ascii"))
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            cached = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(encoding="ascii"), re.M)
+        except (OSError, ValueError):  # no group, or `max`: no limit
+            continue
+        left.append(limit - used + (int(cached[1]) if cached else 0))
+    return min(left, default=None)

@@ -1,0 +1,122 @@
+"""Parameters, multiply-accumulates and FLOPs against published figures and torch's counter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
+from scalekd.method import Method
+from scalekd.models.build import ImageModel
+from scalekd.planner import StepFlops, model_cost, step_flops
+
+# Name, arguments, published parameters in M (None where the published ones are another model's), published GMACs.
+PUBLISHED: list[tuple[str, dict[str, Any], float | None, float]] = [
+    ("mobilenetv1_100", {}, 4.23, 0.58),
+    ("resnet50", {}, 25.56, 4.12),
+    ("convnext_tiny", {}, 28.59, 4.46),
+    ("mixer_s16_224", {}, 18.53, 3.78),
+    ("mixer_b16_224", {}, 59.88, 12.61),
+    ("vit_small_patch16_224", {}, 22.05, 4.61),
+    ("vit_base_patch16_224", {}, 86.57, 17.58),
+    ("vit_base_patch16_224", {"patch_size": 14}, None, 23.09),
+    ("swin_tiny_patch4_window7_224", {}, 28.29, 4.36),
+    ("swin_small_patch4_window7_224", {}, 49.61, 8.52),
+    ("swin_base_patch4_window7_224", {}, 87.77, 15.14),
+    ("swin_large_patch4_window7_224", {}, 196.53, 34.04),
+    ("eva_large_patch14_196", {"img_size": 224}, None, 81.06),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "parameters", "gmacs"), PUBLISHED)
+def test_published_figures(name: str, arguments: dict[str, Any], parameters: float | None, gmacs: float) -> None:
+    with torch.device("meta"):
+        model = ImageModel(name, pretrained=False, num_classes=1000, **arguments)
+    cost = model_cost(model)
+    if parameters is not None:
+        assert round(cost.parameters / 1e6, 2) == parameters
+    macs = cost.macs_without_attention if name.startswith("swin") else cost.macs
+    assert macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_published_figures_of_models_that_timm_builds_otherwise() -> None:
+    with torch.device("meta"):
+        eva = ImageModel("eva_large_patch14_196", pretrained=False, num_classes=1000)
+        mixer = ImageModel(MlpMixer(img_size=224, patch_size=14, num_blocks=12, embed_dim=768), resolution=224)
+    assert round(model_cost(eva).parameters / 1e6, 2) == 304.14
+    assert model_cost(mixer).macs / 1e9 == pytest.approx(16.45, rel=0.01)
+
+
+def test_attention_of_a_plain_vit_is_its_two_products() -> None:
+    with torch.device("meta"):
+        cost = model_cost(ImageModel("vit_tiny_patch16_224", pretrained=False))
+    assert cost.macs - cost.macs_without_attention == 12 * 2 * 197 * 197 * 192  # depth, products, tokens, width
+
+
+def test_a_model_that_reads_values_is_counted_on_a_real_copy() -> None:
+    class Reader(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert self.weight.sum().item() != 0
+            return super().forward(x)
+
+    model = ImageModel(Reader(32, 4, bias=False), resolution=32)
+    assert model_cost(model).macs == 3 * 32 * 32 * 4
+    assert model.model.training
+
+
+def counted(method: Method, batch: int = 2) -> float:
+    """FLOPs an image of a real step."""
+    side = method.student.resolution  # type: ignore[attr-defined]
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        losses = method.train()(torch.rand(batch, 3, side, side), torch.zeros(batch, dtype=torch.long))
+        losses.total.backward()
+    return counter.get_total_flops() / batch
+
+
+@pytest.mark.parametrize(
+    ("teacher_name", "student_name"),
+    [
+        ("swin_tiny_patch4_window7_224", "resnet18"),
+        ("vit_tiny_patch16_224", "mobilenetv1_100"),
+        ("vit_tiny_patch16_224", "mixer_s32_224"),
+    ],
+)
+def test_step_flops_are_those_of_a_real_step(teacher_name: str, student_name: str) -> None:
+    teacher = Teacher(teacher_name, pretrained=False, resolution=112)  # a quarter of the work, every kind of it
+    student = Student(student_name, resolution=112)
+    method = ScaleKD(teacher, student)
+    flops = step_flops(method)
+    assert flops.total == pytest.approx(counted(method), rel=0.02)
+    forward = 2 * model_cost(teacher).macs
+    assert flops.teacher == pytest.approx(forward, rel=0.01)
+    assert flops.tail > 0
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_step_flops_of_every_method(teacher: Teacher, student: Student) -> None:
+    parts: dict[type[Method], StepFlops] = {}
+    methods = [ScaleKD(teacher, student), FeatureDistillation(teacher, student), LogitDistillation(teacher, student)]
+    for method in (*methods, Supervised(student)):
+        flops = parts[type(method)] = step_flops(method)
+        assert flops.total == pytest.approx(counted(method))
+        student.zero_grad()
+    assert len({flops.student for flops in parts.values()}) == 1
+    assert [kind.__name__ for kind, flops in parts.items() if flops.tail] == ["ScaleKD"]
+    assert [kind.__name__ for kind, flops in parts.items() if flops.cap] == ["ScaleKD", "FeatureDistillation"]
+    assert [kind.__name__ for kind, flops in parts.items() if not flops.teacher] == ["Supervised"]
+
+
+def test_counting_leaves_the_method_as_it_is(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher.hold_weights(torch.bfloat16), student).eval()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    step_flops(method)
+    assert not method.training
+    assert "tail" not in vars(teacher)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert all(p.grad is None for p in method.parameters())

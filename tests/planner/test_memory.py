@@ -1,0 +1,111 @@
+"""Predicted memory against sums by hand, a real step's tensors, and the batch that fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
+from scalekd.errors import UserError
+from scalekd.method import Method
+from scalekd.planner import StepMemory, available_memory, largest_batch, measure, step_memory
+from scalekd.planner.memory import track
+
+CPU = torch.device("cpu")
+
+
+def predict(method: Method, batch: int = 4, dtype: torch.dtype = torch.float32, ema: bool = False) -> StepMemory:
+    return step_memory(method, batch=batch, optimizer="adamw", ema=ema, dtype=dtype)
+
+
+def size(module: nn.Module) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def test_parts_by_hand(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+    trained = sum(4 * p.numel() for p in method.parameters())
+    memory = predict(method)
+    assert memory.weights == size(method) + size(teacher)
+    assert memory.gradients == trained
+    assert memory.optimizer == 2 * trained
+    assert predict(method, ema=True).weights == memory.weights + size(student)
+    assert step_memory(method, batch=4, optimizer="sgd", ema=False, dtype=torch.float32).optimizer == trained
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_without_memory_live_as_real_ones_do(teacher: Teacher, student: Student, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16:
+        teacher.hold_weights(dtype)
+    method = ScaleKD(teacher, student)
+    memory = predict(method, 64, dtype)
+    real = track(method, 64, dtype, accumulate=False)
+    assert memory.weights + memory.gradients + memory.activations == pytest.approx(real.peak, rel=0.01)
+
+
+def test_activations_grow_with_the_batch(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+    small, middle, large = (predict(method, batch).activations for batch in (128, 256, 384))
+    assert large - middle == pytest.approx(middle - small, rel=0.02)
+    images = 4 * 3 * 32 * 32
+    assert middle - small > 128 * images
+
+
+def test_summed_gradients_live_through_the_backward(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+    whole = predict(method, 8)
+    summed = step_memory(method, batch=8, optimizer="adamw", ema=False, dtype=torch.float32, accumulate=True)
+    assert whole.total < summed.total <= whole.total + 2 * whole.gradients
+
+
+def test_every_method(teacher: Teacher, student: Student) -> None:
+    methods = (ScaleKD, FeatureDistillation, LogitDistillation)
+    totals = [predict(method(teacher, student)).total for method in methods]
+    totals.append(predict(Supervised(student)).total)
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_the_prediction_takes_nothing_and_changes_nothing(student: Student) -> None:
+    with torch.device("meta"):
+        giant = ScaleKD(
+            Teacher("vit_giant_patch14_224", pretrained=False, depth=4, num_classes=10), Student("resnet18")
+        )
+    assert predict(giant, 4096).total > 2**36
+    assert all(p.grad is None for p in giant.parameters())
+
+
+def test_largest_batch(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+
+    def largest(budget: int) -> int:
+        return largest_batch(method, budget_bytes=budget, batch=24, optimizer="adamw", ema=True, dtype=torch.float32)
+
+    def total(batch: int) -> int:
+        return step_memory(
+            method, batch=batch, optimizer="adamw", ema=True, dtype=torch.float32, accumulate=batch < 24
+        ).total
+
+    assert largest(2**40) == 24
+    assert largest(total(12)) == 12
+    assert largest(total(12) - 1) == 8
+    with pytest.raises(UserError, match=r"^memory: 2 images at once need \d+ MiB and 1 MiB are free; ") as raised:
+        largest(2**20)
+    assert "\n" not in str(raised.value)
+
+
+def test_available_memory() -> None:
+    assert 2**20 < available_memory(CPU) < 2**50
+
+
+def test_measure(teacher: Teacher, student: Student) -> None:
+    measured = measure(
+        ScaleKD(teacher, student),
+        batch=4,
+        optimizer_factory=lambda module: torch.optim.SGD(module.parameters(), lr=0.1),
+        dtype=torch.float32,
+        steps=2,
+    )
+    assert len(measured.step_seconds) == 2
+    assert measured.images_per_second > 0
+    assert measured.peak_bytes < 2**30
