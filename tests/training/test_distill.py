@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
         calls += 1
         return honest(*args, **kwargs) * (float("nan") if calls > 2 else 1)
 
-    monkeypatch.setattr("scalekd.training.build.F.cross_entropy", breaks)
+    monkeypatch.setattr("scalekd.method.task.F.cross_entropy", breaks)
     output = tmp_path / "run"
     outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, "--method", "none")
     outcome.refused("loss: task became nan at step 2", "lr")

@@ -3,50 +3,127 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.method import ScaleKD
-from scalekd.models import Student, Teacher
-from scalekd.recipes import load
-from scalekd.training.build import build_method
+from scalekd.errors import UserError
+from scalekd.hardware import pick_device, pick_dtype
+from scalekd.method import Method, ScaleKD
+from scalekd.planner import Estimate, estimate, find_device, measure, step_memory
+from scalekd.recipes import Recipe, load
+from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.optimisation import build_optimizer
+
+_IMAGENET = 1_281_167
+_MEASURED_BATCH = 8
+_GIB = 2**30
 
 
 @with_recipe_flags(
-    "views", "tpp", "query", "heads", "tail_blocks", "resolution", "teacher_resolution", "teacher_args", "student_args"
-)
+    "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "teacher_resolution",
+    "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema",
+    "precision",
+)  # fmt: skip
 def inspect(
-    teacher: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
-    student: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
+    teacher: Annotated[str | None, typer.Argument(help="timm name or a weights file. Default: the recipe's.")] = None,
+    student: Annotated[str | None, typer.Argument(help="As --student of distill. Default: the recipe's.")] = None,
+    *,
     recipe: Annotated[str | None, typer.Option(help="Take further settings from this recipe.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the data. Default: the teacher's.")] = None,
+    hours: Annotated[bool, typer.Option("--hours", help="Show how the GPU-hours come about.")] = False,
+    device: Annotated[str, typer.Option(help="Device to plan for: a100, h100, h200, l4, l40s, rtx4090, ...")] = "h100",
+    peak: Annotated[float | None, typer.Option(help="Its peak in TFLOP/s. Default: the data sheet's.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Part of the peak that a run reaches.")] = 0.35,
+    images: Annotated[int, typer.Option(help="Training images. Default: ImageNet-1K's.")] = _IMAGENET,
+    measured: Annotated[bool, typer.Option("--measure", help="Run a few steps here, beside the prediction.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-    *,
     flags: Flags,
 ) -> None:
-    """Show how a pair would be joined: stages, grids, heads, projectors and their parameters.
+    """Show how a pair would be joined and what training it would cost: stages, projectors, FLOPs, memory, speed, hours.
 
     Nothing is downloaded: names are built with random weights.
     """
-    settings = load(recipe, flags)
-    the_teacher = Teacher(
-        teacher,
-        pretrained=False,
-        num_classes=num_classes,
-        resolution=settings.teacher_resolution,
-        tail_blocks=settings.tail_blocks or 2,
-        **settings.teacher_args,
+    models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
+    settings = load(recipe, flags | models, partial(typer.echo, err=True))
+    method = _join(settings, num_classes)
+    dtype = pick_dtype(settings.precision, torch.device("cpu"))
+    target = find_device(device)
+    costs = estimate(
+        method,
+        batch=settings.batch,
+        micro_batch=settings.micro_batch,
+        optimizer=settings.optimizer,
+        ema=settings.ema is not None,
+        dtype=dtype,
+        device=target if peak is None else replace(target, peak_flops=peak * 1e12),
+        utilisation=utilisation,
+        images=images,
+        epochs=settings.epochs,
     )
-    the_student = Student(
-        student,
-        num_classes=num_classes or the_teacher.num_classes or None,
-        resolution=settings.resolution,
-        **settings.student_args,
-    )
-    method = build_method(settings.model_copy(update={"method": "scalekd"}), the_teacher, the_student)
-    assert isinstance(method, ScaleKD)
-    plan = method.plan
-    typer.echo(json.dumps(asdict(plan) | {"parameters": plan.parameters}) if as_json else str(plan))
+    outcome = _measure(method, settings) if measured else None
+    if as_json:
+        typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
+        return
+    typer.echo(str(method.plan) if isinstance(method, ScaleKD) else f"student   {method.student}")
+    typer.echo(str(costs))
+    if hours:
+        typer.echo(f"\nGPU-hours on an {target.name}\n{costs.hours.arithmetic()}")
+    if outcome:
+        typer.echo(
+            f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
+            f"{outcome['images_per_second']:.2f} images a second; peak {outcome['peak_bytes'] / _GIB:.2f} GiB, "
+            f"predicted {outcome['predicted_bytes'] / _GIB:.2f} ({outcome['predicted_over_measured']:.2f} of it)"
+        )
+
+
+def _join(settings: Recipe, num_classes: int | None) -> Method:
+    """The recipe's pair with random weights."""
+    if settings.student is None:
+        raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
+    taught = None
+    if settings.method != "none":
+        taught = build_teacher(settings, pretrained=False, num_classes=num_classes)
+    classes = num_classes or (taught.num_classes if taught is not None else 0) or 1000
+    student = build_student(settings.model_copy(update={"student_pretrained": False}), classes)
+    method = build_method(settings, taught, student)
+    if taught is not None and pick_dtype(settings.precision, torch.device("cpu")) == torch.bfloat16:
+        taught.hold_weights(torch.bfloat16)
+    return method
+
+
+def _measure(method: Method, settings: Recipe) -> dict[str, Any]:
+    """A few real steps on this machine, and what was predicted for them."""
+    device = pick_device("auto")
+    dtype = pick_dtype(settings.precision, device)
+    batch = min(settings.micro_batch or _MEASURED_BATCH, settings.batch)
+    method.to(device)
+    predicted = step_memory(method, batch=batch, optimizer=settings.optimizer, ema=False, dtype=dtype)
+    real = measure(method, batch=batch, optimizer_factory=partial(build_optimizer, settings), dtype=dtype)
+    return {
+        "batch": batch,
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "images_per_second": real.images_per_second,
+        "step_seconds": real.step_seconds,
+        "peak_bytes": real.peak_bytes,
+        "predicted_bytes": predicted.total,
+        "predicted_over_measured": predicted.total / real.peak_bytes,
+        "how": real.how,
+    }
+
+
+def _as_dict(method: Method, costs: Estimate) -> dict[str, Any]:
+    plan = method.plan if isinstance(method, ScaleKD) else None
+    joined = {} if plan is None else asdict(plan) | {"parameters": plan.parameters}
+    totals = {
+        "flops_total": costs.flops.total,
+        "memory_total": costs.memory.total,
+        "images_per_second": costs.hours.images_per_second,
+        "gpu_hours": costs.hours.hours,
+    }
+    return joined | {"costs": asdict(costs) | totals}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.method.mimicking import view_distance
 from scalekd.method.objective import Method, TaskLoss
 from scalekd.method.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
+from scalekd.method.task import cross_entropy, one_hot
 
 
 class Supervised(Method):
@@ -17,7 +19,7 @@ class Supervised(Method):
 
     needs_teacher: ClassVar[bool] = False
 
-    def __init__(self, student: StudentLike, *, task_loss: TaskLoss = F.cross_entropy) -> None:
+    def __init__(self, student: StudentLike, *, task_loss: TaskLoss = cross_entropy) -> None:
         super().__init__(None, student, logit_weight=0.0, task_loss=task_loss)
 
 
@@ -35,7 +37,7 @@ class LogitDistillation(Method):
         *,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         if logit_weight and not self.logit_weight:
@@ -74,7 +76,7 @@ class RelationalDistillation(LogitDistillation):
         gamma: float = 1.0,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         self.beta, self.gamma = beta, gamma
@@ -124,7 +126,7 @@ class LogitSpaceDistillation(LogitDistillation):
         gamma: float = 1.5,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         self.gamma = gamma
@@ -176,11 +178,8 @@ def enhanced_distance(
         A scalar.
     """
     theirs = F.softmax(teacher.float() / temperature, dim=-1)
-    if labels is None:
-        labels = theirs.new_zeros(theirs.shape)
-    elif labels.ndim == 1:
-        labels = F.one_hot(labels + 1, theirs.shape[1] + 1)[:, 1:].to(theirs)  # -1 becomes a row of zeros
-    weights = (theirs + labels) ** gamma - labels
+    target = torch.zeros_like(theirs) if labels is None else one_hot(labels, theirs.shape[1])
+    weights = (theirs + target) ** gamma - target
     return -(weights * F.log_softmax(student.float() / temperature, dim=-1)).sum(-1).mean()
 
 
@@ -206,7 +205,7 @@ class FeatureDistillation(Method):
         alpha: float = 0.08,
         logit_weight: float = 0.0,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         self.alpha = alpha

@@ -13,6 +13,7 @@ from scalekd.method.outputs import Losses, MapShape, StudentLike, StudentOutputs
 from scalekd.method.perception import TeacherParameterPerception
 from scalekd.method.plan import Place, Plan
 from scalekd.method.projector import CrossAttentionProjector
+from scalekd.method.task import cross_entropy
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 STAGES = ("previous", "last")
@@ -66,7 +67,7 @@ class Method(nn.Module):
         student: The student to train.
         logit_weight: `lambda`.
         temperature: `tau` of the logit term.
-        task_loss: `(logits [B, K], labels) -> scalar`; labels are indices `[B]` or, for losses that take them,
+        task_loss: `(logits [B, K], labels) -> scalar`; labels are indices `[B]`, -1 for an unlabelled image, or
             probabilities `[B, K]`.
     """
 
@@ -80,7 +81,7 @@ class Method(nn.Module):
         *,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__()
         if teacher is None and self.needs_teacher:
@@ -116,7 +117,7 @@ class Method(nn.Module):
         """
         terms: dict[str, Tensor] = {}
         if labels is not None:
-            terms["task"] = (1 - self.logit_weight) * self._task_term(student.logits.float(), labels)
+            terms["task"] = (1 - self.logit_weight) * self.task_loss(student.logits.float(), labels)
         if self.logit_weight and teacher is not None and teacher.logits is not None:
             logit_terms = self.logit_terms(student, teacher.logits, labels)
             terms |= {name: self.logit_weight * value for name, value in logit_terms.items()}
@@ -125,16 +126,6 @@ class Method(nn.Module):
         if not terms:
             raise ValueError("nothing to learn from: neither labels, nor teacher logits, nor a feature term")
         return Losses(terms=terms, cosines=cosines, student_logits=student.logits)
-
-    def _task_term(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss over the labelled images of a batch; 0 (with a gradient of 0) if there are none."""
-        if labels.ndim == 1:
-            labelled = labels >= 0
-            if not labelled.any():
-                return 0 * logits.sum()
-            if not labelled.all():
-                logits, labels = logits[labelled], labels[labelled]
-        return self.task_loss(logits, labels)
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Loss terms on the teacher's logits `[B, K]`, by name, before `lambda`."""
@@ -189,7 +180,7 @@ class ScaleKD(Method):
         stem_norm: str | None = None,
         logit_weight: float = 0.5,
         temperature: float = 1.0,
-        task_loss: TaskLoss = F.cross_entropy,
+        task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
         alpha = {"spatial": 0.08, "frequency": 0.06} if alpha is None else dict(alpha)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -54,7 +55,11 @@ def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies, since safetensors refuses tensors that share memory (modules used twice, as in CoaT).
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     partial = path.with_name(path.name + ".partial")
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
     try:

@@ -1,19 +1,24 @@
 """What a run will cost before it starts: FLOPs, memory, hours."""
 
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
+from scalekd.planner.estimate import USABLE, Estimate, estimate
 from scalekd.planner.hours import DEVICES, Device, Hours, find_device, gpu_hours
 from scalekd.planner.measure import Measurement, measure
-from scalekd.planner.memory import StepMemory, available_memory, largest_batch, step_memory
+from scalekd.planner.memory import StepMemory, UnpredictableError, available_memory, largest_batch, step_memory
 
 __all__ = [
     "DEVICES",
+    "USABLE",
     "Device",
+    "Estimate",
     "Hours",
     "Measurement",
     "ModelCost",
     "StepFlops",
     "StepMemory",
+    "UnpredictableError",
     "available_memory",
+    "estimate",
     "find_device",
     "gpu_hours",
     "largest_batch",

@@ -27,6 +27,10 @@ KERNEL_BYTES = {torch.float32: 25 * MIB, torch.bfloat16: 65 * MIB}
 HEAP_WASTE = 0.35
 
 
+class UnpredictableError(UserError):
+    """An architecture whose memory cannot be predicted."""
+
+
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes at the peak of an optimiser step.
@@ -68,13 +72,13 @@ def step_memory(
         accumulate: Whether gradients are summed over several such batches, and so live through the backward too.
 
     Raises:
-        UserError: If the architecture reads values of tensors, so that it cannot run without memory.
+        UnpredictableError: If the architecture reads values of tensors, so that it cannot run without memory.
     """
     try:
         tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate))
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise UnpredictableError(
             f"memory: cannot be predicted for {student_of(method).name} ({reason}); give --micro-batch"
         ) from error
     trained = [p.nbytes for p in method.parameters() if p.requires_grad]

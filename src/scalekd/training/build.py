@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
-
-import torch.nn.functional as F
-from timm.loss import BinaryCrossEntropy
-from torch import Tensor
 
 from scalekd.errors import UserError
 from scalekd.method import (
@@ -19,18 +16,26 @@ from scalekd.method import (
     Supervised,
 )
 from scalekd.method.objective import TaskLoss
+from scalekd.method.task import binary_cross_entropy, cross_entropy
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
 from scalekd.recipes import Recipe
 
 
-def build_teacher(recipe: Recipe, classes: tuple[str, ...] | None = None, *, pretrained: bool = True) -> Teacher:
+def build_teacher(
+    recipe: Recipe,
+    classes: tuple[str, ...] | None = None,
+    *,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+) -> Teacher:
     """The recipe's teacher.
 
     Args:
         recipe: The run's settings.
         classes: Class names of the data, which the logits must stand for if they are used; None where unknown.
         pretrained: False for random weights where no file is given.
+        num_classes: Width of the head; by default its weights' or architecture's own.
 
     Raises:
         UserError: If none is named, it does not fit the settings, or its logits are wanted and are for other classes.
@@ -40,6 +45,7 @@ def build_teacher(recipe: Recipe, classes: tuple[str, ...] | None = None, *, pre
     teacher = Teacher(
         recipe.teacher,
         weights=recipe.teacher_weights,
+        num_classes=num_classes,
         resolution=recipe.teacher_resolution,
         tail_blocks=recipe.tail_blocks or TAIL_BLOCKS,
         pretrained=pretrained,
@@ -94,17 +100,9 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
 
 
 def task_loss(recipe: Recipe) -> TaskLoss:
-    """The recipe's loss on labels, which are indices `[B]` or, after mixup, probabilities `[B, K]`."""
-    if recipe.task_loss == "bce":
-        loss: TaskLoss = BinaryCrossEntropy(smoothing=recipe.label_smoothing, sum_classes=True)
-        return loss
-
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        # Mixup has already smoothed the probabilities it gives.
-        smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-
-    return cross_entropy
+    """The recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`."""
+    losses = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}
+    return partial(losses[recipe.task_loss], label_smoothing=recipe.label_smoothing)
 
 
 def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> Method:

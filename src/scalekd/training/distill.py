@@ -37,6 +37,7 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import ScaleKD
 from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
+from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher, logit_weight
 from scalekd.training.callbacks import Display, Keeper
@@ -72,9 +73,11 @@ def distill(
     quieten_lightning()
     run = _Run(recipe, RunFolder(output), console or Console(stderr=True))
     run.folder.check(recipe, resume=resume, overwrite=overwrite)
-    run.build()
+    run.build(run.folder.images_at_once if resume else None)
     run.announce()
-    run.folder.prepare(recipe, run.inputs(), resume=resume)  # last: what cannot start must not delete another run
+    run.folder.prepare(
+        recipe, run.inputs(), run.images_at_once, resume=resume
+    )  # last: what cannot start must not delete another run
     return run.fit(resume and run.folder.checkpoint.is_file())
 
 
@@ -86,8 +89,12 @@ class _Run:
     folder: RunFolder
     console: Console
 
-    def build(self) -> None:
-        """Read the data's listing and build the pair; touches no file of the run."""
+    def build(self, before: int | None) -> None:
+        """Read the data's listing and build the pair; touches no file of the run.
+
+        Args:
+            before: Images at once in the run that is resumed.
+        """
         recipe = self.recipe
         if recipe.data is None:
             raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
@@ -95,7 +102,7 @@ class _Run:
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
-        self.accumulate = _accumulation(recipe, len(self.train))
+        _check_batch(recipe, len(self.train))
         self.steps = len(self.train) // recipe.batch
         self.corrupt = CorruptImages(
             recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
@@ -115,12 +122,35 @@ class _Run:
             rand_augment=recipe.rand_augment,
             erasing=recipe.erasing,
         )
-        validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
-        self.val_loader = evaluation_loader(validation, recipe.micro_batch or recipe.batch, recipe.workers)
         if self.teacher is not None and self.dtype == torch.bfloat16:
             self.teacher.hold_weights(self.dtype)
         if recipe.channels_last:
             self.student.model.to(memory_format=torch.channels_last)
+        self.images_at_once = recipe.micro_batch or before or self._fitting_batch()
+        self.accumulate = recipe.batch // self.images_at_once
+        if (recipe.mixup or recipe.cutmix) and self.images_at_once % 2:
+            raise UserError(
+                f"mixup: mixes pairs, and {self.images_at_once} images fit at once; give an even micro_batch"
+            )
+        validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
+        self.val_loader = evaluation_loader(validation, self.images_at_once, recipe.workers)
+
+    def _fitting_batch(self) -> int:
+        """As many images of the batch as fit into the device's memory at once."""
+        recipe = self.recipe
+        free = available_memory(self.device)  # before the method moves there, which is part of the prediction
+        try:
+            return largest_batch(
+                self.method.to(self.device),
+                budget_bytes=round(USABLE * free),
+                batch=recipe.batch,
+                optimizer=recipe.optimizer,
+                ema=recipe.ema is not None,
+                dtype=self.dtype,
+            )
+        except UnpredictableError as error:
+            self.say(f"warning: {error}; taking the whole batch of {recipe.batch} at once")
+            return recipe.batch
 
     def _head_width(self) -> int:
         """Classes of the student's head; 0, for no head, where nothing would train it."""
@@ -136,11 +166,14 @@ class _Run:
         """Print the plan, and measure the teacher where it has the data's classes."""
         self.say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
+        recipe = self.recipe
         unlabelled = f" ({self.train.unlabelled} without label)" if self.train.unlabelled else ""
         self.say(
             f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
+        if self.accumulate > 1:
+            self.say(f"batch     {recipe.batch} as {self.accumulate} times {self.images_at_once} images at once")
         if not self.measured:
             self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
         self.teacher_accuracy = None
@@ -276,21 +309,19 @@ def _read_data(recipe: Recipe, data: Path) -> tuple[Split, Split]:
     return train, val
 
 
-def _accumulation(recipe: Recipe, training_images: int) -> int:
-    """The micro-batches a step that make up the global batch.
+def _check_batch(recipe: Recipe, training_images: int) -> None:
+    """Make sure that the batch can be filled and cut.
 
     Raises:
-        UserError: If the batch is larger than the data, or cannot be cut into the micro-batches.
+        UserError: If it is larger than the data, or cannot be cut into the given micro-batches.
     """
     if recipe.batch > training_images:
         raise UserError(
             f"batch: {recipe.batch} is larger than the {training_images} training images; "
             f"set it to {training_images} or less"
         )
-    micro = recipe.micro_batch or recipe.batch
-    if recipe.batch % micro:
-        raise UserError(f"micro_batch: {micro} does not divide the batch of {recipe.batch}")
-    return recipe.batch // micro
+    if recipe.micro_batch is not None and recipe.batch % recipe.micro_batch:
+        raise UserError(f"micro_batch: {recipe.micro_batch} does not divide the batch of {recipe.batch}")
 
 
 def _read_step(checkpoint: Path) -> int:

@@ -1,0 +1,128 @@
+"""What a pair costs to train, put together for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from scalekd.method import Method
+from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
+from scalekd.planner.fake import student_of
+from scalekd.planner.hours import Device, Hours, gpu_hours
+from scalekd.planner.memory import StepMemory, largest_batch, step_memory
+
+GIB = 2**30
+# Of a device's memory; the rest is for the driver and for fragmentation.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of a pair on a named device. `str(estimate)` is a table for people.
+
+    Attributes:
+        teacher: Parameters and multiply-accumulates of the teacher; None for a method that reads none.
+        student: The same of the student.
+        flops: FLOPs of a training step for one image, by part.
+        batch: Global batch.
+        micro_batch: Images at once: the largest divisor of the batch that fits.
+        memory: Predicted peak at that many images.
+        device: The device.
+        hours: Images a second and hours on one such device, with their factors.
+    """
+
+    teacher: ModelCost | None
+    student: ModelCost
+    flops: StepFlops
+    batch: int
+    micro_batch: int
+    memory: StepMemory
+    device: Device
+    hours: Hours
+
+    def __str__(self) -> str:
+        costs = (
+            [("student", self.student)]
+            if self.teacher is None
+            else [("teacher", self.teacher), ("student", self.student)]
+        )
+        macs = ", ".join(f"{name} {_macs(cost)}" for name, cost in costs)
+        parts = {"teacher": self.flops.teacher, "student": self.flops.student, "CAP": self.flops.cap}
+        parts |= {"tail": self.flops.tail}
+        flops = " + ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
+        memory = {name: getattr(self.memory, name) for name in ("weights", "gradients", "optimizer", "activations")}
+        spent = " + ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
+        accumulated = self.batch // self.micro_batch
+        at_once = (
+            f"all {self.batch} images of the batch"
+            if accumulated == 1
+            else (f"{self.micro_batch} images at once, {accumulated} times for the batch of {self.batch}")
+        )
+        return "\n".join(
+            (
+                f"MACs      an image, forward: {macs}",
+                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.1f} GFLOP",
+                f"memory    {at_once}: {spent} = {self.memory.total / GIB:.1f} of the "
+                f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}",
+                f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "
+                f"{self.hours.utilisation:.0%} of its peak",
+            )
+        )
+
+
+def _macs(cost: ModelCost) -> str:
+    without = ""
+    if cost.macs_without_attention != cost.macs:
+        without = f" ({cost.macs_without_attention / 1e9:.2f} without attention's products)"
+    return f"{cost.macs / 1e9:.2f} G{without}"
+
+
+def estimate(
+    method: Method,
+    *,
+    batch: int,
+    micro_batch: int | None,
+    optimizer: str,
+    ema: bool,
+    dtype: torch.dtype,
+    device: Device,
+    utilisation: float,
+    images: int,
+    epochs: int,
+) -> Estimate:
+    """Estimate what it costs to train a pair; nothing is run for real.
+
+    Args:
+        method: The joined pair, as it will train.
+        batch: Global batch.
+        micro_batch: Images at once; by default as many as fit into the device.
+        optimizer: `adamw`, `lamb` or `sgd`.
+        ema: Whether a moving average of the student is kept.
+        dtype: The autocast type.
+        device: Where it would run.
+        utilisation: Part of the device's peak that is assumed to be reached, above 0 to 1.
+        images: Images an epoch.
+        epochs: Epochs.
+
+    Raises:
+        UserError: If a factor makes no sense, or not even the smallest batch fits.
+    """
+    flops = step_flops(method)
+    hours = gpu_hours(flops.total, images, epochs, device.peak_flops, utilisation)
+    if micro_batch is None:
+        budget = round(USABLE * device.memory_bytes)
+        micro_batch = largest_batch(method, budget_bytes=budget, batch=batch, optimizer=optimizer, ema=ema, dtype=dtype)
+    memory = step_memory(
+        method, batch=micro_batch, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=micro_batch < batch
+    )
+    return Estimate(
+        teacher=None if method.teacher is None else model_cost(method.teacher),
+        student=model_cost(student_of(method)),
+        flops=flops,
+        batch=batch,
+        micro_batch=micro_batch,
+        memory=memory,
+        device=device,
+        hours=hours,
+    )
