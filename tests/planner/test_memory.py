@@ -79,16 +79,16 @@ def test_largest_batch(teacher: Teacher, student: Student) -> None:
     method = ScaleKD(teacher, student)
 
     def largest(budget: int) -> int:
-        return largest_batch(method, budget_bytes=budget, batch=24, optimizer="adamw", ema=True, dtype=torch.float32)
+        return largest_batch(method, budget_bytes=budget, batch=8, optimizer="adamw", ema=True, dtype=torch.float32)
 
     def total(batch: int) -> int:
         return step_memory(
-            method, batch=batch, optimizer="adamw", ema=True, dtype=torch.float32, accumulate=batch < 24
+            method, batch=batch, optimizer="adamw", ema=True, dtype=torch.float32, accumulate=batch < 8
         ).total
 
-    assert largest(2**40) == 24
-    assert largest(total(12)) == 12
-    assert largest(total(12) - 1) == 8
+    assert largest(2**40) == 8
+    assert largest(total(4)) == 4
+    assert largest(total(4) - 1) == 2
     with pytest.raises(UserError, match=r"^memory: 2 images at once need \d+ MiB and 1 MiB are free; ") as raised:
         largest(2**20)
     assert "\n" not in str(raised.value)
