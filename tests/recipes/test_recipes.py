@@ -113,7 +113,7 @@ PAIRS = {
     "swin_large-swin_tiny": ("swin_tiny_patch4_window7_224", "adamw + EMA", 1.0),
     "swin_large-vit_base16": ("vit_base_patch16_224", "adamw + EMA", 1.0),
     "eva_large-resnet50": ("resnet50", "resnet", 0.875),
-    "eva_large-mixer_b14": ("mixer_b16_224", "mixer", 0.875),
+    "eva_large-mixer_b14": ("mixer_b14_224", "mixer", 0.875),
     "eva_large-vit_base14": ("vit_base_patch16_224", "adamw + EMA", 1.0),
     "swin_small-resnet50": ("resnet50", "traditional", 0.875),
     "swin_base-resnet50": ("resnet50", "traditional", 0.875),

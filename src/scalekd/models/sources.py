@@ -11,6 +11,7 @@ import timm
 import torchvision
 from torch import nn
 
+import scalekd.models.extra  # noqa: F401 (registers its models with timm)
 from scalekd.errors import UserError, did_you_mean
 
 TORCHVISION = "torchvision:"
