@@ -138,8 +138,8 @@ class StepFlops:
 def step_flops(method: Method, batch: int = 2) -> StepFlops:
     """Count one forward and backward of `method` as torch's `FlopCounterMode` does, with attention as two products.
 
-    That counter takes the weight gradient of a grouped convolution for a dense one's. Students of depthwise
-    convolutions (MobileNet, ConvNeXt) come out too large for it: MobileNetV1 by three times.
+    That counter takes the weight gradient of a grouped convolution for a dense one's, so that students of depthwise
+    convolutions come out too large: MobileNetV1 3.5 times, ConvNeXt-T 2.9 times. Ungrouped ones are exact.
 
     Args:
         method: The method; it stays as it is and takes no step for real.
