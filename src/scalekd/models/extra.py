@@ -26,7 +26,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def mixer_b14_224(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """Mixer-B/14: timm's `mixer_b16_224`, whose builder takes no other patch size, with 14-pixel patches.
 

@@ -51,6 +51,12 @@ class Estimate:
         parts = {"teacher": self.flops.teacher, "student": self.flops.student, "CAP": self.flops.cap}
         parts |= {"tail": self.flops.tail}
         flops = " + ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
+        counted = ""
+        if self.flops.torch_counter != self.flops.total:
+            counted = (
+                f" (torch's counter says {self.flops.torch_counter / 1e9:.1f}: it takes the weight gradient of grouped "
+                "convolutions for a dense one's)"
+            )
         memory = {name: getattr(self.memory, name) for name in ("weights", "gradients", "optimizer", "activations")}
         spent = " + ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
         accumulated = self.batch // self.micro_batch
@@ -62,7 +68,7 @@ class Estimate:
         return "\n".join(
             (
                 f"MACs      an image, forward: {macs}",
-                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.1f} GFLOP",
+                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.1f} GFLOP{counted}",
                 f"memory    {at_once}: {spent} = {self.memory.total / GIB:.1f} of the "
                 f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}",
                 f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "

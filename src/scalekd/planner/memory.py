@@ -20,8 +20,8 @@ MIB = 2**20
 # Tensors the size of a parameter: what the optimiser keeps of each, and what its step makes besides.
 OPTIMIZER_STATE = {"adamw": 2, "lamb": 2, "sgd": 1}
 _OPTIMIZER_SCRATCH = {"adamw": 2, "lamb": 3, "sgd": 1}
-# On the CPU, from the pairs of benchmarks/memory.py. Kernels that oneDNN compiles and keeps: what is resident beyond
-# the tensors where malloc keeps nothing (MALLOC_MMAP_THRESHOLD_=131072). And freed blocks that glibc keeps in its heap
+# On the CPU, from the pairs of benchmarks/memory.py. What is resident beyond the tensors where malloc keeps nothing
+# (MALLOC_MMAP_THRESHOLD_=131072), probably kernels that oneDNN compiles. And freed blocks that glibc keeps in its heap
 # and cannot join for new ones: with its defaults 0.2 to 0.4 of what lives there, growing over the first 20 steps.
 KERNEL_BYTES = {torch.float32: 25 * MIB, torch.bfloat16: 65 * MIB}
 HEAP_WASTE = 0.35
