@@ -122,7 +122,7 @@ def test_any_module_is_a_student_when_its_maps_are_named(last: str, teacher: Tea
         (("first", "pair"), "'pair' of Own gives a tuple"),
         (("first", "unused"), "'unused' takes no part in the forward"),
         (("first",), "two are needed"),
-        (None, r"name the two modules of Own .*: first \(16x16x6\), second \(8x8x8\)"),
+        (None, r"name the two modules of Own .*: first \(16x16x6\), tokens \(8x8x8\)"),
     ],
 )
 def test_maps_that_cannot_be_are_named(maps: tuple[str, ...] | None, message: str) -> None:

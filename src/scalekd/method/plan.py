@@ -10,7 +10,18 @@ from scalekd.method.outputs import MapShape
 
 @dataclass(frozen=True)
 class Place:
-    """One place in the student: its map, the tokens it becomes, and the projectors between them."""
+    """One place in the student: its map, the tokens it becomes, and the projectors between them.
+
+    Attributes:
+        name: `CAP_prev` or `CAP_last`.
+        student_map: The student's map.
+        tokens: What the projectors make of it.
+        query: `learned` or `proxy`.
+        views: Views of DFM, each with a projector of its own.
+        heads: Attention heads.
+        parameters: Parameters of all projectors here.
+        layers: Shapes of a projector's layers, for people.
+    """
 
     name: str
     student_map: MapShape
@@ -19,19 +30,27 @@ class Place:
     views: tuple[str, ...]
     heads: int
     parameters: int
+    layers: str
 
     @classmethod
     def of(cls, name: str, student_map: MapShape, tokens: MapShape, query: str, mimicking: DualViewMimicking) -> Place:
         """Describe the projectors of `mimicking`."""
         views = tuple(mimicking.alpha)
+        cap = mimicking.projectors[views[0]]
+        width = f"{tokens.channels} -> {tokens.channels}"
+        stem = f"stem {tuple(cap.stem.get_parameter('conv.weight').shape)}, " if len(cap.stem) else ""
         return cls(
             name=name,
             student_map=student_map,
             tokens=tokens,
             query=query,
             views=views,
-            heads=mimicking.projectors[views[0]].attn.num_heads,
+            heads=cap.attn.num_heads,
             parameters=sum(p.numel() for p in mimicking.parameters()),
+            layers=(
+                f"{stem}query {width}, keys and values {student_map.channels} -> {tokens.channels}, output {width}, "
+                f"FFN {tokens.channels} -> {4 * tokens.channels} -> {tokens.channels}"
+            ),
         )
 
 
@@ -64,5 +83,8 @@ class Plan:
                 f"{place.name:<9} student {place.student_map} -> tokens {place.tokens}, {place.heads} heads, "
                 f"{place.query} query, {' + '.join(place.views)}, {place.parameters / 1e6:.2f} M parameters"
             )
+            lines.append(f"          each view: {place.layers}")
+            if place.student_map.positions == 1:
+                lines.append("          note: a map of one position has nothing to attend to; raise the resolution")
         lines.append(f"projectors {self.parameters / 1e6:.2f} M parameters, gone after training")
         return "\n".join(lines)

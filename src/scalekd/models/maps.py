@@ -111,7 +111,10 @@ def as_map(output: Any, title: str, resolution: int) -> Tensor:
 
 
 def candidates(model: nn.Module, images: Tensor) -> list[str]:
-    """Submodules, at most two levels deep, whose outputs would do as maps in a forward of prepared images."""
+    """Submodules whose outputs would do as maps in a forward of prepared images: the last one of each shape.
+
+    Looked for at most two levels deep. Where all have one shape, as in isotropic models, the last few are given.
+    """
     found: dict[str, str] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -120,7 +123,8 @@ def candidates(model: nn.Module, images: Tensor) -> list[str]:
         except UserError:
             return
         if height > 1:
-            found[name] = f"{name} ({height}x{width}x{channels})"
+            found.pop(name, None)
+            found[name] = f"{height}x{width}x{channels}"
 
     hooks = [
         module.register_forward_hook(partial(keep, name))
@@ -133,4 +137,6 @@ def candidates(model: nn.Module, images: Tensor) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found.values())
+    last = {shape: name for name, shape in found.items()}
+    chosen = [(name, shape) for shape, name in last.items()] if len(last) > 1 else list(found.items())[-8:]
+    return [f"{name} ({shape})" for name, shape in chosen]

@@ -160,7 +160,8 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
     """
     (output, image, weight), transposed, needs = shapes[:3], shapes[7], shapes[10]
     positions = image if transposed else output
-    return 2 * prod(positions) * prod(weight[1:]) * (needs[0] + needs[1])
+    flops: int = 2 * prod(positions) * prod(weight[1:]) * (needs[0] + needs[1])
+    return flops
 
 
 class _Step:

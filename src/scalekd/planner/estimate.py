@@ -50,15 +50,15 @@ class Estimate:
         macs = ", ".join(f"{name} {_macs(cost)}" for name, cost in costs)
         parts = {"teacher": self.flops.teacher, "student": self.flops.student, "CAP": self.flops.cap}
         parts |= {"tail": self.flops.tail}
-        flops = " + ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value)
+        flops = " + ".join(f"{name} {value / 1e9:.4g}" for name, value in parts.items() if value)
         counted = ""
         if self.flops.torch_counter != self.flops.total:
             counted = (
-                f" (torch's counter says {self.flops.torch_counter / 1e9:.1f}: it takes the weight gradient of grouped "
+                f" (torch's counter says {self.flops.torch_counter / 1e9:.4g}: it takes the weight gradient of grouped "
                 "convolutions for a dense one's)"
             )
         memory = {name: getattr(self.memory, name) for name in ("weights", "gradients", "optimizer", "activations")}
-        spent = " + ".join(f"{name} {value / GIB:.1f}" for name, value in memory.items())
+        spent = " + ".join(f"{name} {value / GIB:.3g}" for name, value in memory.items())
         accumulated = self.batch // self.micro_batch
         at_once = (
             f"all {self.batch} images of the batch"
@@ -68,8 +68,8 @@ class Estimate:
         return "\n".join(
             (
                 f"MACs      an image, forward: {macs}",
-                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.1f} GFLOP{counted}",
-                f"memory    {at_once}: {spent} = {self.memory.total / GIB:.1f} of the "
+                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.4g} GFLOP{counted}",
+                f"memory    {at_once}: {spent} = {self.memory.total / GIB:.3g} of the "
                 f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}",
                 f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "
                 f"{self.hours.utilisation:.0%} of its peak",
@@ -80,8 +80,8 @@ class Estimate:
 def _macs(cost: ModelCost) -> str:
     without = ""
     if cost.macs_without_attention != cost.macs:
-        without = f" ({cost.macs_without_attention / 1e9:.2f} without attention's products)"
-    return f"{cost.macs / 1e9:.2f} G{without}"
+        without = f" ({cost.macs_without_attention / 1e9:.4g} without attention's products)"
+    return f"{cost.macs / 1e9:.4g} G{without}"
 
 
 def estimate(

@@ -219,12 +219,16 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
     """All keys of a run."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _parts_go_together(self) -> Recipe:
         if self.method == "none" and self.labels == "none":
             raise ValueError("labels: method none learns from labels only; choose another method or give labels")
         if self.method == "scalekd":
             query = self.query or ("proxy" if self.tpp else "learned")
             check_parts(tpp=self.tpp, stages=self.stages or (STAGES if self.tpp else ("last",)), query=query)
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
         for key, args in (("teacher_args", self.teacher_args), ("student_args", self.student_args)):
             fixed = sorted(args.keys() & _FIXED_ARGS)
             if fixed:
@@ -235,6 +239,8 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             values = getattr(self, key) or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"{key}: give each value once")
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch: {self.micro_batch} does not divide the batch of {self.batch}")
         if (self.mixup or self.cutmix) and (self.micro_batch or self.batch) % 2:
             raise ValueError("mixup: mixes pairs; give an even batch (and micro_batch)")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

@@ -102,7 +102,11 @@ class _Run:
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
-        _check_batch(recipe, len(self.train))
+        if recipe.batch > len(self.train):
+            raise UserError(
+                f"batch: {recipe.batch} is larger than the {len(self.train)} training images; "
+                f"set it to {len(self.train)} or less"
+            )
         self.steps = len(self.train) // recipe.batch
         self.corrupt = CorruptImages(
             recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
@@ -307,21 +311,6 @@ def _read_data(recipe: Recipe, data: Path) -> tuple[Split, Split]:
         if recipe.mixup or recipe.cutmix:
             raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
     return train, val
-
-
-def _check_batch(recipe: Recipe, training_images: int) -> None:
-    """Make sure that the batch can be filled and cut.
-
-    Raises:
-        UserError: If it is larger than the data, or cannot be cut into the given micro-batches.
-    """
-    if recipe.batch > training_images:
-        raise UserError(
-            f"batch: {recipe.batch} is larger than the {training_images} training images; "
-            f"set it to {training_images} or less"
-        )
-    if recipe.micro_batch is not None and recipe.batch % recipe.micro_batch:
-        raise UserError(f"micro_batch: {recipe.micro_batch} does not divide the batch of {recipe.batch}")
 
 
 def _read_step(checkpoint: Path) -> int:
