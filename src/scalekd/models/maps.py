@@ -113,7 +113,7 @@ def as_map(output: Any, title: str, resolution: int) -> Tensor:
 def candidates(model: nn.Module, images: Tensor) -> list[str]:
     """Submodules whose outputs would do as maps in a forward of prepared images: the last one of each shape.
 
-    Looked for at most two levels deep. Where all have one shape, as in isotropic models, the last few are given.
+    Looked for at most three levels deep. Where all have one shape, as in isotropic models, the last few are given.
     """
     found: dict[str, str] = {}
 
@@ -129,7 +129,7 @@ def candidates(model: nn.Module, images: Tensor) -> list[str]:
     hooks = [
         module.register_forward_hook(partial(keep, name))
         for name, module in model.named_modules()
-        if name and name.count(".") < 2
+        if name and name.count(".") < 3
     ]
     try:
         with torch.no_grad():
