@@ -63,11 +63,22 @@ def test_bce_is_summed_over_classes() -> None:
     assert float(loss(torch.zeros(2, 7), torch.tensor([1, 3]))) == pytest.approx(7 * math.log(2))
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+def test_the_task_loss_adds_up_over_parts_of_a_partly_labelled_batch(kind: str) -> None:
+    """So that accumulation and several devices do not change it."""
+    loss = task_loss(load(None, {"task_loss": kind, "label_smoothing": 0.1}))
+    logits, labels = torch.randn(6, 3), torch.tensor([0, -1, 2, -1, -1, 1])
+    parts = [loss(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2, 4)]
+    torch.testing.assert_close(loss(logits, labels), torch.stack(parts).mean())
+    assert loss(logits[3:5], labels[3:5]) == 0
+
+
 def test_smoothing_is_not_applied_twice_after_mixup() -> None:
     loss = task_loss(load(None, {"label_smoothing": 0.2}))
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     smoothed = functional.one_hot(labels, 3) * 0.8 + 0.2 / 3
     torch.testing.assert_close(loss(logits, labels), loss(logits, smoothed))
+    torch.testing.assert_close(loss(logits, labels), functional.cross_entropy(logits, labels, label_smoothing=0.2))
 
 
 @pytest.mark.parametrize("kinds", [(), ("position",), ("norm", "bias")])

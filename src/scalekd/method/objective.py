@@ -56,7 +56,7 @@ class Method(nn.Module):
     """A way to train a student, with the terms that all of them share.
 
     `L = (1 - lambda) * task + lambda * logit terms + feature terms`. Subclasses give the latter two. Without labels
-    the task term is dropped; where only some images of a batch are labelled, it is the mean over these. Without teacher
+    the task term is dropped; where only some images of a batch are labelled, the others add 0 to it. Without teacher
     logits for these classes `lambda` is 0.
 
     The teacher is kept out of `parameters()` and `state_dict()`, hence out of optimisers, checkpoints and DDP; it

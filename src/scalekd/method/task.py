@@ -15,7 +15,9 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy, the mean over the labelled images.
+    """Softmax cross-entropy: the sum over the labelled images, divided by all images.
+
+    So an image counts the same whatever else is in its batch, and gradients add up over parts of a batch.
 
     Args:
         logits: `[B, K]`.
@@ -23,17 +25,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         label_smoothing: Smoothing of indices; probabilities are taken as they are.
 
     Returns:
-        A scalar; 0 if no image is labelled.
+        A scalar.
     """
     if labels.ndim > 1:
         return F.cross_entropy(logits, labels)
-    # No look at the values from Python: that would wait for the GPU.
     total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
+    return total / len(labels)
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy over one-hot targets, summed over classes; the mean over the labelled images.
+    """Binary cross-entropy over one-hot targets, summed over classes; over images as in `cross_entropy`.
 
     Args:
         logits: `[B, K]`.
@@ -42,13 +43,10 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float 
             taken as they are.
 
     Returns:
-        A scalar; 0 if no image is labelled.
+        A scalar.
     """
-    classes = logits.shape[1]
-    target = one_hot(labels, classes)
-    if labels.ndim > 1:
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
-    target = target * (1 - label_smoothing) + label_smoothing / classes
+    target = one_hot(labels, logits.shape[1])
+    if labels.ndim == 1:
+        target = target * (1 - label_smoothing) + label_smoothing / logits.shape[1]
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-    labelled = labels >= 0
-    return (losses * labelled).sum() / labelled.sum().clamp(min=1)
+    return (losses * (labels >= 0) if labels.ndim == 1 else losses).mean()
