@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -153,6 +154,52 @@ def test_too_few_images_for_a_probe_are_named(cli: Cli, data: Path, teacher_file
 
 def test_heads_that_do_not_divide_the_width_are_refused(run: Cli) -> None:
     run("--heads", "5,8").refused("heads", "5", "32")
+
+
+def test_a_resolution_the_teacher_cannot_take_is_refused(run: Cli) -> None:
+    run("--teacher-resolution", "36").refused("teacher_resolution", "patches of 8 pixels", "use 32 or 40")
+
+
+def test_a_key_of_another_method_is_refused(run: Cli) -> None:
+    run("--method", "kd", "--views", "spatial").refused("views is no key of method kd", "scalekd")
+    run("--ofa-gamma", "2").refused("ofa_gamma is no key of method scalekd")
+
+
+def test_maps_that_do_not_exist_or_are_no_maps_are_refused(run: Cli) -> None:
+    run("--student-maps", "3,9").refused("student_maps", "no map 9", "0 to 4")
+    run("--student-maps", "layer3,layer9").refused("student_maps", "'layer9'")
+    run("--student-maps", "layer3,fc").refused("student_maps", "'fc'", "[1, 3]")
+    run("--student-maps", "layer3").refused("student_maps")
+    own = ("--student", "torchvision:mobilenet_v3_small", "--student-args", "{}")
+    run(*own).refused("student_maps", "features.8 (")
+    run(*own, "--student-maps", "features.8,classifier").refused("'classifier'")
+
+
+def test_a_student_with_one_map_is_refused(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = timm.create_model
+
+    def short(*args: Any, **kwargs: Any) -> Any:
+        model = build(*args, **kwargs)
+        if hasattr(model, "layer4"):
+            model.feature_info = model.feature_info[-1:]
+        return model
+
+    monkeypatch.setattr(timm, "create_model", short)
+    run().refused("resnet18 offers 1 feature map", "student_maps")
+
+
+def test_tail_blocks_of_a_teacher_with_stages_are_refused(cli: Cli) -> None:
+    cli("inspect", "swin_tiny_patch4_window7_224", "resnet18", "--tail-blocks", "3").refused(
+        "tail_blocks", "last stage"
+    )
+
+
+def test_a_plan_with_impossible_factors_is_refused(cli: Cli) -> None:
+    pair = ("inspect", "vit_tiny_patch16_224", "resnet18")
+    cli(*pair, "--device", "h1000").refused("device", "did you mean 'h100'")
+    cli(*pair, "--utilisation", "1.5").refused("utilisation", "1.5")
+    cli(*pair, "--micro-batch", "7").refused("micro_batch", "7", "256")
+    cli("inspect", "vit_tiny_patch16_224").refused("student", "TEACHER and STUDENT")
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(run: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from conftest import TINY_RUN, Cli
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
 
-COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect")
+COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "recipes")
 ROOT = Path(__file__).parents[2]
 
 
@@ -93,6 +93,26 @@ def test_inspect_shows_the_pair_and_downloads_nothing(cli: Cli) -> None:
     text = cli("inspect", *pair, "--no-tpp", "--views", "spatial").out
     assert "CAP_prev" not in text
     assert "learned query, spatial," in text
+
+
+def test_inspect_says_what_training_would_cost(cli: Cli) -> None:
+    pair = ("inspect", "vit_tiny_patch16_224", "resnet18", "--resolution", "64", "--teacher-resolution", "64")
+    costs = json.loads(cli(*pair, "--json", "--device", "a100", "--images", "1000", "--epochs", "36").out)["costs"]
+    parts = [costs["flops"][part] for part in ("teacher", "student", "cap", "tail")]
+    assert costs["flops_total"] == sum(parts) > 0
+    assert costs["images_per_second"] == pytest.approx(312e12 * 0.35 / sum(parts))
+    assert costs["gpu_hours"] == pytest.approx(36000 / costs["images_per_second"] / 3600)
+    assert costs["student"]["parameters"] == 11_689_512
+    assert 0 < costs["memory"]["weights"] < costs["memory_total"]
+    text = cli(*pair, "--hours").out
+    for part in ("MACs", "FLOPs", "memory", "images a second", "GPU-hours on an NVIDIA H100"):
+        assert part in text
+
+
+def test_inspect_measures_beside_the_prediction(cli: Cli) -> None:
+    found = json.loads(cli("inspect", "--recipe", "quickstart", "--measure", "--json").out)["measured"]
+    assert found["images_per_second"] > 0
+    assert found["predicted_over_measured"] == pytest.approx(found["predicted_bytes"] / found["peak_bytes"])
 
 
 def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
