@@ -16,11 +16,10 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
-from scalekd.models.families import family_of
+from scalekd.planner import step_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
@@ -30,8 +29,9 @@ INTRODUCTION = """# timm's architectures as students
 
 Written by `python benchmarks/coverage.py --report` with timm {version}: the smallest model of each of timm's modules
 takes one ScaleKD step at its own resolution. Supported means: a finite gradient in each of the student's parameters,
-logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The last column
-says whether models of that kind can be the teacher.
+logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The memory of
+the step was predicted before it. The last column says whether the model can be the teacher: its tail gives tokens like
+its own, with finite gradients for what goes in.
 """
 
 
@@ -61,10 +61,14 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
         "resolution": student.resolution,
         "previous": str(student.maps[0]),
         "last": str(student.maps[1]),
-        "teaches": can_teach(student.model, name),
+        "teaches": can_teach(name),
     }
     size = student.resolution
-    losses = ScaleKD(teacher, student).train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
+    method = ScaleKD(teacher, student)
+    # A run predicts its memory before its first step, on tensors without memory; the step must not be the worse for it.
+    predicted = step_memory(method, batch=2, optimizer="adamw", ema=False, dtype=torch.float32)
+    result["step_mib"] = predicted.total // 2**20
+    losses = method.train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
     losses.total.backward()
     broken = [n for n, p in student.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     if broken:
@@ -79,13 +83,17 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
     return result | {"reason": "" if difference < 1e-4 else f"plain timm's logits differ by {difference:.1e}"}
 
 
-def can_teach(model: nn.Module, name: str) -> bool:
-    """Whether a model could be the teacher."""
+def can_teach(name: str) -> bool:
+    """Whether a model is a teacher: its tail gives tokens like its own, with a gradient for what goes in."""
     try:
-        family_of(model, name, tail_blocks=1)
+        teacher = Teacher(name, pretrained=False)
     except UserError:
         return False
-    return True
+    tokens = torch.randn(1, teacher.tail_input.positions, teacher.tail_input.channels, requires_grad=True)
+    through = teacher.tail(tokens)
+    through.square().mean().backward()  # type: ignore[no-untyped-call]
+    outputs = teacher(torch.rand(1, 3, teacher.resolution, teacher.resolution))
+    return through.shape == outputs.tokens.shape and tokens.grad is not None and bool(tokens.grad.isfinite().all())
 
 
 def measure(modules: list[str]) -> None:

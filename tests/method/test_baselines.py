@@ -83,3 +83,21 @@ def test_without_logits_for_these_classes_there_is_nothing_to_teach(
 ) -> None:
     with pytest.raises(ValueError, match="3 classes where the student has 5"):
         method(teacher, Student("resnet18", num_classes=5, resolution=32))
+
+
+@pytest.mark.parametrize("method", [LogitDistillation, RelationalDistillation, LogitSpaceDistillation])
+def test_without_weight_on_the_logits_there_is_nothing_to_learn(
+    teacher: Teacher, student: Student, method: type[LogitDistillation]
+) -> None:
+    with pytest.raises(ValueError, match="logit_weight"):
+        method(teacher, student, logit_weight=0.0)
+
+
+def test_a_head_that_begins_at_zero_gets_moderate_gradients_from_dist(teacher: Teacher, student: Student) -> None:
+    """All classes are equally probable then: nothing varies that could be correlated."""
+    ours = torch.zeros(8, 100, requires_grad=True)
+    method = RelationalDistillation(teacher, student)
+    terms = method.logit_terms(outputs(ours), torch.randn(8, 100), None)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert ours.grad is not None
+    assert 0 < ours.grad.norm() < 1e3

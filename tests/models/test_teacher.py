@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from scalekd import Student, Teacher
 from scalekd.errors import UserError
 from scalekd.models import Classifier
+from scalekd.models.weights import read_weights
 
 SWIN: dict[str, Any] = {"depths": (1, 1, 1, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)}
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -168,3 +171,25 @@ def test_a_classifier_and_a_student_load_what_the_other_saved(tmp_path: Path, st
     torch.testing.assert_close(loaded(images), student(images).logits)
     assert loaded.classes == ("a", "b", "c")
     assert student.save(tmp_path / "again.safetensors", ("a", "b", "c")) == digest, "equal weights, equal hash"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"args": {"checkpoint_path": "aux.pth"}}, "wants to set checkpoint_path"),
+        ({"args": {"pretrained_cfg": {"url": "http://x"}}}, "wants to set pretrained_cfg"),
+        ({"architecture": "local-dir:/tmp/model"}, "name that as the model beside it"),
+        ({"architecture": "hf-hub:someone/model"}, "name that as the model beside it"),
+        ({"architecture": "python:os.system"}, "name that as the model beside it"),
+        ({"architecture": "torchvision:no_such"}, "name that as the model beside it"),
+    ],
+)
+def test_a_weights_file_cannot_have_code_run_or_anything_fetched(
+    tmp_path: Path, teacher_file: Path, change: dict[str, Any], message: str
+) -> None:
+    state, card = read_weights(teacher_file)
+    assert card is not None
+    path = tmp_path / "evil.safetensors"
+    save_file(state, path, metadata={"scalekd": json.dumps(asdict(card) | change)})
+    with pytest.raises(UserError, match=message):
+        Classifier(path)

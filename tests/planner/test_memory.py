@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
 from scalekd.errors import UserError
 from scalekd.method import Method
-from scalekd.planner import StepMemory, available_memory, largest_batch, measure, step_memory
+from scalekd.planner import StepMemory, UnpredictableError, available_memory, largest_batch, measure, step_memory
 from scalekd.planner.memory import track
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def test_tensors_without_memory_live_as_real_ones_do(teacher: Teacher, student: 
         teacher.hold_weights(dtype)
     method = ScaleKD(teacher, student)
     memory = predict(method, 64, dtype)
-    real = track(method, 64, dtype, accumulate=False)
+    real = track(method, 64, dtype, accumulate=False, device="cpu")
     assert memory.weights + memory.gradients + memory.activations == pytest.approx(real.peak, rel=0.01)
 
 
@@ -89,7 +91,9 @@ def test_largest_batch(teacher: Teacher, student: Student) -> None:
     assert largest(2**40) == 8
     assert largest(total(4)) == 4
     assert largest(total(4) - 1) == 2
-    with pytest.raises(UserError, match=r"^memory: 2 images at once need \d+ MiB and 1 MiB are free; ") as raised:
+    with pytest.raises(
+        UserError, match=r"^memory: 2 images at once need \d+ MiB where there is room for 1 MiB; "
+    ) as raised:
         largest(2**20)
     assert "\n" not in str(raised.value)
 
@@ -108,4 +112,28 @@ def test_measure(teacher: Teacher, student: Student) -> None:
     )
     assert len(measured.step_seconds) == 2
     assert measured.images_per_second > 0
-    assert measured.peak_bytes < 2**30
+    assert 0 < measured.peak_bytes < 2**30
+
+
+def test_a_batch_without_small_parts_is_told_apart_from_too_little_memory(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+    settings: dict[str, Any] = {"optimizer": "adamw", "ema": False, "dtype": torch.float32}
+    budget = step_memory(method, batch=100, **settings).total
+    with pytest.raises(UserError, match="1009 has no smaller part, take one with small divisors"):
+        largest_batch(method, budget_bytes=budget, batch=1009, **settings)
+    odd = largest_batch(method, budget_bytes=budget, batch=990, **settings)
+    assert odd == 99
+    assert largest_batch(method, budget_bytes=budget, batch=990, even=True, **settings) == 90
+
+
+def test_another_device_has_no_overhead_of_the_cpus(teacher: Teacher, student: Student) -> None:
+    method = ScaleKD(teacher, student)
+    settings: dict[str, Any] = {"batch": 8, "optimizer": "adamw", "ema": False, "dtype": torch.float32}
+    assert step_memory(method, device="cuda", **settings).overhead == 0
+    assert step_memory(method, device="cpu", **settings).overhead > 0
+
+
+def test_own_code_is_not_run_without_memory(teacher: Teacher, student: Student) -> None:
+    student.name = "python:own.model"
+    with pytest.raises(UnpredictableError, match="give --micro-batch"):
+        step_memory(ScaleKD(teacher, student), batch=2, optimizer="adamw", ema=False, dtype=torch.float32)

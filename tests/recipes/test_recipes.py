@@ -164,6 +164,10 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("method: dist\nofa_gamma: 2", ("ofa_gamma is no key of method dist",)),
         ("method: none\nlogit_weight: 0.3", ("logit_weight is no key of method none",)),
         ("method: none\nlabels: none", ("labels",)),
+        ("method: ofa\nlogit_weight: 0", ("logit_weight", "ofa")),
+        ("unlabelled_split: val", ("unlabelled_split", "val")),
+        ("student_args: {features_only: true}", ("student_args", "features_only")),
+        ("batch: 6\nmicro_batch: 4", ("micro_batch: 4 does not divide the batch of 6",)),
         ("stages: [last]\nquery: learned", ("stages", "tpp")),
         ("stages: [last, last]", ("stages", "once")),
         ("no_decay: [bias, bias]", ("no_decay", "once")),
@@ -201,6 +205,15 @@ def test_another_batch_scales_the_learning_rates_and_says_so() -> None:
     assert load("imagenet/swin_large-resnet50", {"batch": 2048}, said.append).lr == 5e-3
     assert load(None, {"batch": 512}, said.append).lr == Recipe().lr
     assert not said
+
+
+def test_the_micro_batch_of_another_batch_is_left_open(tmp_path: Path) -> None:
+    write(tmp_path, mine="batch: 64\nmicro_batch: 16\n")
+    assert load(tmp_path / "mine.yaml", {}).micro_batch == 16
+    said: list[str] = []
+    assert load(tmp_path / "mine.yaml", {"batch": 10}, said.append).micro_batch is None
+    assert "micro_batch" in said[-1]
+    assert load(tmp_path / "mine.yaml", {"batch": 10, "micro_batch": 5}).micro_batch == 5
 
 
 @given(batch=st.integers(1, 10**5))

@@ -241,3 +241,68 @@ def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     whole.communicate(timeout=300)
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
     assert result(tmp_path / "stopped")["sha256"] == result(tmp_path / "whole")["sha256"]
+
+
+OWN = """
+from functools import lru_cache
+import torch
+from torch import nn
+
+@lru_cache
+def grid(side):
+    return torch.linspace(0, 1, side)
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2)
+        self.head = nn.Linear(8, num_classes)
+    def forward(self, x):
+        x = self.second(self.first(x))
+        x = x + grid(x.shape[-1])
+        assert x.isfinite().all()
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("student", ["python:own_net.Net", "torchvision:resnet18"])
+def test_students_from_elsewhere_are_trained_and_evaluated(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str
+) -> None:
+    (tmp_path / "own_net.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    maps = "first,second" if student.startswith("python") else "layer3,layer4"
+    run = tmp_path / "run"
+    flags = ("--student", student, "--student-args", "{}", "--student-maps", maps, "--teacher", teacher_file)
+    outcome = cli("distill", "--data", data, "--output", run, *TINY_RUN, *flags, "--no-check-teacher")
+    assert outcome.code == 0, outcome.err
+    trained = json.loads((run / "result.json").read_text())["top1"]
+    assert json.loads(cli("evaluate", run, "--json").out)["top1"] == pytest.approx(trained, abs=1e-3)
+    by_file = cli("evaluate", run / "student.safetensors", "--data", data)
+    if student.startswith("python"):
+        by_file.refused("belongs to python:own_net.Net", "name that")
+        named = cli("evaluate", student, "--weights", run / "student.safetensors", "--data", data, "--json")
+        assert named.code == 0, named.err
+        assert cli("inspect", "vit_tiny_patch16_224", student, "--student-maps", maps).code == 0
+    else:
+        assert by_file.code == 0, by_file.err
+
+
+def test_what_fits_into_memory_is_part_of_the_resolved_recipe(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("--data", data, *TINY_RUN, "--teacher", teacher_file, "--no-check-teacher", "--batch", "12")
+    assert cli("distill", *base, "--output", tmp_path / "roomy").code == 0
+    module = sys.modules["scalekd.training.distill"]  # the package has a function of this name
+    monkeypatch.setattr(module, "available_memory", lambda _device: 34 * 2**20)
+    tight = cli("distill", *base, "--output", tmp_path / "tight")
+    assert tight.code == 0, tight.err
+    roomy, cut = (yaml.safe_load((tmp_path / run / "recipe.yaml").read_text()) for run in ("roomy", "tight"))
+    assert roomy["micro_batch"] == 12
+    assert cut["micro_batch"] < 12
+    assert f"12 as {12 // cut['micro_batch']} times {cut['micro_batch']} images at once" in tight.err
+    again = ("distill", "--recipe", tmp_path / "tight" / "recipe.yaml", "--output", tmp_path / "again")
+    monkeypatch.undo()
+    assert cli(*again).code == 0
+    hashes = [json.loads((tmp_path / run / "result.json").read_text())["sha256"] for run in ("tight", "again")]
+    assert hashes[0] == hashes[1], "the resolved recipe repeats the run, whatever fits now"

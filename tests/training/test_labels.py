@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RUN, Cli, Outcome, write_images
+from conftest import TINY_RUN, TINY_VIT, Cli, Outcome, write_images
 from safetensors.torch import load_file
+
+from scalekd.models import Classifier
 
 
 @pytest.fixture
@@ -81,10 +83,16 @@ def test_mixed_images_need_no_labels(run: Cli) -> None:
     assert run("--labels", "none", "--mixup", "0.2").code == 0
 
 
-def test_without_labels_a_teacher_without_a_head_needs_logit_weight_0(run: Cli, data: Path, tmp_path: Path) -> None:
+def test_without_labels_a_teacher_without_a_head_needs_logit_weight_0(
+    run: Cli, teacher_file: Path, data: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(data / "val")
-    run("--teacher", "vit_tiny_patch16_224", "--teacher-args", "{num_classes: 0}").refused("teacher_args")
-    run("--labels", "none", "--method", "none").refused("labels", "another method")
+    headless = tmp_path / "headless.safetensors"
+    Classifier("vit_tiny_patch16_224", pretrained=False, num_classes=0, resolution=32, **TINY_VIT).save(headless)
+    flags = ("--teacher", headless, "--labels", "none")
+    run(*flags).refused("has no head", "scalekd adapt", "logit_weight to 0")
+    assert run(*flags, "--logit-weight", "0", "--mixup", "0.2").code == 0
+    run("--labels", "none", "--method", "none", "--overwrite").refused("labels", "another method")
 
 
 @pytest.mark.parametrize("method", ["kd", "dist", "ofa", "fd"])

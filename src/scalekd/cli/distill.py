@@ -36,6 +36,8 @@ def distill(
     """
     say = partial(typer.echo, err=True)
     if check:
+        if resume or overwrite or output is not None:
+            raise UserError("check: writes nothing; leave out --output, --resume and --overwrite")
         checked = try_out(load(recipe, flags, say))
         terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
         moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"

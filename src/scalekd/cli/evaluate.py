@@ -16,6 +16,7 @@ from scalekd.evaluation import measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.models.sources import PYTHON
 from scalekd.recipes import load
 from scalekd.training import RunFolder
 from scalekd.training.adapt import FILE as TEACHER_FILE
@@ -44,7 +45,9 @@ def evaluate(
         stored = folder.stored_keys()
         wanted = ("data", "val_split", "resolution", "crop_fraction", "precision")
         flags = {key: stored[key] for key in wanted} | flags
-        model = str(folder.student)
+        model, weights = str(folder.student), None
+        if str(stored["student"]).startswith(PYTHON):  # which only the recipe may name, not the weights
+            model, weights = stored["student"], folder.student
     recipe = load(None, flags)
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with val/<class>/)")

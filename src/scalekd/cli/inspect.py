@@ -14,7 +14,7 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
-from scalekd.planner import Estimate, estimate, find_device, measure, step_memory
+from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.recipes import Recipe, load
 from scalekd.training.build import build_method, build_student, build_teacher
 from scalekd.training.optimisation import build_optimizer
@@ -34,7 +34,7 @@ def inspect(
     student: Annotated[str | None, typer.Argument(help="As --student of distill. Default: the recipe's.")] = None,
     *,
     recipe: Annotated[str | None, typer.Option(help="Take further settings from this recipe.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the data. Default: the teacher's.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the data. Default: the teacher's.")] = None,
     hours: Annotated[bool, typer.Option("--hours", help="Show how the GPU-hours come about.")] = False,
     device: Annotated[str, typer.Option(help="Device to plan for: a100, h100, h200, l4, l40s, rtx4090, ...")] = "h100",
     peak: Annotated[float | None, typer.Option(help="Its peak in TFLOP/s. Default: the data sheet's.")] = None,
@@ -50,9 +50,15 @@ def inspect(
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
     settings = load(recipe, flags | models, partial(typer.echo, err=True))
-    method = _join(settings, num_classes)
-    dtype = pick_dtype(settings.precision, torch.device("cpu"))
     target = find_device(device)
+    if peak is not None:
+        target = replace(target, peak_flops=peak * 1e12)
+    elif settings.precision == "float32":
+        raise UserError("peak: data sheets are known for bf16 only; give the peak for float32 in TFLOP/s with --peak")
+    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+    # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
+    outcome = _measure(settings, num_classes) if measured else None
+    method = _join(settings, num_classes, dtype)
     costs = estimate(
         method,
         batch=settings.batch,
@@ -60,12 +66,11 @@ def inspect(
         optimizer=settings.optimizer,
         ema=settings.ema is not None,
         dtype=dtype,
-        device=target if peak is None else replace(target, peak_flops=peak * 1e12),
+        device=target,
         utilisation=utilisation,
         images=images,
         epochs=settings.epochs,
     )
-    outcome = _measure(method, settings) if measured else None
     if as_json:
         typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
         return
@@ -74,15 +79,19 @@ def inspect(
     if hours:
         typer.echo(f"\nGPU-hours on an {target.name}\n{costs.hours.arithmetic()}")
     if outcome:
+        predicted = ""
+        if outcome["predicted_bytes"]:
+            share = outcome["predicted_bytes"] / outcome["peak_bytes"]
+            predicted = f", predicted {outcome['predicted_bytes'] / _GIB:.2f} ({share:.2f} of it)"
         typer.echo(
             f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
-            f"{outcome['images_per_second']:.2f} images a second; peak {outcome['peak_bytes'] / _GIB:.2f} GiB, "
-            f"predicted {outcome['predicted_bytes'] / _GIB:.2f} ({outcome['predicted_over_measured']:.2f} of it)"
+            f"{outcome['images_per_second']:.2f} images a second; "
+            f"peak {outcome['peak_bytes'] / _GIB:.2f} GiB{predicted}"
         )
 
 
-def _join(settings: Recipe, num_classes: int | None) -> Method:
-    """The recipe's pair with random weights."""
+def _join(settings: Recipe, num_classes: int | None, dtype: torch.dtype) -> Method:
+    """The recipe's pair with random weights, the teacher's held in `dtype`."""
     if settings.student is None:
         raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
     taught = None
@@ -91,19 +100,23 @@ def _join(settings: Recipe, num_classes: int | None) -> Method:
     classes = num_classes or (taught.num_classes if taught is not None else 0) or 1000
     student = build_student(settings.model_copy(update={"student_pretrained": False}), classes)
     method = build_method(settings, taught, student)
-    if taught is not None and pick_dtype(settings.precision, torch.device("cpu")) == torch.bfloat16:
+    if taught is not None and dtype == torch.bfloat16:
         taught.hold_weights(torch.bfloat16)
     return method
 
 
-def _measure(method: Method, settings: Recipe) -> dict[str, Any]:
-    """A few real steps on this machine, and what was predicted for them."""
+def _measure(settings: Recipe, num_classes: int | None) -> dict[str, Any]:
+    """A few real steps on this machine, and what is predicted for them."""
     device = pick_device("auto")
     dtype = pick_dtype(settings.precision, device)
     batch = min(settings.micro_batch or _MEASURED_BATCH, settings.batch)
-    method.to(device)
-    predicted = step_memory(method, batch=batch, optimizer=settings.optimizer, ema=False, dtype=dtype)
+    method = _join(settings, num_classes, dtype).to(device)
     real = measure(method, batch=batch, optimizer_factory=partial(build_optimizer, settings), dtype=dtype)
+    method.zero_grad()
+    try:
+        predicted = step_memory(method, batch=batch, optimizer=settings.optimizer, ema=False, dtype=dtype).total
+    except UnpredictableError:
+        predicted = None
     return {
         "batch": batch,
         "device": device.type,
@@ -111,8 +124,7 @@ def _measure(method: Method, settings: Recipe) -> dict[str, Any]:
         "images_per_second": real.images_per_second,
         "step_seconds": real.step_seconds,
         "peak_bytes": real.peak_bytes,
-        "predicted_bytes": predicted.total,
-        "predicted_over_measured": predicted.total / real.peak_bytes,
+        "predicted_bytes": predicted,
         "how": real.how,
     }
 
@@ -122,7 +134,7 @@ def _as_dict(method: Method, costs: Estimate) -> dict[str, Any]:
     joined = {} if plan is None else asdict(plan) | {"parameters": plan.parameters}
     totals = {
         "flops_total": costs.flops.total,
-        "memory_total": costs.memory.total,
+        "memory_total": None if costs.memory is None else costs.memory.total,
         "images_per_second": costs.hours.images_per_second,
         "gpu_hours": costs.hours.hours,
     }

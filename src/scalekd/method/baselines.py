@@ -27,7 +27,7 @@ class LogitDistillation(Method):
     """`kd`: labels and logits (Hinton et al., arXiv 1503.02531), the logit term of ScaleKD alone.
 
     Raises:
-        ValueError: If the teacher has no logits for the student's classes.
+        ValueError: If the teacher has no logits for the student's classes, or `logit_weight` is 0.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class LogitDistillation(Method):
         task_loss: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
-        if logit_weight and not self.logit_weight:
+        if logit_weight <= 0:
+            raise ValueError(f"logit_weight: {type(self).__name__} learns from logits; give a weight above 0")
+        if not self.logit_weight:
             raise ValueError(
                 f"teacher: has logits for {teacher.num_classes} classes where the student has {student.num_classes}; "
                 f"{type(self).__name__} learns from logits"
@@ -93,9 +95,14 @@ class RelationalDistillation(LogitDistillation):
 
 
 def correlation(left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """Mean Pearson correlation of two tables `[B, K]` along `dim`; 0 for what does not vary."""
+    """Mean Pearson correlation of two tables `[B, K]` of probabilities along `dim`; 0 for what does not vary.
+
+    Norms count as at least 1e-4, far below those of probabilities that say anything. Without that, a student that still
+    gives all classes the same (its head begins at zero, as Mixer's) would get gradients of 1e8.
+    """
     left, right = left - left.mean(dim, keepdim=True), right - right.mean(dim, keepdim=True)
-    return F.cosine_similarity(left, right, dim=dim, eps=1e-8).mean()
+    products = F.normalize(left, dim=dim, eps=1e-4) * F.normalize(right, dim=dim, eps=1e-4)
+    return products.sum(dim).mean()
 
 
 class LogitSpaceDistillation(LogitDistillation):
@@ -170,7 +177,8 @@ def enhanced_distance(
     Args:
         student: Logits `[B, K]`.
         teacher: Logits `[B, K]`.
-        labels: Indices `[B]` (-1: unlabelled), probabilities `[B, K]`, or None; without labels nothing is enhanced.
+        labels: Indices `[B]` (-1: unlabelled), probabilities `[B, K]`, or None. Without a label the weights are
+            `t^gamma`, which sum to less than 1 for `gamma` above 1.
         gamma: The exponent.
         temperature: `tau`.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.models.sources import PYTHON, create, timm_config
+from scalekd.models.sources import PYTHON, TORCHVISION, create, may_come_from_a_file, timm_config
 from scalekd.models.weights import Card, head_width, load_weights, read_weights, save_weights
 
 
@@ -33,6 +33,7 @@ class ImageModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _head_width: int | None
     model: Any  # mostly a timm model; `nn.Module` would hide what timm's classes offer
 
     def __init__(
@@ -53,7 +54,7 @@ class ImageModel(nn.Module):
                 )
             config = getattr(model, "pretrained_cfg", None) or {}
             self.name, self.model_args = config.get("architecture") or type(model).__name__, model_args
-            card, module = None, model
+            card, module, self._head_width = None, model, None
         else:
             card, module = self._create(
                 str(model),
@@ -66,7 +67,7 @@ class ImageModel(nn.Module):
         self.model = module
         config = timm.data.resolve_model_data_config(module)
         self.classes: tuple[str, ...] = card.classes if card else ()
-        self.num_classes = int(getattr(module, "num_classes", 0))
+        self.num_classes = int(getattr(module, "num_classes", self._head_width or 0))
         own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
         self.resolution = int(resolution or own)
         self.crop_fraction: float = card.crop_fraction if card else config["crop_pct"]
@@ -90,10 +91,8 @@ class ImageModel(nn.Module):
         if not name:
             if card is None:
                 raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
-            if card.architecture.startswith(PYTHON):  # a file of weights must not decide which code is run
-                raise UserError(
-                    f"weights: {weights} belongs to your own {card.architecture}; name that as the model beside it"
-                )
+            if not may_come_from_a_file(card.architecture):
+                raise UserError(f"weights: {weights} belongs to {card.architecture}; name that as the model beside it")
             name = card.architecture
         if card is not None and _untagged(card.architecture) != _untagged(name):
             raise UserError(f"weights: {weights} holds a {card.architecture}, not a {name}")
@@ -105,15 +104,23 @@ class ImageModel(nn.Module):
         config = timm_config(name)
         if num_classes is None and state is not None:
             num_classes = card.num_classes if card else head_width(state, config.classifier)
+        if num_classes is None and name.startswith(TORCHVISION):
+            num_classes = 1000
         if resolution and config.fixed_input_size and "img_size" not in model_args:
             model_args = model_args | {"img_size": resolution}
         self.model_args = model_args
         if num_classes is not None:
             model_args = model_args | {"num_classes": num_classes}
+        self._head_width = num_classes
         module = create(name, pretrained=pretrained and state is None, model_args=model_args)
         if state is not None:
             load_weights(module, state, str(weights))
         return card, module
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether the model was built by the user's own code."""
+        return self.name.startswith(PYTHON)
 
     def prepare(self, images: Tensor) -> Tensor:
         """`[B, 3, h, w]` in [0, 1] -> this model's resolution and normalisation."""

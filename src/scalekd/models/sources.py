@@ -16,11 +16,28 @@ from scalekd.errors import UserError, did_you_mean
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
+# Arguments of the builders that say where weights come from, or give something else than a classifier. Neither a
+# weights file nor a recipe may set them: weights are `weights`, and are read without running code.
+FIXED_ARGS = {
+    "cache_dir", "checkpoint_path", "exportable", "features_only", "num_classes", "out_indices", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
+}  # fmt: skip
 
 
 def is_timm(name: str) -> bool:
     """Whether a name is timm's (its hub's included), rather than torchvision's or the user's own."""
     return not name.startswith((TORCHVISION, PYTHON))
+
+
+def may_come_from_a_file(name: str) -> bool:
+    """Whether a weights file alone may say that it belongs to this model: a name of timm's own or of torchvision's.
+
+    Not the user's code, nor what timm would look up elsewhere (`hf-hub:`, `local-dir:`): opening weights must not run
+    code or fetch anything.
+    """
+    if name.startswith(TORCHVISION):
+        return name.removeprefix(TORCHVISION) in _torchvision_names()
+    return ":" not in name and timm.is_model(name.split(".", maxsplit=1)[0])
 
 
 def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
@@ -38,6 +55,8 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
         if name.startswith(TORCHVISION):
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
         if name.startswith(PYTHON):
+            if pretrained:
+                raise UserError(f"student_pretrained: there are no hub weights of {name}; give student_weights")
             return _own_code(name.removeprefix(PYTHON), model_args)
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
         return module
@@ -69,7 +88,7 @@ def timm_config(name: str) -> Any:
 
 
 def _torchvision(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = _torchvision_names()
     if name not in known:
         raise UserError(f"model: torchvision has no classifier {name!r}{did_you_mean(name, known)}")
     module: nn.Module = torchvision.models.get_model(name, **model_args)
@@ -79,6 +98,11 @@ def _torchvision(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.
         state, own = weights.get_state_dict(progress=False, check_hash=True, weights_only=True), module.state_dict()
         module.load_state_dict({k: v for k, v in state.items() if own[k].shape == v.shape}, strict=False)
     return module
+
+
+def _torchvision_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def _own_code(path: str, model_args: dict[str, Any]) -> nn.Module:

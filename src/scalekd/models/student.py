@@ -91,7 +91,7 @@ class Student(ImageModel):
         with torch.no_grad():
             outputs = self.eval()(self._blank())
         self.train(training)
-        if not hasattr(self.model, "num_classes"):
+        if not hasattr(self.model, "num_classes") and self._head_width is None:
             self.num_classes = outputs.logits.shape[1]
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])
 

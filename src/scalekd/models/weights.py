@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
+from scalekd.models.sources import FIXED_ARGS
 
 _CARD_KEY = "scalekd"
 
@@ -105,6 +106,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
             card = Card(**(fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}))
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"weights: {path} has a card this version cannot read: {error}") from error
+        foreign = sorted(card.args.keys() & FIXED_ARGS)
+        if foreign:
+            raise UserError(
+                f"weights: {path} wants to set {foreign[0]}, which a weights file must not; do not trust it"
+            )
     return state, card
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalekd.method import Method, TeacherOutputs
 from scalekd.models.build import ImageModel
-from scalekd.planner.fake import device_of, inputs, on_copy
+from scalekd.planner.fake import device_of, inputs, on_copy, student_of
 
 aten = torch.ops.aten
 _NORMS = frozenset(
@@ -35,7 +35,7 @@ _NORMS = frozenset(
         aten._fused_rms_norm,
     }
 )
-# With 2 for an element of a norm the published figures of Swin, ConvNeXt and MLP-Mixer come out to their last digit.
+# With 2 for an element of a norm the published figures come out within 0.4% (docs/planner.md).
 MACS_PER_NORM_ELEMENT = 2
 
 
@@ -66,7 +66,7 @@ def model_cost(model: ImageModel) -> ModelCost:
             module.eval()(image)
         return counter
 
-    counter = on_copy(model.model, count)
+    counter = on_copy(model.model, count, real=model.is_own_code)
     return ModelCost(
         parameters=sum(p.numel() for p in model.model.parameters()),
         macs=counter.macs,
@@ -149,7 +149,7 @@ def step_flops(method: Method, batch: int = 2) -> StepFlops:
         batch: Images of the step that is counted. A learned query is projected once a batch, whatever its size: the
             larger the batch, the smaller its share.
     """
-    flops = on_copy(method, lambda copy: _Step(copy).count(batch))
+    flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=student_of(method).is_own_code)
     return StepFlops(**{part: round(flops[part] / batch) for part in StepFlops.__dataclass_fields__})
 
 

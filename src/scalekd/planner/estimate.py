@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,8 +27,8 @@ class Estimate:
         student: The same of the student.
         flops: FLOPs of a training step for one image, by part.
         batch: Global batch.
-        micro_batch: Images at once: the largest divisor of the batch that fits.
-        memory: Predicted peak at that many images.
+        micro_batch: Images at once: the largest divisor of the batch that fits; None where that is not predicted.
+        memory: Predicted peak at that many images; None for code of one's own.
         device: The device.
         hours: Images a second and hours on one such device, with their factors.
     """
@@ -36,8 +37,8 @@ class Estimate:
     student: ModelCost
     flops: StepFlops
     batch: int
-    micro_batch: int
-    memory: StepMemory
+    micro_batch: int | None
+    memory: StepMemory | None
     device: Device
     hours: Hours
 
@@ -57,23 +58,29 @@ class Estimate:
                 f" (torch's counter says {self.flops.torch_counter / 1e9:.4g}: it takes the weight gradient of grouped "
                 "convolutions for a dense one's)"
             )
-        memory = {name: getattr(self.memory, name) for name in ("weights", "gradients", "optimizer", "activations")}
-        spent = " + ".join(f"{name} {value / GIB:.3g}" for name, value in memory.items())
-        accumulated = self.batch // self.micro_batch
-        at_once = (
-            f"all {self.batch} images of the batch"
-            if accumulated == 1
-            else (f"{self.micro_batch} images at once, {accumulated} times for the batch of {self.batch}")
-        )
         return "\n".join(
             (
                 f"MACs      an image, forward: {macs}",
                 f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.4g} GFLOP{counted}",
-                f"memory    {at_once}: {spent} = {self.memory.total / GIB:.3g} of the "
-                f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}",
+                self._memory_line(),
                 f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "
                 f"{self.hours.utilisation:.0%} of its peak",
             )
+        )
+
+    def _memory_line(self) -> str:
+        if self.memory is None or self.micro_batch is None:
+            return "memory    not predicted for code of your own; --measure measures it"
+        names = ("weights", "gradients", "optimizer", "activations", "overhead")
+        parts = {name: getattr(self.memory, name) for name in names}
+        spent = " + ".join(f"{name} {value / GIB:.3g}" for name, value in parts.items() if value)
+        times = self.batch // self.micro_batch
+        at_once = f"all {self.batch} images of the batch"
+        if times > 1:
+            at_once = f"{self.micro_batch} images at once, {times} times for the batch of {self.batch}"
+        return (
+            f"memory    {at_once}: {spent} = {self.memory.total / GIB:.3g} of the "
+            f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}"
         )
 
 
@@ -116,12 +123,13 @@ def estimate(
     """
     flops = step_flops(method)
     hours = gpu_hours(flops.total, images, epochs, device.peak_flops, utilisation)
-    if micro_batch is None:
-        budget = round(USABLE * device.memory_bytes)
-        micro_batch = largest_batch(method, budget_bytes=budget, batch=batch, optimizer=optimizer, ema=ema, dtype=dtype)
-    memory = step_memory(
-        method, batch=micro_batch, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=micro_batch < batch
-    )
+    memory = None
+    if not student_of(method).is_own_code:
+        settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "dtype": dtype, "device": "cuda"}
+        if micro_batch is None:
+            budget = round(USABLE * device.memory_bytes)
+            micro_batch = largest_batch(method, budget_bytes=budget, batch=batch, **settings)
+        memory = step_memory(method, batch=micro_batch, accumulate=micro_batch < batch, **settings)
     return Estimate(
         teacher=None if method.teacher is None else model_cost(method.teacher),
         student=model_cost(student_of(method)),

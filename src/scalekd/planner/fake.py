@@ -18,15 +18,18 @@ Module = TypeVar("Module", bound=nn.Module)
 Result = TypeVar("Result")
 
 
-def on_copy(module: Module, run: Callable[[Module], Result]) -> Result:
+def on_copy(module: Module, run: Callable[[Module], Result], *, real: bool) -> Result:
     """What `run` gives for a copy of `module`, whose own weights, gradients and statistics stay as they are.
 
-    The copy has no memory, so that this takes a second for the largest models. Architectures that read values of
+    The copy has no memory, so that this takes a second for the largest models, unless `real` is set: code of the user's
+    may keep tensors for later (a cache of grids, say), and would then keep such ones. Architectures that read values of
     tensors cannot run like that; they run on a real copy, unless the module was built on the meta device.
     """
+    if real:
+        return run(deepcopy(module))
     try:
         return run_fake(module, run)
-    except RuntimeError:
+    except Exception:  # whatever a foreign architecture does with such tensors
         if any(tensor.is_meta for tensor in module.parameters()):
             raise
         return run(deepcopy(module))
@@ -36,7 +39,8 @@ def run_fake(module: Module, run: Callable[[Module], Result]) -> Result:
     """What `run` gives for a copy of `module` without memory; tensors that `run` makes have no memory either.
 
     Raises:
-        RuntimeError: If the architecture reads values of tensors.
+        Exception: What the architecture raises where it cannot run like that; a RuntimeError if it reads values of
+            tensors.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         with _EmptyCopies():

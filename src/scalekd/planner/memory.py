@@ -56,7 +56,14 @@ class StepMemory:
 
 
 def step_memory(
-    method: Method, *, batch: int, optimizer: str, ema: bool, dtype: torch.dtype, accumulate: bool = False
+    method: Method,
+    *,
+    batch: int,
+    optimizer: str,
+    ema: bool,
+    dtype: torch.dtype,
+    accumulate: bool = False,
+    device: str | None = None,
 ) -> StepMemory:
     """Predict the peak of a training step from the lives of its tensors, run without memory in a few seconds.
 
@@ -70,13 +77,17 @@ def step_memory(
         ema: Whether a moving average of the student is kept.
         dtype: The autocast type; float32 switches autocast off.
         accumulate: Whether gradients are summed over several such batches, and so live through the backward too.
+        device: Type of the device to predict for, `cpu` or `cuda`; by default the method's own.
 
     Raises:
-        UnpredictableError: If the architecture reads values of tensors, so that it cannot run without memory.
+        UnpredictableError: If the architecture cannot run without memory (it reads values of tensors, say).
     """
+    device = device or device_of(method).type
+    if student_of(method).is_own_code:  # see `on_copy`
+        raise UnpredictableError("memory: is not predicted for code of one's own; give --micro-batch")
     try:
-        tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate))
-    except RuntimeError as error:
+        tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate, device))
+    except Exception as error:  # whatever a foreign architecture does with such tensors
         reason = str(error).partition("\n")[0]
         raise UnpredictableError(
             f"memory: cannot be predicted for {student_of(method).name} ({reason}); give --micro-batch"
@@ -84,21 +95,21 @@ def step_memory(
     trained = [p.nbytes for p in method.parameters() if p.requires_grad]
     weights = sum(t.nbytes for t in method_tensors(method))
     # Where steps are fused over all parameters, their temporaries exist at once.
-    scratch = _OPTIMIZER_SCRATCH[optimizer] * (max(trained) if device_of(method).type == "cpu" else sum(trained))
+    scratch = _OPTIMIZER_SCRATCH[optimizer] * (max(trained) if device == "cpu" else sum(trained))
     peak = max(tracker.peak, weights + sum(trained) + scratch)
     return StepMemory(
         weights=weights + (sum(t.nbytes for t in _module_tensors(student_of(method))) if ema else 0),
         gradients=sum(trained),
         optimizer=OPTIMIZER_STATE[optimizer] * sum(trained),
         activations=peak - weights - sum(trained),
-        overhead=_overhead(tracker, dtype) if device_of(method).type == "cpu" else 0,
+        overhead=_overhead(tracker, dtype) if device == "cpu" else 0,
     )
 
 
-def track(method: Method, batch: int, dtype: torch.dtype, accumulate: bool) -> MemoryTracker:
+def track(method: Method, batch: int, dtype: torch.dtype, accumulate: bool, device: str) -> MemoryTracker:
     """One forward and backward of a method that may be spoilt."""
     images, labels = inputs(method.train(), batch)
-    tracker = MemoryTracker()
+    tracker = MemoryTracker(lays_out_weights=device == "cpu")
     with tracker:
         tracker.hold([*method_tensors(method), images, labels])
         for parameter in method.parameters():
@@ -126,28 +137,45 @@ def _module_tensors(module: nn.Module) -> list[Tensor]:
 
 
 def largest_batch(
-    method: Method, *, budget_bytes: int, batch: int, optimizer: str, ema: bool, dtype: torch.dtype
+    method: Method,
+    *,
+    budget_bytes: int,
+    batch: int,
+    optimizer: str,
+    ema: bool,
+    dtype: torch.dtype,
+    even: bool = False,
+    device: str | None = None,
 ) -> int:
     """The largest divisor of the global `batch` whose predicted step fits in `budget_bytes`.
 
-    One image alone is no choice where `batch` is larger: batch norm needs two.
+    One image alone is no choice where `batch` is larger: batch norm needs two. With `even` only even ones are, as mixup
+    needs; see `step_memory` for the other arguments.
 
     Raises:
         UserError: If not even the smallest one fits.
+        UnpredictableError: See `step_memory`.
     """
 
     def needs(size: int) -> int:
-        memory = step_memory(method, batch=size, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=size < batch)
+        memory = step_memory(
+            method, batch=size, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=size < batch, device=device
+        )
         return memory.total
 
-    sizes = [size for size in range(min(2, batch), batch + 1) if batch % size == 0]
+    sizes = [size for size in range(min(2, batch), batch + 1) if batch % size == 0 and not (even and size % 2)]
     if needs(batch) <= budget_bytes:
         return batch
     least = needs(sizes[0])
     if least > budget_bytes:
         raise UserError(
-            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB and {budget_bytes / MIB:.0f} MiB are free; "
-            "take a smaller teacher or student, or a lower resolution"
+            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB where there is room for "
+            f"{budget_bytes / MIB:.0f} MiB; "
+            + (
+                f"the batch of {batch} has no smaller part, take one with small divisors"
+                if sizes[0] > 2
+                else "take a smaller teacher or student, or a lower resolution"
+            )
         )
     fits, too_large = 0, len(sizes) - 1  # positions in `sizes`
     while too_large - fits > 1:

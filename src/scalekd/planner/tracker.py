@@ -18,8 +18,11 @@ HEAP_LIMIT = 32 * 2**20  # glibc asks the system for each larger block and gives
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the storages that operations make, from their birth to the death of their last tensor.
 
-    It works on tensors without memory too. On the CPU, a convolution lays its weights out anew for the time that it
-    takes; no dispatcher sees that copy, which is counted here.
+    It works on tensors without memory too.
+
+    Args:
+        lays_out_weights: Whether convolutions lay their weights out anew for the time that they take, as oneDNN does on
+            the CPU. No dispatcher sees that copy, so it is counted here.
 
     Attributes:
         live: Bytes that are alive now.
@@ -27,8 +30,9 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         small_peak: The same of storages up to `HEAP_LIMIT`, held ones left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lays_out_weights: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._lays_out_weights = lays_out_weights
         self.live = self.peak = self.small_peak = 0
         self._small = 0
         self._known: set[int] = set()
@@ -45,7 +49,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self._add(value, small=value.untyped_storage().nbytes() <= HEAP_LIMIT)
-        self.peak = max(self.peak, self.live + _layout_copies(func, args))
+        self.peak = max(self.peak, self.live + (_layout_copies(func, args) if self._lays_out_weights else 0))
         self.small_peak = max(self.small_peak, self._small)
         return out
 
@@ -74,4 +78,4 @@ def _layout_copies(func: Any, args: tuple[Any, ...]) -> int:
     else:
         return 0
     size: int = copies * weight.nbytes
-    return size if weight.device.type == "cpu" else 0
+    return size

@@ -32,7 +32,7 @@ def load(
     A recipe's `base` names another one, whose keys it takes over where it does not set them itself. Keys that the
     chosen method does not have fall away where a base or recipe brought them along, and are an error where they were
     set for that method. Another `batch` than the recipe's scales its learning rates linearly, unless `lr` is given
-    too.
+    too, and leaves its `micro_batch` open.
 
     Args:
         recipe: A shipped recipe's name, a YAML file, or keys; None for the defaults.
@@ -46,7 +46,11 @@ def load(
         keys, source = dict(recipe or {}), "recipe"
     else:
         keys, source = _resolve(str(recipe), ()), f"recipe {recipe}"
-    return validate(_lay(keys, overrides, source) | _scale_rates(keys, overrides, say), source)
+    laid = _lay(keys, overrides, source) | _scale_rates(keys, overrides, say)
+    if keys.get("micro_batch") and "batch" in overrides and "micro_batch" not in overrides:
+        del laid["micro_batch"]
+        say("micro_batch: the recipe's belongs to its own batch; as many images as fit are taken at once")
+    return validate(laid, source)
 
 
 def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.objective import STAGES, check_parts
+from scalekd.models.sources import FIXED_ARGS
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,9 +39,6 @@ _METHODS_OF: dict[str, set[str]] = {
     "dist_intra": {"dist"},
     "ofa_gamma": {"ofa"},
 }
-
-# Arguments of timm.create_model that other keys or the data decide.
-_FIXED_ARGS = {"num_classes", "pretrained", "weights", "resolution", "checkpoint_path"}
 
 
 class Keys(BaseModel):
@@ -222,6 +220,8 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
     def _parts_go_together(self) -> Recipe:
         if self.method == "none" and self.labels == "none":
             raise ValueError("labels: method none learns from labels only; choose another method or give labels")
+        if self.method in ("kd", "dist", "ofa") and self.logit_weight == 0:
+            raise ValueError(f"logit_weight: method {self.method} learns from logits; give a weight above 0")
         if self.method == "scalekd":
             query = self.query or ("proxy" if self.tpp else "learned")
             check_parts(tpp=self.tpp, stages=self.stages or (STAGES if self.tpp else ("last",)), query=query)
@@ -230,7 +230,7 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         for key, args in (("teacher_args", self.teacher_args), ("student_args", self.student_args)):
-            fixed = sorted(args.keys() & _FIXED_ARGS)
+            fixed = sorted(args.keys() & FIXED_ARGS)
             if fixed:
                 raise ValueError(f"{key}: {fixed[0]} cannot be given here; it follows the data or is a key of its own")
         if not self.views:
@@ -243,6 +243,8 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide the batch of {self.batch}")
         if (self.mixup or self.cutmix) and (self.micro_batch or self.batch) % 2:
             raise ValueError("mixup: mixes pairs; give an even batch (and micro_batch)")
+        if self.unlabelled_split in (self.train_split, self.val_split):
+            raise ValueError(f"unlabelled_split: {self.unlabelled_split!r} is another split's folder already")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio: {list(self.crop_ratio)} is not a range above 0")
         if self.crop_scale[0] > self.crop_scale[1]:

@@ -78,6 +78,13 @@ def logit_weight(recipe: Recipe) -> float:
     return 0.0 if recipe.method == "fd" else 0.5
 
 
+def head_width(recipe: Recipe, teacher: Teacher | None, classes: tuple[str, ...]) -> int:
+    """Classes of the student's head: the data's or, without any, the teacher's; 0 where nothing trains a head."""
+    if recipe.labels == "none" and not logit_weight(recipe):
+        return 0
+    return len(classes) or (teacher.num_classes if teacher is not None else 0)
+
+
 def build_student(recipe: Recipe, num_classes: int) -> Student:
     """The recipe's student with a head of `num_classes`.
 

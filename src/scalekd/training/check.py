@@ -14,7 +14,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import ScaleKD
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.build import build_method, build_student, build_teacher, head_width, logit_weight
 from scalekd.training.distill import quieten_lightning
 from scalekd.training.module import DistillationModule
 
@@ -57,8 +57,12 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     small = recipe.model_copy(update={"batch": BATCH, "micro_batch": BATCH, "student_pretrained": False})
     seed_everything(recipe.seed, verbose=False)
     teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
+    if teacher is not None and not teacher.num_classes and logit_weight(small):
+        # What has logits for the data's classes is its weights (see `adapt`); `distill` refuses others.
+        console.print("note: the teacher's architecture has no head; its weights must bring one")
+        teacher = build_teacher(small, pretrained=False, num_classes=CLASSES)
     classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
-    student = build_student(small, classes)
+    student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
     method = build_method(small, teacher, student)
     plan = str(method.plan) if isinstance(method, ScaleKD) else f"student   {student}"
     console.print(plan, highlight=False, soft_wrap=True, markup=False)
@@ -76,6 +80,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         max_steps=1,
         limit_val_batches=0,
+        sync_batchnorm=recipe.sync_batchnorm,
         gradient_clip_val=recipe.clip,
         logger=False,
         enable_checkpointing=False,

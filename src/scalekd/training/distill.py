@@ -39,7 +39,7 @@ from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, logit_weight
+from scalekd.training.build import build_method, build_student, build_teacher, head_width
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
 from scalekd.training.logs import JsonLinesLogger
@@ -71,13 +71,14 @@ def distill(
         Interrupted: If the user stopped the run; the checkpoint is written.
     """
     quieten_lightning()
-    run = _Run(recipe, RunFolder(output), console or Console(stderr=True))
+    folder = RunFolder(output)
+    if resume and recipe.micro_batch is None:  # what fitted when the run was started
+        recipe = recipe.model_copy(update={"micro_batch": folder.stored_keys().get("micro_batch")})
+    run = _Run(recipe, folder, console or Console(stderr=True))
     run.folder.check(recipe, resume=resume, overwrite=overwrite)
-    run.build(run.folder.images_at_once if resume else None)
+    run.build()
     run.announce()
-    run.folder.prepare(
-        recipe, run.inputs(), run.images_at_once, resume=resume
-    )  # last: what cannot start must not delete another run
+    run.folder.prepare(run.recipe, run.inputs(), resume=resume)  # last: what cannot start must not delete another run
     return run.fit(resume and run.folder.checkpoint.is_file())
 
 
@@ -89,12 +90,8 @@ class _Run:
     folder: RunFolder
     console: Console
 
-    def build(self, before: int | None) -> None:
-        """Read the data's listing and build the pair; touches no file of the run.
-
-        Args:
-            before: Images at once in the run that is resumed.
-        """
+    def build(self) -> None:
+        """Read the data's listing and build the pair; touches no file of the run."""
         recipe = self.recipe
         if recipe.data is None:
             raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
@@ -114,7 +111,7 @@ class _Run:
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         # Seeded here and again below, so that all methods start from the same student.
         seed_everything(recipe.seed, verbose=False)
-        self.student = build_student(recipe, self._head_width())
+        self.student = build_student(recipe, head_width(recipe, self.teacher, self.classes))
         self.measured = len(self.val) > 0 and self.student.num_classes > 0
         seed_everything(recipe.seed, verbose=False)
         self.method = build_method(recipe, self.teacher, self.student)
@@ -130,18 +127,20 @@ class _Run:
             self.teacher.hold_weights(self.dtype)
         if recipe.channels_last:
             self.student.model.to(memory_format=torch.channels_last)
-        self.images_at_once = recipe.micro_batch or before or self._fitting_batch()
-        self.accumulate = recipe.batch // self.images_at_once
-        if (recipe.mixup or recipe.cutmix) and self.images_at_once % 2:
-            raise UserError(
-                f"mixup: mixes pairs, and {self.images_at_once} images fit at once; give an even micro_batch"
-            )
+        at_once = recipe.micro_batch or self._fitting_batch()
+        self.recipe = recipe = recipe.model_copy(update={"micro_batch": at_once})  # the run is to be repeatable
+        self.accumulate = recipe.batch // at_once
         validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
-        self.val_loader = evaluation_loader(validation, self.images_at_once, recipe.workers)
+        self.val_loader = evaluation_loader(validation, at_once, recipe.workers)
 
     def _fitting_batch(self) -> int:
         """As many images of the batch as fit into the device's memory at once."""
         recipe = self.recipe
+        if self.student.is_own_code:  # it may keep tensors of the trial that have no memory
+            self.say(
+                f"batch     all {recipe.batch} images at once; give --micro-batch if that is too much for the memory"
+            )
+            return recipe.batch
         free = available_memory(self.device)  # before the method moves there, which is part of the prediction
         try:
             return largest_batch(
@@ -151,16 +150,11 @@ class _Run:
                 optimizer=recipe.optimizer,
                 ema=recipe.ema is not None,
                 dtype=self.dtype,
+                even=recipe.mixup > 0 or recipe.cutmix > 0,
             )
         except UnpredictableError as error:
             self.say(f"warning: {error}; taking the whole batch of {recipe.batch} at once")
             return recipe.batch
-
-    def _head_width(self) -> int:
-        """Classes of the student's head; 0, for no head, where nothing would train it."""
-        if self.recipe.labels == "none" and not logit_weight(self.recipe):
-            return 0
-        return len(self.classes) or (self.teacher.num_classes if self.teacher else 0)
 
     def say(self, text: str) -> None:
         """Print text as it is, file names with brackets included."""
@@ -177,7 +171,12 @@ class _Run:
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
         if self.accumulate > 1:
-            self.say(f"batch     {recipe.batch} as {self.accumulate} times {self.images_at_once} images at once")
+            self.say(
+                f"batch     {recipe.batch} as {self.accumulate} times {recipe.micro_batch} images at once; batch norm "
+                "sees these: compare runs of equal micro_batch"
+            )
+            if recipe.method == "dist":
+                self.say("warning: dist's intra-class relation is over the images at once, not over the batch")
         if not self.measured:
             self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
         self.teacher_accuracy = None

@@ -78,15 +78,7 @@ class RunFolder:
         if resume:
             self._check_same(recipe)
 
-    @property
-    def images_at_once(self) -> int | None:
-        """How many images of a batch the run that is here has on the device at once."""
-        if not self.environment.is_file():
-            return None
-        stored: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
-        return stored.get("images_at_once")
-
-    def prepare(self, recipe: Recipe, inputs: dict[str, Any], images_at_once: int, *, resume: bool) -> None:
+    def prepare(self, recipe: Recipe, inputs: dict[str, Any], *, resume: bool) -> None:
         """Clear the folder of a former run and write what this one starts from; a resumed one must start from the same.
 
         Raises:
@@ -105,7 +97,7 @@ class RunFolder:
         if self.recipe.is_file():
             self._clear()
         write_json(self.inputs, inputs)
-        write_json(self.environment, describe_environment() | {"images_at_once": images_at_once})
+        write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
         paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
         self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")

@@ -45,7 +45,7 @@ class DistillationModule(LightningModule):
         self.mixup = None
         if recipe.mixup or recipe.cutmix:
             self.mixup = Mixup(
-                recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes
+                recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes or 1
             )
 
     @property
