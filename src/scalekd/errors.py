@@ -12,5 +12,7 @@ class UserError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    near = sorted((other for other in known if word and other.startswith(word)), key=len)
+    near = near or get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

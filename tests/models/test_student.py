@@ -143,6 +143,12 @@ def test_timms_maps_may_be_chosen_by_index_or_by_module() -> None:
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(by_name(images).previous, by_index(images).previous)
     torch.testing.assert_close(by_name(images).logits, by_index(images).logits)
+    with pytest.raises(UserError, match="4 does not come before 2; give the earlier map first"):
+        Student("resnet18", maps=(4, 2))
+    with pytest.raises(UserError, match="smaller grid than S_last"):
+        Student("resnet18", maps=("layer4", "layer2"))
+    with pytest.raises(UserError, match="resolution: test_vit cannot run on images of 8 pixels"):
+        Student("test_vit", resolution=8)
     with pytest.raises(UserError, match="resnet18 has no map 7; its maps are 0 to 4"):
         Student("resnet18", maps=(2, 7))
 

@@ -193,3 +193,20 @@ def test_a_weights_file_cannot_have_code_run_or_anything_fetched(
     save_file(state, path, metadata={"scalekd": json.dumps(asdict(card) | change)})
     with pytest.raises(UserError, match=message):
         Classifier(path)
+
+
+def test_weights_without_a_card_say_their_resolution_by_their_positions(tmp_path: Path) -> None:
+    """A plain timm file trained at 112 px is not stretched to the architecture's 518."""
+    args: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    path = tmp_path / "plain.safetensors"
+    trained = timm.create_model("vit_small_patch14_dinov2", img_size=112, num_classes=3, **args)
+    save_file(trained.state_dict(), path)
+    teacher = Teacher("vit_small_patch14_dinov2", weights=path, **args)
+    assert (teacher.resolution, str(teacher.tokens), teacher.num_classes) == (112, "8x8x32", 3)
+    torch.testing.assert_close(teacher.model.pos_embed, trained.pos_embed, check_stride=False)
+    assert Teacher("vit_small_patch14_dinov2", weights=path, resolution=56, **args).resolution == 56
+
+
+def test_a_folder_as_model_points_to_the_file_in_it(tmp_path: Path, teacher_file: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give a weights file: .*teacher\.safetensors"):
+        Teacher(teacher_file.parent)

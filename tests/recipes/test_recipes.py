@@ -171,7 +171,8 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("stages: [last]\nquery: learned", ("stages", "tpp")),
         ("stages: [last, last]", ("stages", "once")),
         ("no_decay: [bias, bias]", ("no_decay", "once")),
-        ("student_maps: [a]", ("student_maps",)),
+        ("student_maps: [a]", ("student_maps", "value 2 is missing")),
+        ("val_split: ''", ("val_split",)),
     ],
 )
 def test_what_cannot_be_composed_is_named(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
@@ -219,6 +220,11 @@ def test_the_micro_batch_of_another_batch_is_left_open(tmp_path: Path) -> None:
 @given(batch=st.integers(1, 10**5))
 def test_scaling_is_linear(batch: int) -> None:
     assert load("imagenet/swin_large-swin_tiny", {"batch": batch}).lr == pytest.approx(1e-3 * batch / 1024)
+
+
+def test_short_runs_warm_up_less_where_nothing_is_said() -> None:
+    assert [load(None, {"epochs": epochs}).warmup_epochs for epochs in (1, 2, 20, "30", 300)] == [0, 0, 2, 3, 5]
+    assert load(None, {"epochs": 20, "warmup_epochs": 7}).warmup_epochs == 7
 
 
 def test_maps_are_indices_or_names() -> None:

@@ -53,6 +53,7 @@ def test_without_labels_and_validation_images_the_run_still_leaves_a_student(
     outcome = run("--labels", "none")
     assert outcome.code == 0, outcome.err
     assert "top1 not measured" in outcome.out
+    assert "epoch 2/2  loss" in outcome.err
     assert result(tmp_path / "run")["top1"] is None
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     head = load_file(tmp_path / "run" / "student.safetensors")["fc.weight"]
@@ -64,7 +65,11 @@ def test_features_alone_train_a_student_without_a_head(run: Cli, cli: Cli, data:
     assert outcome.code == 0, outcome.err
     assert "no head to train" in outcome.err
     assert "fc.weight" not in load_file(tmp_path / "run" / "student.safetensors")
-    cli("evaluate", tmp_path / "run" / "student.safetensors", "--data", data).refused("has no head")
+    file = tmp_path / "run" / "student.safetensors"
+    cli("evaluate", file, "--data", data).refused("has no head")
+    adapted = cli("adapt", file, "--data", data, "--batch", "6", "--workers", "0", "--output", tmp_path / "adapted")
+    assert adapted.code == 0, adapted.err
+    assert cli("evaluate", tmp_path / "adapted", "--data", data).code == 0
 
 
 def test_an_unlabelled_folder_is_used_beside_the_labels(run: Cli, data: Path, tmp_path: Path) -> None:

@@ -38,16 +38,20 @@ def adapt(
     """Give a teacher a head for your classes, and save it where `distill --teacher` takes it.
 
     A feature-only teacher (DINO, CLIP) or one with other classes has no logits for your data; probe takes one pass
-    over the images. Training flags (epochs, lr, ...) are for finetune.
+    over the images. Without --resolution it sees its weights' own. Training flags (epochs, lr, ...) are for finetune. A
+    student that was trained without labels is given a head in the same way: name its weights file.
     """
     recipe = load(None, (_FINETUNE if mode == "finetune" else _PROBE) | flags | {"teacher": teacher})
+    resolution = recipe.resolution if "resolution" in flags else None
     file = output / adaptation.FILE
     if file.exists() and not (overwrite or resume):
         raise UserError(f"output: {file} exists; add --overwrite to replace it")
     if mode == "finetune":
-        result = adaptation.finetune(recipe, output, resume=resume, overwrite=overwrite, console=None)
+        result = adaptation.finetune(
+            recipe, output, resolution=resolution, resume=resume, overwrite=overwrite, console=None
+        )
     else:
-        result = adaptation.probe(recipe, output)
+        result = adaptation.probe(recipe, output, resolution=resolution)
     typer.echo(
         json.dumps(result)
         if as_json

@@ -16,7 +16,7 @@ from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
 from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.recipes import Recipe, load
-from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.training.build import build_method, build_student, build_teacher, describe
 from scalekd.training.optimisation import build_optimizer
 
 _IMAGENET = 1_281_167
@@ -74,7 +74,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
         return
-    typer.echo(str(method.plan) if isinstance(method, ScaleKD) else f"student   {method.student}")
+    typer.echo(describe(method))
     typer.echo(str(costs))
     if hours:
         typer.echo(f"\nGPU-hours on an {target.name}\n{costs.hours.arithmetic()}")

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.models.sources import PYTHON, TORCHVISION, create, may_come_from_a_file, timm_config
-from scalekd.models.weights import Card, head_width, load_weights, read_weights, save_weights
+from scalekd.models.weights import (
+    Card,
+    head_width,
+    load_weights,
+    read_weights,
+    save_weights,
+    stored_resolution,
+)
 
 
 class ImageModel(nn.Module):
@@ -113,6 +120,16 @@ class ImageModel(nn.Module):
             model_args = model_args | {"num_classes": num_classes}
         self._head_width = num_classes
         module = create(name, pretrained=pretrained and state is None, model_args=model_args)
+        trained_at = stored_resolution(module, state) if state is not None and card is None and not resolution else None
+        if trained_at is not None:
+            return self._create(
+                name,
+                weights=weights,
+                num_classes=num_classes,
+                resolution=trained_at,
+                pretrained=pretrained,
+                model_args=self.model_args,
+            )
         if state is not None:
             load_weights(module, state, str(weights))
         return card, module

@@ -39,10 +39,10 @@ def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> tuple[list
 
 
 def check_indices(indices: Sequence[int], feature_info: Sequence[dict[str, Any]], name: str) -> None:
-    """Make sure that the user's indices exist.
+    """Make sure that the user's indices exist and are in order.
 
     Raises:
-        UserError: If one does not; says which exist.
+        UserError: If one does not (says which exist), or they are not.
     """
     for index in indices:
         if not 0 <= index < len(feature_info):
@@ -50,6 +50,8 @@ def check_indices(indices: Sequence[int], feature_info: Sequence[dict[str, Any]]
                 f"student_maps: {name} has no map {index}; its maps are 0 to {len(feature_info) - 1}, "
                 "or name two of its modules"
             )
+    if indices[0] >= indices[1]:
+        raise UserError(f"student_maps: {indices[0]} does not come before {indices[1]}; give the earlier map first")
 
 
 def stem_norm(student: nn.Module) -> str:

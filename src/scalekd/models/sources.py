@@ -81,6 +81,9 @@ def timm_config(name: str) -> Any:
     if not is_timm(name):
         return timm.models.PretrainedCfg()
     architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
+    if Path(name).is_dir():
+        files = sorted(file.name for file in Path(name).glob("*.safetensors"))
+        raise UserError(f"model: {name} is a folder; give a weights file" + (f": {name}/{files[0]}" if files else ""))
     if ":" not in name and not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
         raise UserError(f"model: timm has no {name!r}{hint}")

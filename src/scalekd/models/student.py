@@ -88,9 +88,22 @@ class Student(ImageModel):
     def _measure(self) -> tuple[MapShape, MapShape]:
         """Shapes of the two maps, from one forward of an empty image; also finds the number of classes if unknown."""
         training = self.model.training
-        with torch.no_grad():
-            outputs = self.eval()(self._blank())
+        try:
+            with torch.no_grad():
+                outputs = self.eval()(self._blank())
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}"
+            ) from error
         self.train(training)
+        if outputs.previous.shape[2] < outputs.last.shape[2]:
+            raise UserError(
+                f"student_maps: S_prev ({list(outputs.previous.shape[1:])}) has a smaller grid than S_last "
+                f"({list(outputs.last.shape[1:])}); give the earlier map first"
+            )
         if not hasattr(self.model, "num_classes") and self._head_width is None:
             self.num_classes = outputs.logits.shape[1]
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,28 @@ def head_width(state: Mapping[str, Tensor], classifier: str) -> int:
     """Number of classes that a state dict's head (`classifier`, a module name) gives; 0 without one."""
     weight = state.get(f"{classifier}.weight")
     return 0 if weight is None else len(weight)
+
+
+def stored_resolution(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Image side in pixels that weights without a card were trained at, where their position embeddings tell it.
+
+    Args:
+        model: A timm model of any resolution.
+        state: The weights.
+
+    Returns:
+        None where nothing tells, or it is the model's own resolution.
+    """
+    own, stored = dict(model.named_parameters()).get("pos_embed"), state.get("pos_embed")
+    patches: Any = getattr(model, "patch_embed", None)
+    if (
+        own is None
+        or stored is None
+        or own.ndim != 3
+        or own.shape == stored.shape
+        or not hasattr(patches, "feat_ratio")
+    ):
+        return None
+    positions = stored.shape[1] - (own.shape[1] - patches.num_patches)  # class tokens have no place in the grid
+    side = isqrt(max(positions, 0))
+    return int(side * patches.feat_ratio()) if side and side**2 == positions else None

@@ -126,11 +126,11 @@ class DataKeys(Keys):
 
     data: Path | None = None
     """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg."""
-    train_split: str = "train"
+    train_split: str = Field(default="train", min_length=1)
     """Name of the training split's folder."""
-    val_split: str = "val"
+    val_split: str = Field(default="val", min_length=1)
     """Name of the validation split's folder."""
-    unlabelled_split: str = "unlabelled"
+    unlabelled_split: str = Field(default="unlabelled", min_length=1)
     """Name of a folder of images without labels (in any subfolders); used beside the training split where it exists."""
     labels: Literal["folders", "none"] = "folders"
     """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
@@ -185,7 +185,7 @@ class OptimisationKeys(Keys):
     min_lr: NonNegative = 0.0
     """Learning rate at the end of the cosine."""
     warmup_epochs: int = Field(default=5, ge=0)
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up. Left open, it is at most a tenth of the epochs."""
     warmup_lr: NonNegative = 1e-6
     """Learning rate at the start of warm-up."""
     clip: float | None = Field(default=None, gt=0)
@@ -210,11 +210,19 @@ class RunKeys(Keys):
     validate_every: Positive = 1
     """Epochs between validations (and checkpoints)."""
     log_every: Positive = 10
-    """Steps between log lines."""
+    """Steps between log lines; the last step has one too."""
 
 
 class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
     """All keys of a run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_runs_warm_up_less(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        epochs = str(keys.get("epochs", ""))
+        if "warmup_epochs" in keys or not epochs.isdigit():
+            return keys
+        return keys | {"warmup_epochs": min(cls.model_fields["warmup_epochs"].default, int(epochs) // 10)}
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Recipe:
@@ -293,4 +301,6 @@ def validate(keys: dict[str, Any], source: str = "recipe") -> Recipe:
         if not first["loc"]:
             raise UserError(f"{source}: {message}") from None
         key = str(first["loc"][0])
+        if first["type"] == "missing":
+            message = f"value {int(first['loc'][1]) + 1} is missing"
         raise UserError(f"{source}: {key}: {message[0].lower()}{message[1:]} (got {keys.get(key)!r})") from None

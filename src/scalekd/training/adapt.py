@@ -31,12 +31,15 @@ from scalekd.training.folder import RunFolder, write_json
 FILE = "teacher.safetensors"
 
 
-def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[str, Any]:
+def probe(
+    recipe: Recipe, output: Path, *, resolution: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
     """Fit a linear head on frozen features and save the whole teacher.
 
     Args:
-        recipe: `teacher`, its weights and arguments, `data`, `resolution` and how to load; the rest is not read.
+        recipe: `teacher`, its weights and arguments, `data` and how to load; the rest is not read.
         output: Folder for `teacher.safetensors` and `adapt.json`.
+        resolution: Image side in pixels; by default the weights' or the architecture's own.
         console: Where the progress bars go.
 
     Returns:
@@ -57,15 +60,17 @@ def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[
         recipe.teacher,
         weights=recipe.teacher_weights,
         num_classes=None,
-        resolution=recipe.resolution,
+        resolution=resolution,
         **recipe.teacher_args,
     )
-    family_of(classifier.model, classifier.name, tail_blocks=1)
+    console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
+    if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
+        family_of(classifier.model, classifier.name, tail_blocks=1)
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()
 
     def batches(split: Split, what: str) -> Any:
-        dataset = ReplayDataset(split, evaluation_transform(recipe.resolution, recipe.crop_fraction))
+        dataset = ReplayDataset(split, evaluation_transform(classifier.resolution, recipe.crop_fraction))
         return watched(evaluation_loader(dataset, recipe.batch, recipe.workers), what, console)
 
     features, labels = collect_features(
@@ -95,12 +100,15 @@ def probe(recipe: Recipe, output: Path, console: Console | None = None) -> dict[
     return result
 
 
-def finetune(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool, console: Console | None) -> dict[str, Any]:
+def finetune(
+    recipe: Recipe, output: Path, *, resolution: int | None, resume: bool, overwrite: bool, console: Console | None
+) -> dict[str, Any]:
     """Train the whole teacher on labels; a `distill` run with method none whose student is the teacher.
 
     Args:
         recipe: The run's settings, with `teacher` and its weights and arguments.
         output: Folder for the run and `teacher.safetensors`.
+        resolution: Image side in pixels; by default the weights' or the architecture's own.
         resume: Whether to go on with the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print.
@@ -108,20 +116,27 @@ def finetune(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool, con
     Returns:
         The run's result, with `teacher` naming the weights file.
     """
-    settings = recipe.model_copy(
-        update={
-            "method": "none",
-            "student": recipe.teacher,
-            "student_weights": recipe.teacher_weights,
-            "student_args": recipe.teacher_args,
-            "student_pretrained": recipe.teacher_weights is None,
-        }
-    )
     run = RunFolder(output)
     if resume and run.finished:  # stopped between its end and the copy below
         result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
     else:
-        Teacher(recipe.teacher or "", weights=recipe.teacher_weights, pretrained=False, **recipe.teacher_args)
+        teacher = Teacher(
+            recipe.teacher or "",
+            weights=recipe.teacher_weights,
+            resolution=resolution,
+            pretrained=False,
+            **recipe.teacher_args,
+        )
+        settings = recipe.model_copy(
+            update={
+                "method": "none",
+                "resolution": teacher.resolution,
+                "student": recipe.teacher,
+                "student_weights": recipe.teacher_weights,
+                "student_args": recipe.teacher_args,
+                "student_pretrained": recipe.teacher_weights is None,
+            }
+        )
         result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
     shutil.copyfile(run.student, output / FILE)
     return result | {"teacher": FILE, "mode": "finetune"}

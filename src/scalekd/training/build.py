@@ -154,3 +154,11 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
         )
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
+
+
+def describe(method: Method) -> str:
+    """What was joined, for people: ScaleKD's plan, or teacher and student."""
+    if isinstance(method, ScaleKD):
+        return str(method.plan)
+    teacher = [] if method.teacher is None else [f"teacher   {method.teacher}"]
+    return "\n".join([*teacher, f"student   {method.student}"])

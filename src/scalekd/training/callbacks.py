@@ -83,16 +83,20 @@ class Keeper(Callback):
 
 
 class Display(Callback):
-    """A progress bar with images a second and each loss term, and one line a validation.
+    """A progress bar with images a second and each loss term, and one line a validation or interval.
 
     Args:
         console: Where to; where it is no terminal only the lines are printed.
         batch: Global batch.
         steps_per_epoch: Optimiser steps an epoch.
         epochs: Epochs of the run.
+        interval: Micro-batches between the lines of a run without validation; None where validations time them.
     """
 
-    def __init__(self, console: Console, *, batch: int, steps_per_epoch: int, epochs: int) -> None:
+    def __init__(
+        self, console: Console, *, batch: int, steps_per_epoch: int, epochs: int, interval: int | None
+    ) -> None:
+        self._interval = interval
         self._console, self._batch, self._steps_per_epoch, self._epochs = console, batch, steps_per_epoch, epochs
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -132,6 +136,10 @@ class Display(Callback):
                 rate=self._rate(trainer),
                 terms=" ".join(f"{name.removeprefix('train/')} {float(value):.2f}" for name, value in terms.items()),
             )
+
+        if self._interval is not None and (batch_idx + 1) % self._interval == 0:
+            self.on_validation_start(trainer, pl_module)
+            self.on_validation_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_rate = self._rate(trainer)

@@ -12,9 +12,8 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
-from scalekd.method import ScaleKD
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, head_width, logit_weight
+from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, logit_weight
 from scalekd.training.distill import quieten_lightning
 from scalekd.training.module import DistillationModule
 
@@ -64,8 +63,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
     student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
     method = build_method(small, teacher, student)
-    plan = str(method.plan) if isinstance(method, ScaleKD) else f"student   {student}"
-    console.print(plan, highlight=False, soft_wrap=True, markup=False)
+    console.print(describe(method), highlight=False, soft_wrap=True, markup=False)
     if teacher is not None and dtype == torch.bfloat16:
         teacher.hold_weights(dtype)
     if recipe.channels_last:

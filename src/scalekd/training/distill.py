@@ -34,12 +34,11 @@ from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
-from scalekd.method import ScaleKD
 from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, head_width
+from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
 from scalekd.training.logs import JsonLinesLogger
@@ -162,10 +161,13 @@ class _Run:
 
     def announce(self) -> None:
         """Print the plan, and measure the teacher where it has the data's classes."""
-        self.say(str(self.method.plan) if isinstance(self.method, ScaleKD) else f"student   {self.student}")
+        self.say(describe(self.method))
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
         recipe = self.recipe
         unlabelled = f" ({self.train.unlabelled} without label)" if self.train.unlabelled else ""
+        rest = len(self.train) % recipe.batch
+        if rest:
+            self.say(f"data      {rest} training images are left out of each epoch: they do not fill a batch")
         self.say(
             f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
@@ -293,7 +295,13 @@ class _Run:
             enable_model_summary=False,
             logger=[JsonLinesLogger(folder.metrics), TensorBoardLogger(folder.path, name="tensorboard", version="")],
             callbacks=[
-                Display(self.console, batch=recipe.batch, steps_per_epoch=self.steps, epochs=recipe.epochs),
+                Display(
+                    self.console,
+                    batch=recipe.batch,
+                    steps_per_epoch=self.steps,
+                    epochs=recipe.epochs,
+                    interval=None if self.measured else interval,
+                ),
                 Keeper(folder, self.classes, interval=interval, validates=self.measured),
             ],
             default_root_dir=folder.path,
@@ -324,7 +332,8 @@ def _read_step(checkpoint: Path) -> int:
 
 def quieten_lightning() -> None:
     """Leave to our own lines what Lightning would say."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in ("pytorch_lightning", "timm.scheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*in eval mode.*",

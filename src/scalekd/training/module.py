@@ -77,7 +77,7 @@ class DistillationModule(LightningModule):
         values = {"train/loss": total.detach(), **terms, **cosines, "lr": learning_rate}
         self.log_dict(values, logger=False)
         step, completes_step = self.global_step + 1, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if completes_step and step % self.recipe.log_every == 0:
+        if completes_step and (step % self.recipe.log_every == 0 or step == self.trainer.max_steps):
             self._log(values, step)
         return total
 
