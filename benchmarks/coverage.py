@@ -19,7 +19,7 @@ import torch
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
-from scalekd.planner import step_memory
+from scalekd.planner import UnpredictableError, step_memory
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
@@ -30,7 +30,7 @@ INTRODUCTION = """# timm's architectures as students
 Written by `python benchmarks/coverage.py --report` with timm {version}: the smallest model of each of timm's modules
 takes one ScaleKD step at its own resolution. Supported means: a finite gradient in each of the student's parameters,
 logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The memory of
-the step was predicted before it. The last column says whether the model can be the teacher: its tail gives tokens like
+the step was predicted before it, where that is possible: not for {unpredicted}. The last column says whether the model can be the teacher: its tail gives tokens like
 its own, with finite gradients for what goes in.
 """
 
@@ -66,8 +66,11 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
     size = student.resolution
     method = ScaleKD(teacher, student)
     # A run predicts its memory before its first step, on tensors without memory; the step must not be the worse for it.
-    predicted = step_memory(method, batch=2, optimizer="adamw", ema=False, dtype=torch.float32)
-    result["step_mib"] = predicted.total // 2**20
+    try:
+        predicted = step_memory(method, batch=2, optimizer="adamw", ema=False, dtype=torch.float32)
+        result["step_mib"] = predicted.total // 2**20
+    except UnpredictableError:
+        result["step_mib"] = None
     losses = method.train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
     losses.total.backward()
     broken = [n for n, p in student.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -115,8 +118,9 @@ def measure(modules: list[str]) -> None:
 def report() -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     supported = [r for r in results.values() if not r["reason"]]
+    unpredicted = [f"`{r['model']}`" for r in supported if r["step_mib"] is None]
     lines = [
-        INTRODUCTION.format(version=timm.__version__),
+        INTRODUCTION.format(version=timm.__version__, unpredicted=", ".join(unpredicted) or "none"),
         f"**{len(supported)} of {len(results)} modules ({100 * len(supported) / len(results):.0f}%) are supported.**",
         "",
         "| module | smallest model | M parameters | px | S_prev | S_last | student | teacher |",
