@@ -30,8 +30,8 @@ INTRODUCTION = """# timm's architectures as students
 Written by `python benchmarks/coverage.py --report` with timm {version}: the smallest model of each of timm's modules
 takes one ScaleKD step at its own resolution. Supported means: a finite gradient in each of the student's parameters,
 logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The memory of
-the step was predicted before it, where that is possible: not for {unpredicted}. The last column says whether the model can be the teacher: its tail gives tokens like
-its own, with finite gradients for what goes in.
+the step was predicted before it (that cannot be done for: {unpredicted}). The last column says whether the model can be
+the teacher: its tail gives tokens like its own, with finite gradients for what goes in.
 """
 
 
