@@ -43,12 +43,8 @@ class Estimate:
     hours: Hours
 
     def __str__(self) -> str:
-        costs = (
-            [("student", self.student)]
-            if self.teacher is None
-            else [("teacher", self.teacher), ("student", self.student)]
-        )
-        macs = ", ".join(f"{name} {_macs(cost)}" for name, cost in costs)
+        costs = {"teacher": self.teacher, "student": self.student}
+        macs = ", ".join(f"{name} {_macs(cost)}" for name, cost in costs.items() if cost is not None)
         parts = {"teacher": self.flops.teacher, "student": self.flops.student, "CAP": self.flops.cap}
         parts |= {"tail": self.flops.tail}
         flops = " + ".join(f"{name} {value / 1e9:.4g}" for name, value in parts.items() if value)

@@ -135,11 +135,6 @@ class _Run:
     def _fitting_batch(self) -> int:
         """As many images of the batch as fit into the device's memory at once."""
         recipe = self.recipe
-        if self.student.is_own_code:  # it may keep tensors of the trial that have no memory
-            self.say(
-                f"batch     all {recipe.batch} images at once; give --micro-batch if that is too much for the memory"
-            )
-            return recipe.batch
         free = available_memory(self.device)  # before the method moves there, which is part of the prediction
         try:
             return largest_batch(
