@@ -12,7 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalekd.planner.measure import MIB, seconds
+from scalekd.planner.measure import seconds
+from scalekd.planner.memory import MIB
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
@@ -62,6 +63,14 @@ def count_flops(step: Callable[[], object]) -> int:
     with counter, sdpa_kernel(SDPBackend.MATH):
         step()
     return counter.get_total_flops()
+
+
+def profile(work: Callable[[], object], device: torch.device) -> str:
+    """Operations of `work` by the time that each takes itself, as a table."""
+    with torch.profiler.profile() as profiler:
+        work()
+    column = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    return str(profiler.key_averages().table(sort_by=column, row_limit=20, max_name_column_width=50))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

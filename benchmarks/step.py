@@ -22,6 +22,7 @@ from measurement import (
     MatmulPeak,
     count_flops,
     describe_machine,
+    profile,
 )
 from report import VARIANTS, summarise, table
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory; on by default"
     )
+    parser.add_argument("--profile", action="store_true", help="also print where the time of one step of ours goes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)  # the child of `measure_memory`
@@ -230,7 +232,9 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
     flops = {name: count_flops(work) for name, work in steps.items()}
     times, peak = measure_speed(steps, args, device)
-    hidden = ("json", "output", "memory", "memory_of")
+    if args.profile:
+        say(profile(steps["ours"], device))
+    hidden = ("json", "output", "memory", "memory_of", "profile")
     return {
         "benchmark": "step",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

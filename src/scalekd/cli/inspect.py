@@ -15,13 +15,13 @@ from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
 from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
+from scalekd.planner.hours import GIB
 from scalekd.recipes import Recipe, load
 from scalekd.training.build import build_method, build_student, build_teacher, describe
 from scalekd.training.optimisation import build_optimizer
 
 _IMAGENET = 1_281_167
 _MEASURED_BATCH = 8
-_GIB = 2**30
 
 
 @with_recipe_flags(
@@ -82,11 +82,11 @@ def inspect(
         predicted = ""
         if outcome["predicted_bytes"]:
             share = outcome["predicted_bytes"] / outcome["peak_bytes"]
-            predicted = f", predicted {outcome['predicted_bytes'] / _GIB:.2f} ({share:.2f} of it)"
+            predicted = f", predicted {outcome['predicted_bytes'] / GIB:.2f} ({share:.2f} of it)"
         typer.echo(
             f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
             f"{outcome['images_per_second']:.2f} images a second; "
-            f"peak {outcome['peak_bytes'] / _GIB:.2f} GiB{predicted}"
+            f"peak {outcome['peak_bytes'] / GIB:.2f} GiB{predicted}"
         )
 
 

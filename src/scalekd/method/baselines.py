@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,14 @@ from scalekd.method.mimicking import view_distance
 from scalekd.method.objective import Method, TaskLoss
 from scalekd.method.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
 from scalekd.method.task import cross_entropy, one_hot
+
+
+class Shared(TypedDict, total=False):
+    """What all methods that learn from logits take; see `Method`."""
+
+    logit_weight: float
+    temperature: float
+    task_loss: TaskLoss
 
 
 class Supervised(Method):
@@ -34,13 +42,10 @@ class LogitDistillation(Method):
         self,
         teacher: TeacherLike,
         student: StudentLike,
-        *,
-        logit_weight: float = 0.5,
-        temperature: float = 1.0,
-        task_loss: TaskLoss = cross_entropy,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
-        if logit_weight <= 0:
+        super().__init__(teacher, student, **shared)
+        if shared.get("logit_weight") == 0:
             raise ValueError(f"logit_weight: {type(self).__name__} learns from logits; give a weight above 0")
         if not self.logit_weight:
             raise ValueError(
@@ -61,9 +66,7 @@ class RelationalDistillation(LogitDistillation):
         student: The student to train.
         beta: Weight of the inter-class relation.
         gamma: Weight of the intra-class relation.
-        logit_weight: `lambda`.
-        temperature: `tau`.
-        task_loss: See `Method`.
+        shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
 
     Raises:
         ValueError: If the teacher has no logits for the student's classes.
@@ -76,11 +79,9 @@ class RelationalDistillation(LogitDistillation):
         *,
         beta: float = 1.0,
         gamma: float = 1.0,
-        logit_weight: float = 0.5,
-        temperature: float = 1.0,
-        task_loss: TaskLoss = cross_entropy,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
+        super().__init__(teacher, student, **shared)
         self.beta, self.gamma = beta, gamma
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -117,9 +118,7 @@ class LogitSpaceDistillation(LogitDistillation):
         teacher: A model with logits for the student's classes.
         student: The student to train.
         gamma: Exponent of the enhancement; 1 makes it plain distillation.
-        logit_weight: `lambda`.
-        temperature: `tau`.
-        task_loss: See `Method`.
+        shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
 
     Raises:
         ValueError: If the teacher has no logits for the student's classes.
@@ -131,11 +130,9 @@ class LogitSpaceDistillation(LogitDistillation):
         student: StudentLike,
         *,
         gamma: float = 1.5,
-        logit_weight: float = 0.5,
-        temperature: float = 1.0,
-        task_loss: TaskLoss = cross_entropy,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
+        super().__init__(teacher, student, **shared)
         self.gamma = gamma
         self.exit_previous, self.exit_last = (_exit(features, student.num_classes) for features in student.maps)
 

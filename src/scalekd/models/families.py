@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -86,7 +87,7 @@ class ViTFamily:
         return tokens
 
 
-class _PositionalFamily(ViTFamily):
+class _PositionalFamily(ViTFamily, ABC):
     """ViTs whose blocks know positions (a relative-position bias, rotary embeddings), prefix tokens counted in.
 
     Their attention needs the prefix in place. It gets zeros there, which no token attends to and which are dropped.
@@ -101,9 +102,9 @@ class _PositionalFamily(ViTFamily):
             tokens = block(tokens, **options)
         return tokens[:, prefix:]
 
+    @abstractmethod
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
         """Keyword arguments of each tail block; `mask` `[1, 1, 1, prefix + N]` is to be added to attention logits."""
-        raise NotImplementedError
 
 
 class BeitFamily(_PositionalFamily):

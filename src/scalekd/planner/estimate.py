@@ -10,10 +10,9 @@ import torch
 from scalekd.method import Method
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.fake import student_of
-from scalekd.planner.hours import Device, Hours, gpu_hours
+from scalekd.planner.hours import GIB, Device, Hours, gpu_hours
 from scalekd.planner.memory import StepMemory, largest_batch, step_memory
 
-GIB = 2**30
 # Of a device's memory; the rest is for the driver and for fragmentation.
 USABLE = 0.9
 

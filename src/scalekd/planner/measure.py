@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 
 from scalekd.method import Method
 from scalekd.planner.fake import inputs
-from scalekd.planner.memory import method_tensors
+from scalekd.planner.memory import MIB, method_tensors
 
-MIB = 2**20
 _STATUS = Path("/proc/self/status")
 
 
