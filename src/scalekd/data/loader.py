@@ -16,6 +16,7 @@ from scalekd.data.augmentation import Transform
 from scalekd.data.folder import Split
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.errors import UserError
+from scalekd.method import TeacherOutputs
 
 
 class Key(NamedTuple):
@@ -26,11 +27,12 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, and the files that could not be read."""
+    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs where kept."""
 
     images: Tensor
     labels: Tensor
     corrupt: tuple[str, ...]
+    taught: TeacherOutputs | None = None
 
 
 class Sample(NamedTuple):

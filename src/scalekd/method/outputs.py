@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ class MapShape:
         return f"{self.height}x{self.width}x{self.channels}"
 
 
-@dataclass(frozen=True)
-class TeacherOutputs:
+class TeacherOutputs(NamedTuple):
     """One teacher forward: final tokens `T` `[B, N, D]`, and logits `[B, K]` where the teacher has a head."""
 
     tokens: Tensor

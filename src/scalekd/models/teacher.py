@@ -102,10 +102,17 @@ class Teacher(ImageModel):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutputs:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> tokens `[B, N, D]` and logits `[B, K]` (None without a head)."""
+        """RGB images in [0, 1] `[B, 3, h, w]` -> tokens `[B, N, D]` and logits `[B, K]` (None without a head).
+
+        Under autocast both are of its type, on every device: so they can be kept in it without a loss.
+        """
         features = self.model.forward_features(self.prepare(images))
+        tokens = self._family.read(features)
         logits = self.model.forward_head(features) if self.num_classes else None
-        return TeacherOutputs(tokens=self._family.read(features), logits=logits)
+        if torch.is_autocast_enabled(tokens.device.type):
+            dtype = torch.get_autocast_dtype(tokens.device.type)
+            tokens, logits = tokens.to(dtype), None if logits is None else logits.to(dtype)
+        return TeacherOutputs(tokens, logits)
 
     def tail(self, tokens: Tensor) -> Tensor:
         """The last stage and final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""

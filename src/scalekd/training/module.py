@@ -63,7 +63,7 @@ class DistillationModule(LightningModule):
             if self.mixup is not None:
                 # Without labels the images are mixed all the same: teacher and student see the same mixture.
                 images, labels = self.mixup(images, labels.clamp(min=0))
-            losses: Losses = self.method(images, None if self.recipe.labels == "none" else labels)
+            losses: Losses = self.method(images, None if self.recipe.labels == "none" else labels, batch.taught)
         total = losses.total
         if not torch.isfinite(total):
             bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
