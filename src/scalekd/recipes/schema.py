@@ -203,6 +203,8 @@ class RunKeys(Keys):
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
     sync_batchnorm: bool = False
     """Whether batch norm takes its statistics over all devices; no difference on one."""
+    compile: bool = False
+    """Whether the step runs through torch.compile, which takes minutes at the start. Pays on GPUs at most."""
     channels_last: bool = True
     """Whether the student's convolutions use the channels-last layout."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -13,7 +13,15 @@ from scalekd.data import Batch, CorruptImages
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, logit_weight
+from scalekd.training.build import (
+    build_method,
+    build_student,
+    build_teacher,
+    describe,
+    head_width,
+    logit_weight,
+    prepare,
+)
 from scalekd.training.distill import quieten_lightning
 from scalekd.training.module import DistillationModule
 
@@ -64,10 +72,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
     method = build_method(small, teacher, student)
     console.print(describe(method), highlight=False, soft_wrap=True, markup=False)
-    if teacher is not None and dtype == torch.bfloat16:
-        teacher.hold_weights(dtype)
-    if recipe.channels_last:
-        student.model.to(memory_format=torch.channels_last)
+    prepare(method, device, dtype, channels_last=recipe.channels_last)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     module = DistillationModule(small, method, steps_per_epoch=1000, corrupt=CorruptImages(0))
     images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)

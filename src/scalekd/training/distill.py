@@ -33,12 +33,12 @@ from scalekd.data import (
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import autocast, keep_freed_memory, pick_device, pick_dtype
 from scalekd.models import Teacher
 from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
+from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, prepare
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
 from scalekd.training.logs import JsonLinesLogger
@@ -122,10 +122,7 @@ class _Run:
             rand_augment=recipe.rand_augment,
             erasing=recipe.erasing,
         )
-        if self.teacher is not None and self.dtype == torch.bfloat16:
-            self.teacher.hold_weights(self.dtype)
-        if recipe.channels_last:
-            self.student.model.to(memory_format=torch.channels_last)
+        prepare(self.method, self.device, self.dtype, channels_last=recipe.channels_last)
         at_once = recipe.micro_batch or self._fitting_batch()
         self.recipe = recipe = recipe.model_copy(update={"micro_batch": at_once})  # the run is to be repeatable
         self.accumulate = recipe.batch // at_once
@@ -233,6 +230,9 @@ class _Run:
             start=step * self.accumulate,
         )
         dataset = ReplayDataset(self.train, self.training_transform, seed=recipe.seed, substitute=True)
+        keep_freed_memory()
+        if recipe.compile:
+            self.method.compile()
         trainer = self._trainer()
         module = DistillationModule(recipe, self.method, self.steps, self.corrupt)
         started = time.perf_counter()
