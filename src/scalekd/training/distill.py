@@ -108,7 +108,7 @@ def _distill(
 ) -> list[dict[str, Any]]:
     quieten_lightning()
     if resume and recipes[0].micro_batch is None:  # what fitted when the run was started
-        at_once = {"micro_batch": group.runs[0].stored_keys().get("micro_batch")}
+        at_once = {"micro_batch": group.stored_keys().get("micro_batch")}
         recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
     run = _Run(recipes, group, console or Console(stderr=True))
     group.check(recipes, resume=resume, overwrite=overwrite)

@@ -81,6 +81,18 @@ class Group:
             raise UserError(f"run: {file} is damaged; delete {path} and start anew") from None
         return [str(student) for student in students]
 
+    def stored_keys(self) -> dict[str, Any]:
+        """The recipe of the runs that are here, as plain keys; `student` is the first one's.
+
+        Raises:
+            UserError: If there are none, or of other students.
+        """
+        stored = self.stored_students(self.path)
+        if self.students and stored != self.students:
+            held = f"a group of {', '.join(stored)}" if stored else "no group of runs"
+            raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; leave --student out")
+        return self.runs[0].stored_keys()
+
     def check(self, recipes: Sequence[Recipe], *, resume: bool, overwrite: bool) -> None:
         """Make sure that the runs may be written here, without changing what is there.
 
@@ -108,10 +120,7 @@ class Group:
                 raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
 
     def _check_resumable(self, recipes: Sequence[Recipe]) -> None:
-        stored = self.stored_students(self.path)
-        if self.students and stored != self.students:
-            held = f"a group of {', '.join(stored)}" if stored else "no group of runs"
-            raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; leave --student out")
+        self.stored_keys()  # of these students?
         for run, recipe in zip(self.runs, recipes, strict=True):
             run.check_same(recipe)
             beside = run.stored_inputs().get("group", [])
