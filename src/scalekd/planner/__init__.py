@@ -4,7 +4,14 @@ from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.estimate import USABLE, Estimate, estimate
 from scalekd.planner.hours import DEVICES, Device, Hours, find_device, gpu_hours
 from scalekd.planner.measure import Measurement, measure
-from scalekd.planner.memory import StepMemory, UnpredictableError, available_memory, largest_batch, step_memory
+from scalekd.planner.memory import (
+    StepMemory,
+    UnpredictableError,
+    available_memory,
+    held_memory,
+    largest_batch,
+    step_memory,
+)
 
 __all__ = [
     "DEVICES",
@@ -21,6 +28,7 @@ __all__ = [
     "estimate",
     "find_device",
     "gpu_hours",
+    "held_memory",
     "largest_batch",
     "measure",
     "model_cost",

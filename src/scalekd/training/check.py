@@ -22,7 +22,8 @@ from scalekd.training.build import (
     logit_weight,
     prepare,
 )
-from scalekd.training.distill import quieten_lightning
+from scalekd.training.learner import Learner
+from scalekd.training.logs import quieten_lightning
 from scalekd.training.module import DistillationModule
 
 BATCH = 2
@@ -74,7 +75,8 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     console.print(describe(method), highlight=False, soft_wrap=True, markup=False)
     prepare(method, device, dtype, channels_last=recipe.channels_last)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    module = DistillationModule(small, method, steps_per_epoch=1000, corrupt=CorruptImages(0))
+    learner = Learner(small, method)
+    module = DistillationModule([learner], steps_per_epoch=1000, accumulate=1, corrupt=CorruptImages(0))
     images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)
     batch = Batch(images, torch.randint(classes, (BATCH,)), ())
     trainer = Trainer(
@@ -94,7 +96,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
     if not moved:
         raise UserError("check: the optimiser step changed no parameter of the student")
-    terms = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+    terms = {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}
     return {
         "losses": {name: round(value, 4) for name, value in terms.items()},
         "student_parameters_moved": moved,
