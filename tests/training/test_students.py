@@ -183,5 +183,5 @@ def test_wrong_students_are_named(distill: Distill, cli: Cli, tmp_path: Path) ->
     distill(("test_vit", "checkpoints"), "run").refused("'checkpoints' gives no folder of its own")
     distill(("test_vit", "resnet51"), "run").refused("student resnet51", "did you mean 'resnet")
     distill(STUDENTS, "run", "--student-args", "{layers: [1, 1, 1, 1]}").refused("student test_vit", "layers")
-    distill(STUDENTS, "run", "--student-maps", "0,4").refused("student test_resnet", "no map 4")
+    distill(STUDENTS, "run", "--student-maps", "0,5").refused("student test_resnet", "no map 5")
     cli("distill", "--check", "--student", "test_vit", "--student", "test_resnet").refused("one student at a time")

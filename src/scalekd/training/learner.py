@@ -45,6 +45,7 @@ class Learner(nn.Module):
         num_classes = method.student.num_classes
         self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
         self.figures: dict[str, Any] = {}
+        self._unchecked: int | None = None  # the step of the last loss, until it was looked at
         self.loggers: list[Logger] = []
         if folder is not None:
             tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="")
@@ -75,22 +76,30 @@ class Learner(nn.Module):
             step: Optimiser steps taken, for the message.
 
         Raises:
-            NonFiniteLossError: If the loss is NaN or infinite; names the terms.
+            NonFiniteLossError: If the loss of the batch before is NaN or infinite; names the terms.
         """
         # Dropout and drop path draw from (seed, batch): a resumed run draws the same, whoever learns beside.
         with seeded(self.recipe.seed, batch):
             losses: Losses = self.method(images, labels, taught)
         total = losses.total
-        if not torch.isfinite(total):
-            bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
-            raise NonFiniteLossError(
-                f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
-                f"the last checkpoint is kept. {_MEND}"
-            )
         terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
         cosines = {f"cosine/{name}": value for name, value in losses.cosines.items()}
+        self._check_loss()
         self.figures |= {"train/loss": total.detach(), **terms, **cosines}
+        self._unchecked = step
         return total
+
+    def _check_loss(self) -> None:
+        """Look at the loss of the batch before, which a GPU has at hand by now: nothing waits for this one's."""
+        step, self._unchecked = self._unchecked, None
+        if step is None or torch.isfinite(total := self.figures["train/loss"]):
+            return
+        values = {name.removeprefix("train/"): value for name, value in self.figures.items() if "train/" in name}
+        bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
+        raise NonFiniteLossError(
+            f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
+            f"the last checkpoint is kept. {_MEND}"
+        )
 
     def log_training(self, learning_rate: float, step: int) -> None:
         """Write the figures of the last batch to the logs."""
@@ -106,8 +115,9 @@ class Learner(nn.Module):
         """Make sure that what is about to be saved is worth keeping.
 
         Raises:
-            NonFiniteLossError: If a parameter of the student is NaN or infinite; names it.
+            NonFiniteLossError: If the last loss or a parameter of the student is NaN or infinite; names it.
         """
+        self._check_loss()
         for name, parameter in self.final_student.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NonFiniteLossError(
