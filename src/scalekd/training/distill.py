@@ -20,16 +20,12 @@ from torch import Tensor, nn
 from scalekd.data import (
     CorruptImages,
     ReplayDataset,
-    Split,
     TrainingStream,
     evaluation_loader,
     evaluation_transform,
-    read_label_free,
-    read_splits,
-    read_unlabelled,
     training_loader,
-    training_transform,
 )
+from scalekd.data.cache import CacheReader, TeacherCache, open_cache
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
@@ -39,8 +35,10 @@ from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
+from scalekd.training.caching import compare_sample, describe_cache
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
+from scalekd.training.inputs import read_data, training_images
 from scalekd.training.logs import JsonLinesLogger
 from scalekd.training.module import DistillationModule
 
@@ -92,9 +90,7 @@ class _Run:
     def build(self) -> None:
         """Read the data's listing and build the pair; touches no file of the run."""
         recipe = self.recipe
-        if recipe.data is None:
-            raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
-        self.train, self.val = _read_data(recipe, recipe.data)
+        self.train, self.val = read_data(recipe)
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
@@ -108,20 +104,16 @@ class _Run:
             recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
         )
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
+        self.cache = None
+        if self.teacher is not None and recipe.cache is not None:
+            wanted = describe_cache(recipe, self.teacher, self.train, self.dtype)
+            self.cache = open_cache(recipe.cache, *wanted, recipe.augmented_views)
         # Seeded here and again below, so that all methods start from the same student.
         seed_everything(recipe.seed, verbose=False)
         self.student = build_student(recipe, head_width(recipe, self.teacher, self.classes))
         self.measured = len(self.val) > 0 and self.student.num_classes > 0
         seed_everything(recipe.seed, verbose=False)
         self.method = build_method(recipe, self.teacher, self.student)
-        self.training_transform = training_transform(
-            recipe.resolution,
-            crop_scale=recipe.crop_scale,
-            crop_ratio=recipe.crop_ratio,
-            flip=recipe.flip,
-            rand_augment=recipe.rand_augment,
-            erasing=recipe.erasing,
-        )
         if self.teacher is not None and self.dtype == torch.bfloat16:
             self.teacher.hold_weights(self.dtype)
         if recipe.channels_last:
@@ -176,10 +168,28 @@ class _Run:
                 self.say("warning: dist's intra-class relation is over the images at once, not over the batch")
         if not self.measured:
             self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
+        if self.cache is not None:
+            self.say(self._check_cache(self.cache))
         self.teacher_accuracy = None
         if self.measured and self.teacher is not None and self.teacher.num_classes == len(self.classes):
             self.teacher_accuracy = self._check_teacher(self.teacher)
             self.say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
+
+    def _check_cache(self, cache: TeacherCache) -> str:
+        """Compare a sample of the cache with the teacher; a line that says how they agree."""
+        assert self.teacher is not None
+        agreement = compare_sample(
+            cache,
+            training_images(self.recipe, self.train),
+            self.teacher.to(self.device),
+            views=self.recipe.augmented_views,
+            batch=self.recipe.batch // self.accumulate,
+            device=self.device,
+        )
+        views = self.recipe.augmented_views
+        return (
+            f"cache     teacher outputs from {cache.path} ({cache.layout.cache_format}, {views} view(s), {agreement})"
+        )
 
     def _check_teacher(self, teacher: Teacher) -> Accuracy:
         """Measure the teacher on the validation images; near chance is an error."""
@@ -208,9 +218,11 @@ class _Run:
         )
 
     def inputs(self) -> dict[str, Any]:
-        """What the run reads: the listing of each split, and the hashes of local weights."""
+        """What the run reads: the listing of each split, the hashes of local weights, rounded teacher outputs."""
         recipe = self.recipe
         inputs: dict[str, Any] = {"training data": self.train.fingerprint, "validation data": self.val.fingerprint}
+        if self.cache is not None and not self.cache.layout.exact:
+            inputs["teacher outputs"] = f"from a cache, as {recipe.cache_format}"
         weights = {
             "teacher": recipe.teacher_weights or (recipe.method != "none" and recipe.teacher),
             "student": recipe.student_weights or recipe.student,
@@ -231,8 +243,9 @@ class _Run:
             seed=recipe.seed,
             accumulate=self.accumulate,
             start=step * self.accumulate,
+            views=recipe.augmented_views,
         )
-        dataset = ReplayDataset(self.train, self.training_transform, seed=recipe.seed, substitute=True)
+        dataset = training_images(recipe, self.train, None if self.cache is None else CacheReader(self.cache))
         trainer = self._trainer()
         module = DistillationModule(recipe, self.method, self.steps, self.corrupt)
         started = time.perf_counter()
@@ -301,18 +314,6 @@ class _Run:
             ],
             default_root_dir=folder.path,
         )
-
-
-def _read_data(recipe: Recipe, data: Path) -> tuple[Split, Split]:
-    """Training and validation images as the recipe's `labels` wants them."""
-    if recipe.labels == "none":
-        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
-    train, val = read_splits(data, recipe.train_split, recipe.val_split)
-    if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
-        train = train + read_unlabelled(data, recipe.unlabelled_split)
-        if recipe.mixup or recipe.cutmix:
-            raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
-    return train, val
 
 
 def _read_step(checkpoint: Path) -> int:
