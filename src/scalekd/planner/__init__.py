@@ -5,6 +5,7 @@ from scalekd.planner.estimate import USABLE, Estimate, estimate
 from scalekd.planner.hours import DEVICES, Device, Hours, find_device, gpu_hours
 from scalekd.planner.measure import Measurement, measure
 from scalekd.planner.memory import StepMemory, UnpredictableError, available_memory, largest_batch, step_memory
+from scalekd.planner.storage import Storage, storage
 
 __all__ = [
     "DEVICES",
@@ -16,6 +17,7 @@ __all__ = [
     "ModelCost",
     "StepFlops",
     "StepMemory",
+    "Storage",
     "UnpredictableError",
     "available_memory",
     "estimate",
@@ -26,4 +28,5 @@ __all__ = [
     "model_cost",
     "step_flops",
     "step_memory",
+    "storage",
 ]

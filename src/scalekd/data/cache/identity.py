@@ -95,7 +95,10 @@ def _nearest(caches: Path, identity: Identity) -> str:
     mend = "fill one with `scalekd cache` and the same flags"
     found: list[tuple[list[str], Path, dict[str, Any]]] = []
     for description in sorted(caches.glob(f"*/{DESCRIPTION}")):
-        theirs = json.loads(description.read_text(encoding="utf-8"))["ingredients"]
+        try:
+            theirs = dict(json.loads(description.read_text(encoding="utf-8"))["ingredients"])
+        except (OSError, ValueError, TypeError, KeyError):  # not ours
+            continue
         keys = sorted(identity.ingredients.keys() | theirs.keys())
         found.append(([k for k in keys if theirs.get(k) != identity.ingredients.get(k)], description.parent, theirs))
     if not found:

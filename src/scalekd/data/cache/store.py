@@ -72,17 +72,17 @@ class TeacherCache:
         found = {s: self._fault(s) for s in self.shards(views) if self.file(s).is_file()}
         return {shard: fault for shard, fault in found.items() if fault}
 
-    def _card(self, shard: Shard) -> dict[str, Any]:
-        return {"cache": self.path.name} | shard._asdict()
+    def _card(self, shard: Shard) -> str:
+        return json.dumps({"cache": self.path.name} | shard._asdict())
 
     def _fault(self, shard: Shard) -> str | None:
         try:
             with safe_open(self.file(shard), framework="pt") as file:
-                card = (file.metadata() or {}).get(_CARD_KEY, "{}")
+                card = (file.metadata() or {}).get(_CARD_KEY)
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             return f"is truncated or damaged ({error})"
-        if json.loads(card) != self._card(shard) or shapes != self.layout.shapes(shard.images):
+        if card != self._card(shard) or shapes != self.layout.shapes(shard.images):
             return "belongs to another cache or place"
         return None
 
@@ -99,7 +99,7 @@ class TeacherCache:
         for left in self.file(shard).parent.glob(f"{self.file(shard).name}.*.partial"):  # by a process that died
             left.unlink(missing_ok=True)
         # One metadata key only: safetensors writes several in random order.
-        self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: json.dumps(self._card(shard))}))
+        self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
 
     def _write(self, path: Path, content: bytes) -> None:
         """Write a file whole or not at all: it is on the disk before it has its name.
