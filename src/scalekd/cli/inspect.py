@@ -136,5 +136,6 @@ def _as_dict(method: Method, costs: Estimate) -> dict[str, Any]:
         "memory_total": None if costs.memory is None else costs.memory.total,
         "images_per_second": costs.hours.images_per_second,
         "gpu_hours": costs.hours.hours,
+        "cache_total": None if costs.cache is None else costs.cache.images * costs.cache.bf16,
     }
     return joined | {"costs": asdict(costs) | totals}

@@ -12,6 +12,7 @@ from scalekd.planner.memory import (
     largest_batch,
     step_memory,
 )
+from scalekd.planner.storage import Storage, storage
 
 __all__ = [
     "DEVICES",
@@ -23,6 +24,7 @@ __all__ = [
     "ModelCost",
     "StepFlops",
     "StepMemory",
+    "Storage",
     "UnpredictableError",
     "available_memory",
     "estimate",
@@ -34,4 +36,5 @@ __all__ = [
     "model_cost",
     "step_flops",
     "step_memory",
+    "storage",
 ]

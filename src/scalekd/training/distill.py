@@ -17,16 +17,12 @@ from torch import Tensor, nn
 from scalekd.data import (
     CorruptImages,
     ReplayDataset,
-    Split,
     TrainingStream,
     evaluation_loader,
     evaluation_transform,
-    read_label_free,
-    read_splits,
-    read_unlabelled,
     training_loader,
-    training_transform,
 )
+from scalekd.data.cache import CacheReader, TeacherCache, open_cache
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
@@ -37,9 +33,11 @@ from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
 from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, prepare
+from scalekd.training.caching import compare_sample, describe_cache
 from scalekd.training.callbacks import Display, Keeper
 from scalekd.training.folder import weight_hashes, write_json
 from scalekd.training.group import Group, naming
+from scalekd.training.inputs import read_data, training_images
 from scalekd.training.learner import Learner
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.module import DistillationModule
@@ -137,9 +135,7 @@ class _Run:
     def build(self) -> None:
         """Read the data's listing and build the pairs; touches no file of the run."""
         recipe = self.recipe
-        if recipe.data is None:
-            raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
-        self.train, self.val = _read_data(recipe, recipe.data)
+        self.train, self.val = read_data(recipe)
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
@@ -153,16 +149,12 @@ class _Run:
             recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
         )
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
+        self.cache = None
+        if self.teacher is not None and recipe.cache is not None:
+            wanted = describe_cache(recipe, self.teacher, self.train, self.dtype)
+            self.cache = open_cache(recipe.cache, *wanted, recipe.augmented_views)
         self.methods = [self._join(*named) for named in zip(self.recipes, self.group.names, strict=True)]
         self.measured = len(self.val) > 0 and self.methods[0].student.num_classes > 0
-        self.training_transform = training_transform(
-            recipe.resolution,
-            crop_scale=recipe.crop_scale,
-            crop_ratio=recipe.crop_ratio,
-            flip=recipe.flip,
-            rand_augment=recipe.rand_augment,
-            erasing=recipe.erasing,
-        )
         for method in self.methods:
             prepare(method, self.device, self.dtype, channels_last=recipe.channels_last)
         at_once = recipe.micro_batch or self._fitting_batch()
@@ -235,10 +227,28 @@ class _Run:
                 self.say("warning: dist's intra-class relation is over the images at once, not over the batch")
         if not self.measured:
             self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
+        if self.cache is not None:
+            self.say(self._check_cache(self.cache))
         self.teacher_accuracy = None
         if self.measured and self.teacher is not None and self.teacher.num_classes == len(self.classes):
             self.teacher_accuracy = self._check_teacher(self.teacher)
             self.say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
+
+    def _check_cache(self, cache: TeacherCache) -> str:
+        """Compare a sample of the cache with the teacher; a line that says how they agree."""
+        assert self.teacher is not None
+        agreement = compare_sample(
+            cache,
+            training_images(self.recipe, self.train),
+            self.teacher.to(self.device),
+            views=self.recipe.augmented_views,
+            batch=self.recipe.batch // self.accumulate,
+            device=self.device,
+        )
+        views = self.recipe.augmented_views
+        return (
+            f"cache     teacher outputs from {cache.path} ({cache.layout.cache_format}, {views} view(s), {agreement})"
+        )
 
     def _check_teacher(self, teacher: Teacher) -> Accuracy:
         """Measure the teacher on the validation images; near chance is an error."""
@@ -267,9 +277,11 @@ class _Run:
         )
 
     def inputs(self) -> list[dict[str, Any]]:
-        """What each run reads: the listing of each split, and the hashes of local weights."""
-        splits = {"training data": self.train.fingerprint, "validation data": self.val.fingerprint}
-        return [splits | weight_hashes(recipe) for recipe in self.recipes]
+        """What each run reads: the listing of each split, the hashes of local weights, rounded teacher outputs."""
+        common: dict[str, Any] = {"training data": self.train.fingerprint, "validation data": self.val.fingerprint}
+        if self.cache is not None and not self.cache.layout.exact:
+            common["teacher outputs"] = f"from a cache, as {self.recipe.cache_format}"
+        return [common | weight_hashes(recipe) for recipe in self.recipes]
 
     def fit(self, resume: bool) -> list[dict[str, Any]]:
         """Train, validate, and write the results."""
@@ -284,8 +296,9 @@ class _Run:
             seed=recipe.seed,
             accumulate=self.accumulate,
             start=step * self.accumulate,
+            views=recipe.augmented_views,
         )
-        dataset = ReplayDataset(self.train, self.training_transform, seed=recipe.seed, substitute=True)
+        dataset = training_images(recipe, self.train, None if self.cache is None else CacheReader(self.cache))
         keep_freed_memory()
         for method in self.methods if recipe.compile else ():
             method.compile()
@@ -370,18 +383,6 @@ class _Run:
             ],
             default_root_dir=self.group.path,
         )
-
-
-def _read_data(recipe: Recipe, data: Path) -> tuple[Split, Split]:
-    """Training and validation images as the recipe's `labels` wants them."""
-    if recipe.labels == "none":
-        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
-    train, val = read_splits(data, recipe.train_split, recipe.val_split)
-    if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
-        train = train + read_unlabelled(data, recipe.unlabelled_split)
-        if recipe.mixup or recipe.cutmix:
-            raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
-    return train, val
 
 
 def _read_step(checkpoint: Path) -> int:

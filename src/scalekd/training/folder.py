@@ -23,7 +23,7 @@ _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "to
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
-_PLACES = {"data", "teacher_weights", "student_weights"}
+_PLACES = {"data", "teacher_weights", "student_weights", "cache"}
 _CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "check_teacher"}
 
 
@@ -68,9 +68,9 @@ class RunFolder:
         """
         if resume:
             stored = self.stored_inputs()
-            changed = [name for name in inputs if stored.get(name) != inputs[name]]
+            changed = [name for name in inputs | stored if stored.get(name) != inputs.get(name)]
             if changed:
-                then, now = stored.get(changed[0]), inputs[changed[0]]
+                then, now = stored.get(changed[0]), inputs.get(changed[0])
                 raise UserError(
                     f"resume: {changed[0]} changed since the run in {self.path} was started ({then} then, {now} now); "
                     "restore it, or start anew with --overwrite"
