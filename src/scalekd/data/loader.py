@@ -6,13 +6,12 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
+from scalekd.data.decoding import UnreadableImageError, open_image
 from scalekd.data.folder import Split
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.errors import UserError
@@ -48,7 +47,7 @@ class ReplayDataset(Dataset[Sample]):
 
     Args:
         split: The images.
-        transform: PIL image -> tensor.
+        transform: Opened image, not decoded yet -> tensor.
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
@@ -66,21 +65,11 @@ class ReplayDataset(Dataset[Sample]):
             index = (key.image + offset) % len(self.split)
             path, label = self.split.paths[index], self.split.labels[index]
             try:
-                with Image.open(path) as file:
-                    image = _to_rgb(file)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                with open_image(path) as image, seeded(self.seed, key.epoch, index):
+                    return Sample(self.transform(image), label, tuple(corrupt))
+            except UnreadableImageError:
                 corrupt.append(path)
-                continue
-            with seeded(self.seed, key.epoch, index):
-                return Sample(self.transform(image), label, tuple(corrupt))
         return Sample(None, -1, tuple(corrupt))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit greys are scaled, where PIL would cut them off at 255."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
@@ -90,8 +79,8 @@ def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
 def collate(samples: list[Sample]) -> Batch:
     """Stack the samples that could be read."""
     good = [(s.image, s.label) for s in samples if s.image is not None]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
-    labels = torch.tensor([label for _, label in good], dtype=torch.long)
+    # A worker stacks straight into the memory that it shares with the main process.
+    images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
     return Batch(images, labels, tuple(path for s in samples for path in s.corrupt))
 
 
