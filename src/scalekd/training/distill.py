@@ -39,7 +39,7 @@ from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, largest_batch
 from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
-from scalekd.training.callbacks import Display, Keeper
+from scalekd.training.callbacks import DataClock, Display, Keeper
 from scalekd.training.folder import RunFolder, write_json
 from scalekd.training.logs import JsonLinesLogger
 from scalekd.training.module import DistillationModule
@@ -270,6 +270,7 @@ class _Run:
     def _trainer(self) -> Trainer:
         recipe, folder = self.recipe, self.folder
         interval = self.steps * self.accumulate * recipe.validate_every
+        clock = DataClock()
         return Trainer(
             accelerator=self.device.type,
             devices=1,
@@ -292,6 +293,7 @@ class _Run:
             callbacks=[
                 Display(
                     self.console,
+                    clock,
                     batch=recipe.batch,
                     steps_per_epoch=self.steps,
                     epochs=recipe.epochs,
@@ -299,6 +301,7 @@ class _Run:
                 ),
                 Keeper(folder, self.classes, interval=interval, validates=self.measured),
             ],
+            profiler=clock,
             default_root_dir=folder.path,
         )
 
