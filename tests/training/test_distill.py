@@ -17,6 +17,8 @@ import yaml
 from conftest import CLASSES, TINY_CNN, TINY_RUN, TINY_SETTINGS, Cli
 from torch.nn import functional
 
+from scalekd.data import Batch
+from scalekd.data.loader import Sample, collate
 from scalekd.models.weights import read_weights
 
 
@@ -36,6 +38,26 @@ def distill(cli: Cli, data: Path, output: Path, *more: str | Path) -> dict[str, 
     outcome = cli("distill", "--data", data, "--output", output, *tiny, *more)
     assert outcome.code == 0, outcome.err
     return result(output)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_waiting_for_data_is_reported(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    def slow(samples: list[Sample]) -> Batch:
+        time.sleep(seconds)
+        return collate(samples)
+
+    monkeypatch.setattr("scalekd.data.loader.collate", slow)
+    distilled = cli("distill", "--method", "none", "--data", data, "--output", tmp_path / "run", *TINY_RUN)
+    assert distilled.code == 0, distilled.err
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["data_wait"] for line in logged if "images_per_second" in line]
+    assert len(shares) == 2
+    for share in shares:
+        assert 0 < share <= 1
+        assert share > 0.5 or not seconds
+        assert f"img/s  data wait {share:.0%}" in distilled.err
 
 
 @pytest.mark.parametrize("method", ["none", "kd", "fd", "scalekd"])

@@ -1,8 +1,10 @@
-"""Image transforms: PIL image -> float32 RGB in [0, 1], `[3, size, size]`."""
+"""Image transforms: opened image, which need not be decoded yet -> float32 RGB in [0, 1], `[3, size, size]`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -11,7 +13,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms.v2 import functional as F
 
+from scalekd.data.decoding import Box, read, read_crop, resize, to_tensor
 from scalekd.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -28,23 +32,25 @@ def training_transform(
 ) -> Transform:
     """Random resized crop, flip, RandAugment and erasing, as timm does them.
 
+    The crop is drawn from the image's size, before it is decoded.
+
     Raises:
         UserError: If `rand_augment` is not in timm's notation.
     """
-    steps = [
-        RandomResizedCropAndInterpolation(resolution, scale=crop_scale, ratio=crop_ratio, interpolation="bicubic"),
+    steps: list[Callable[..., Any]] = [
+        partial(random_crop, scale=crop_scale, ratio=crop_ratio, side=resolution),
         transforms.RandomHorizontalFlip(flip),
     ]
     if rand_augment:
         grey = tuple(round(255 * channel) for channel in IMAGENET_DEFAULT_MEAN)
         hparams = {"translate_const": int(resolution * 0.45), "img_mean": grey}
         try:
-            steps.append(rand_augment_transform(rand_augment, hparams))
+            steps += [F.to_pil_image, rand_augment_transform(rand_augment, hparams), to_tensor]
         except (AssertionError, ValueError, KeyError) as error:
             raise UserError(
                 f"rand_augment: {rand_augment!r} is not in timm's notation (rand-m7-mstd0.5-inc1): {error}"
             ) from None
-    steps.append(transforms.ToTensor())
+    steps.append(to_float)
     if erasing:
         # Erased areas are normal noise in normalised space, as in the released recipes.
         normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -59,11 +65,26 @@ def training_transform(
 
 def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Transform:
     """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre."""
+    short = round(resolution / crop_fraction)
     composed: Transform = transforms.Compose(
-        [
-            transforms.Resize(round(resolution / crop_fraction), transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(resolution),
-            transforms.ToTensor(),
-        ]
+        [read, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
     )
     return composed
+
+
+def random_crop(
+    image: Image.Image,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    side: int,
+    read: Callable[[Image.Image, Box, int], Tensor] = read_crop,
+) -> Tensor:
+    """A random crop with timm's draws: `[3, side, side]`, uint8."""
+    top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, scale, ratio)
+    return read(image, (left, top, left + width, top + height), side)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]."""
+    return image.contiguous().float().div_(255)

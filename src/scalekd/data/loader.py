@@ -6,13 +6,12 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
+from scalekd.data.decoding import UnreadableImageError, open_image
 from scalekd.data.folder import Split
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.errors import UserError
@@ -49,7 +48,7 @@ class ReplayDataset(Dataset[Sample]):
 
     Args:
         split: The images.
-        transform: PIL image -> tensor.
+        transform: Opened image, not decoded yet -> tensor.
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
@@ -77,22 +76,13 @@ class ReplayDataset(Dataset[Sample]):
             index = (key.image + offset) % len(self.split)
             path, label = self.split.paths[index], self.split.labels[index]
             try:
-                with Image.open(path) as file:
-                    image = _to_rgb(file)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                with open_image(path) as image, seeded(self.seed, key.epoch, index):
+                    pixels = self.transform(image)
+            except UnreadableImageError:
                 corrupt.append(path)
                 continue
-            with seeded(self.seed, key.epoch, index):
-                pixels = self.transform(image)
             return Sample(pixels, label, tuple(corrupt), None if self.taught is None else self.taught(key))
         return Sample(None, -1, tuple(corrupt))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit greys are scaled, where PIL would cut them off at 255."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
@@ -102,8 +92,8 @@ def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
 def collate(samples: list[Sample]) -> Batch:
     """Stack the samples that could be read."""
     good = [(s.image, s.label) for s in samples if s.image is not None]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
-    labels = torch.tensor([label for _, label in good], dtype=torch.long)
+    # A worker stacks straight into the memory that it shares with the main process.
+    images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
     taught = [s.taught for s in samples if s.taught is not None]
     return Batch(images, labels, tuple(path for s in samples for path in s.corrupt), _stack(taught) if taught else None)
 
@@ -111,7 +101,8 @@ def collate(samples: list[Sample]) -> Batch:
 def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:
     """Outputs of single images as those of a batch."""
     logits = [o.logits for o in outputs if o.logits is not None]
-    return TeacherOutputs(torch.stack([o.tokens for o in outputs]), torch.stack(logits) if logits else None)
+    tokens: Tensor = default_collate([o.tokens for o in outputs])
+    return TeacherOutputs(tokens, default_collate(logits) if logits else None)
 
 
 class TrainingStream(Sampler[list[Key]]):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 
 def derive_seed(*keys: int) -> int:
@@ -17,8 +18,13 @@ def derive_seed(*keys: int) -> int:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Seed python, numpy and torch from `keys`; put their states back afterwards, but for the GPU's."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    """Seed python, numpy and torch from `keys`; put their states back afterwards, but for the GPU's.
+
+    A loader's worker draws nothing but samples and leaves its states as they are: numpy's alone takes 0.1 ms, a sixth
+    of a small photograph.
+    """
+    alone = get_worker_info() is None
+    states = (random.getstate(), np.random.get_state(), torch.random.get_rng_state()) if alone else None
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -28,6 +34,7 @@ def seeded(*keys: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.random.set_rng_state(states[2])

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -83,11 +84,33 @@ class Keeper(Callback):
             learner.save(self._classes, learner.accuracies["top1"] if measured else None)
 
 
+class DataClock(Profiler):
+    """Counts the seconds in which the training loop has waited for batches.
+
+    Lightning tells a profiler when it asks the loader for the next one, and when it has got it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = self._asked = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self._asked = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.waited += time.perf_counter() - self._asked
+
+
 class Display(Callback):
-    """A progress bar with images a second and each loss term, and one line a validation or interval.
+    """A progress bar with images a second, data wait and each loss term, and one line a validation or interval.
+
+    Data wait is the share of time in which training has waited for batches since the last line.
 
     Args:
         console: Where to; where it is no terminal only the lines are printed.
+        clock: The trainer's profiler.
         batch: Global batch.
         steps_per_epoch: Optimiser steps an epoch.
         epochs: Epochs of the run.
@@ -95,8 +118,16 @@ class Display(Callback):
     """
 
     def __init__(
-        self, console: Console, *, batch: int, steps_per_epoch: int, epochs: int, interval: int | None
+        self,
+        console: Console,
+        clock: DataClock,
+        *,
+        batch: int,
+        steps_per_epoch: int,
+        epochs: int,
+        interval: int | None,
     ) -> None:
+        self._clock = clock
         self._interval = interval
         self._console, self._batch, self._steps_per_epoch, self._epochs = console, batch, steps_per_epoch, epochs
         self._bar = Progress(
@@ -104,14 +135,15 @@ class Display(Callback):
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]:.0f} img/s  {task.fields[terms]}"),
+            TextColumn("{task.fields[speed]}  {task.fields[terms]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps_per_epoch * epochs, epoch=1, epochs=epochs, rate=0.0, terms="")
-        self._started = self._last_rate = 0.0
+        self._task = self._bar.add_task("", total=steps_per_epoch * epochs, epoch=1, epochs=epochs, speed="", terms="")
+        self._started = self._waited = 0.0
         self._since_step = 0
+        self._last_speed = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
@@ -121,9 +153,15 @@ class Display(Callback):
 
     def _restart_clock(self, module: DistillationModule) -> None:
         self._started, self._since_step = time.perf_counter(), module.step
+        self._waited = self._clock.waited
 
-    def _rate(self, module: DistillationModule) -> float:
-        return (module.step - self._since_step) * self._batch / (time.perf_counter() - self._started)
+    def _speed(self, module: DistillationModule) -> dict[str, float]:
+        """Images a second and the share of time spent waiting for data, since the last line."""
+        elapsed = time.perf_counter() - self._started
+        return {
+            "images_per_second": (module.step - self._since_step) * self._batch / elapsed,
+            "data_wait": (self._clock.waited - self._waited) / elapsed,
+        }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -135,7 +173,7 @@ class Display(Callback):
                 self._task,
                 completed=step,
                 epoch=min(step // self._steps_per_epoch + 1, self._epochs),
-                rate=self._rate(pl_module),
+                speed=_in_words(self._speed(pl_module)),
                 terms=_terms(pl_module),
             )
 
@@ -145,18 +183,17 @@ class Display(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        self._last_rate = self._rate(pl_module)
+        speed = self._speed(pl_module)
+        self._last_speed = _in_words(speed)
         for logger in trainer.loggers:
-            logger.log_metrics({"images_per_second": self._last_rate}, step=pl_module.step)
+            logger.log_metrics(speed, step=pl_module.step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         parts = [f"epoch {pl_module.step // self._steps_per_epoch}/{self._epochs}"]
         learners = pl_module.learners
         parts += _figures(learners[0]) if len(learners) == 1 else [_summary(learner) for learner in learners]
-        self._console.print(
-            "  ".join([*parts, f"{self._last_rate:.0f} img/s"]), highlight=False, soft_wrap=True, markup=False
-        )
+        self._console.print("  ".join([*parts, self._last_speed]), highlight=False, soft_wrap=True, markup=False)
         self._restart_clock(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -164,6 +201,10 @@ class Display(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._bar.stop()  # Lightning tears down after a success only
+
+
+def _in_words(speed: dict[str, float]) -> str:
+    return f"{speed['images_per_second']:.0f} img/s  data wait {speed['data_wait']:.0%}"
 
 
 def _terms(module: DistillationModule) -> str:

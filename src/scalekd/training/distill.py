@@ -34,7 +34,7 @@ from scalekd.planner import USABLE, UnpredictableError, available_memory, held_m
 from scalekd.recipes import Recipe
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, prepare
 from scalekd.training.caching import compare_sample, describe_cache
-from scalekd.training.callbacks import Display, Keeper
+from scalekd.training.callbacks import DataClock, Display, Keeper
 from scalekd.training.folder import weight_hashes, write_json
 from scalekd.training.group import Group, naming
 from scalekd.training.inputs import read_data, training_images
@@ -352,6 +352,7 @@ class _Run:
     def _trainer(self, learners: Sequence[Learner]) -> Trainer:
         recipe, alone = self.recipe, len(learners) == 1  # several optimise themselves, see `DistillationModule`
         interval = self.steps * self.accumulate * recipe.validate_every
+        clock = DataClock()
         return Trainer(
             accelerator=self.device.type,
             devices=1,
@@ -374,6 +375,7 @@ class _Run:
             callbacks=[
                 Display(
                     self.console,
+                    clock,
                     batch=recipe.batch,
                     steps_per_epoch=self.steps,
                     epochs=recipe.epochs,
@@ -381,6 +383,7 @@ class _Run:
                 ),
                 Keeper(self.group, self.classes, interval=interval, validates=self.measured),
             ],
+            profiler=clock,
             default_root_dir=self.group.path,
         )
 

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from scalekd.data import evaluation_transform, seeded, training_transform
+from scalekd.data.decoding import UnreadableImageError, open_image, read_crop
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise whose amplitudes fall with the frequency, and which is mostly grey, as a photograph's."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)).clip(1 / max(width, height))
+    spectrum = np.fft.rfft2(generator.normal(size=(3, height, width))) / frequency
+    pixels = np.fft.irfft2(spectrum, (height, width))
+    pixels = pixels[:1] + 0.2 * pixels
+    pixels = 45 * pixels / pixels.std() + np.array([120, 110, 95])[:, None, None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def written(folder: Path, image: Image.Image) -> str:
+    path = folder / "image.jpg"
+    image.save(path, quality=90)
+    return str(path)
+
+
+def plain(path: str, box: tuple[int, int, int, int], side: int) -> torch.Tensor:
+    """The whole image decoded by PIL, cut and resized by it."""
+    with Image.open(path) as image:
+        resized = image.convert("RGB").crop(box).resize((side, side), Image.Resampling.BICUBIC)
+    return 255 * torch.as_tensor(F.to_tensor(resized))
+
+
+@pytest.mark.parametrize("box", [(3, 5, 199, 160), (40, 20, 70, 61), (0, 0, 240, 180)])
+def test_a_crop_is_the_plain_one_but_for_rounding(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
+    path = written(tmp_path, photograph(240, 180))
+    with open_image(path) as image:
+        difference = (read_crop(image, box, 100).float() - plain(path, box, 100)).abs()
+    assert difference.mean() < 0.3  # releases of PIL, too, differ in which side they resize first
+    assert difference.max() < 10
+
+
+@pytest.mark.parametrize("shrink", [4, 9, 17])
+def test_a_crop_decoded_at_reduced_size_has_the_plain_ones_statistics(tmp_path: Path, shrink: int) -> None:
+    path = written(tmp_path, photograph(700, 600))
+    side = 400 // shrink
+    box = (101, 53, 101 + shrink * side + 1, 53 + shrink * side + 3)
+    with open_image(path) as image:
+        ours, expected = read_crop(image, box, side).float(), plain(path, box, side)
+        assert image.width < 700, "decoded in full"
+    torch.testing.assert_close(ours.mean((1, 2)), expected.mean((1, 2)), rtol=0, atol=0.3)
+    torch.testing.assert_close(ours.std((1, 2)), expected.std((1, 2)), rtol=0.02, atol=0)
+    assert (ours - expected).abs().mean() < 1.5
+
+
+def test_random_crops_are_timms(tmp_path: Path) -> None:
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    path = written(tmp_path, photograph(120, 90))
+    for index in range(20):
+        with seeded(0, index), Image.open(path) as image:
+            expected = F.to_tensor(RandomResizedCropAndInterpolation(48, interpolation="bicubic")(image))
+        with seeded(0, index), open_image(path) as image:
+            assert (training_transform(48, flip=0)(image) - expected).abs().mean() < 0.3 / 255
+
+
+def test_evaluation_is_torchvisions_but_for_rounding(tmp_path: Path) -> None:
+    from torchvision import transforms
+
+    path = written(tmp_path, photograph(150, 110))
+    usual = [transforms.Resize(73, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(64)]
+    with Image.open(path) as image:
+        expected = F.to_tensor(transforms.Compose(usual)(image.convert("RGB")))
+    with open_image(path) as image:
+        difference = (evaluation_transform(64)(image) - expected).abs()
+    assert difference.mean() < 0.3 / 255
+    assert difference.max() < 10 / 255
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("side", [16, 200])
+def test_a_jpeg_cut_short_is_unreadable_at_any_size(tmp_path: Path, kept: float, side: int) -> None:
+    path = Path(written(tmp_path, photograph(240, 180)))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UnreadableImageError), open_image(str(path)) as image:
+        read_crop(image, (0, 0, 240, 180), side)
+
+
+def test_transforms_can_be_sent_to_workers_that_are_not_forked() -> None:
+    for transform in (
+        training_transform(24, rand_augment="rand-m7-mstd0.5-inc1", erasing=0.5),
+        evaluation_transform(24),
+    ):
+        pickle.dumps(transform)
