@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-import scalekd
+from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.recipes import Recipe, dump, resolved
 
-_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights"}
@@ -144,27 +139,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, revision and hardware that a number depends on."""
-    return {
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "git": _revision(Path(scalekd.__file__).parents[2]),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _revision(checkout: Path) -> str | None:
-    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
-        return None
