@@ -6,7 +6,6 @@ import ctypes
 import sys
 
 import torch
-from torch import nn
 
 from scalekd.errors import UserError
 
@@ -39,17 +38,6 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to `dtype`; for float32 it is switched off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take attention's products and softmax apart where that is faster: in bf16 on the CPU (docs/performance.md).
-
-    Works on modules with timm's flag `fused_attn`, timm's own and ours.
-    """
-    if device.type == "cpu" and dtype == torch.bfloat16:
-        for part in module.modules():
-            if hasattr(part, "fused_attn"):
-                part.fused_attn = False  # type: ignore[assignment]
 
 
 def keep_freed_memory() -> None:

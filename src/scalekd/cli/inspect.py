@@ -14,10 +14,11 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
+from scalekd.models.layout import prepare
 from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.hours import GIB
 from scalekd.recipes import Recipe, load
-from scalekd.training.build import build_method, build_student, build_teacher, describe, prepare
+from scalekd.training.build import build_method, build_student, build_teacher, describe
 from scalekd.training.optimisation import build_optimizer
 
 _IMAGENET = 1_281_167

@@ -5,10 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-
 from scalekd.errors import UserError
-from scalekd.hardware import choose_attention
 from scalekd.method import (
     FeatureDistillation,
     LogitDistillation,
@@ -157,30 +154,6 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
         )
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
-
-
-def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
-    """Lay out a joined pair for speed on `device` under autocast to `dtype`; it computes the same.
-
-    Args:
-        method: The pair.
-        device: Where it will run.
-        dtype: The autocast type.
-        channels_last: Whether the student's convolutions use the channels-last layout.
-    """
-    if method.teacher is not None:
-        prepare_teacher(method.teacher, device, dtype)
-    choose_attention(method, device, dtype)
-    if channels_last:
-        assert isinstance(method.student, Student)
-        method.student.model.to(memory_format=torch.channels_last)
-
-
-def prepare_teacher(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:
-    """What `prepare` does to the teacher."""
-    choose_attention(teacher, device, dtype)
-    if dtype == torch.bfloat16:
-        teacher.hold_weights(dtype)
 
 
 def describe(method: Method) -> str:

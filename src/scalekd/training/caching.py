@@ -19,8 +19,9 @@ from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import TeacherOutputs
 from scalekd.models import Teacher
+from scalekd.models.layout import prepare_teacher
 from scalekd.recipes import DataKeys, Recipe
-from scalekd.training.build import build_teacher, prepare_teacher
+from scalekd.training.build import build_teacher
 from scalekd.training.inputs import read_data, training_images
 
 # Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.

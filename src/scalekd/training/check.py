@@ -12,6 +12,7 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
+from scalekd.models.layout import prepare
 from scalekd.recipes import Recipe
 from scalekd.training.build import (
     build_method,
@@ -20,7 +21,6 @@ from scalekd.training.build import (
     describe,
     head_width,
     logit_weight,
-    prepare,
 )
 from scalekd.training.learner import Learner
 from scalekd.training.logs import quieten_lightning

@@ -29,10 +29,11 @@ from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, keep_freed_memory, pick_device, pick_dtype
 from scalekd.method import Method
 from scalekd.models import Teacher
+from scalekd.models.layout import prepare
 from scalekd.models.weights import file_hash
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, prepare
+from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
 from scalekd.training.caching import compare_sample, describe_cache
 from scalekd.training.callbacks import DataClock, Display, Keeper
 from scalekd.training.folder import weight_hashes, write_json

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-import scalekd
+from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe, dump, resolved
 
-_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
@@ -146,27 +141,3 @@ def weight_hashes(recipe: Recipe) -> dict[str, str]:
         "student": recipe.student_weights or recipe.student,
     }
     return {f"{role} weights": file_hash(path) for role, path in weights.items() if path and Path(path).is_file()}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, revision and hardware that a number depends on."""
-    return {
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "git": _revision(Path(scalekd.__file__).parents[2]),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _revision(checkout: Path) -> str | None:
-    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
-        return None

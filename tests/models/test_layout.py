@@ -7,7 +7,7 @@ import torch
 from conftest import TINY_CNN, TINY_VIT
 
 from scalekd import ScaleKD, Student, Teacher
-from scalekd.hardware import choose_attention
+from scalekd.models.layout import choose_attention
 
 CPU = torch.device("cpu")
 
