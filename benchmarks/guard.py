@@ -17,7 +17,6 @@ For each pair, of full width but few blocks, and at half the usual resolution:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -26,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import Parser, check_output, say, write_json
 from pair import Pair, join, prepare, step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekd import ScaleKD
+from scalekd.errors import UserError
 from scalekd.hardware import autocast
 from scalekd.planner import step_flops, step_memory
 
@@ -144,23 +145,32 @@ def grown(now: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare a step's machine-independent costs with the recorded ones.")
+def main() -> int:
+    parser = Parser(
+        description="Compare a step's machine-independent costs with the recorded ones.",
+        epilog="exit codes: 0 nothing has grown, 1 something has, 2 wrong input",
+    )
     parser.add_argument("--update", action="store_true", help=f"write {FILE.name} anew")
-    options = parser.parse_args()
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write quantities and what has grown as JSON")
+    args = parser.parse_args()
+    try:
+        check_output(args.output)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
     now = {name: quantities(pair) for name, pair in PAIRS.items()}
-    if options.update:
-        content = {"torch": torch.__version__, "pairs": now}
-        FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if args.update:
+        FILE.write_text(json.dumps({"torch": torch.__version__, "pairs": now}, indent=1) + "\n", encoding="utf-8")
     before = recorded()
-    failed = False
+    more = {pair: grown(values, before[pair]) for pair, values in now.items()}
     for pair, values in now.items():
         print(f"{pair}: " + ", ".join(f"{name} {value:,}" for name, value in values.items()))
-        for line in grown(values, before[pair]):
-            failed = True
+        for line in more[pair]:
             print(f"  GROWN {line}")
-    sys.exit(failed)
+    if args.output:
+        write_json(args.output, {"benchmark": "guard", "torch": torch.__version__, "pairs": now, "grown": more})
+    return int(any(more.values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
