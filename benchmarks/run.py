@@ -21,6 +21,9 @@ from report import markdown
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 PAIR = ("--teacher", "swin_large_patch4_window7_224", "--student", "resnet50", "--batch", "16")
+STUDENTS = tuple(
+    word for name in ("mobilenetv1_100", "resnet18", "vit_tiny_patch16_224") for word in ("--student", name)
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,21 @@ def growth_rows(result: dict[str, Any]) -> Iterator[Row]:
             yield Row(f"growth with {axis}: exponent of {quantity} in FLOPs", measured, f"at most {limit:.2f}", reached)
 
 
+def cached_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """The live step over the cached one; a student under 1 GMAC is to gain more."""
+    settings = result["settings"]
+    small = "mobilenet" in settings["student"]
+    metric = f"{settings['teacher']} -> {settings['student']}: times as fast with the cache"
+    yield at_least(f"{metric} (by FLOPs {result['flops_ratio']:.2f})", result["speedup"], 2 if small else 1.4)
+
+
+def students_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Several students beside each other over their separate runs."""
+    settings = result["settings"]
+    metric = f"{len(settings['student'])} students, {settings['method']}: of the time of separate steps"
+    yield at_most(f"{metric} (by FLOPs {result['flops_ratio']:.0%})", result["ratio"], 0.6, ".0%")
+
+
 def guard_rows(result: dict[str, Any]) -> Iterator[Row]:
     """Whether a quantity that no machine changes has grown."""
     for pair, values in result["pairs"].items():
@@ -107,6 +125,24 @@ BENCHMARKS = {
         ("step.py", *PAIR, "--dtype", "float32", "--steps", "2", "--no-memory"),
         "step-swin_large-resnet50-float32-cpu.json",
         step_rows,
+    ),
+    "cached-resnet50": Benchmark(
+        ("cached.py", *PAIR, "--steps", "3"), "cached-swin_large-resnet50-cpu.json", cached_rows
+    ),
+    "cached-mobilenetv1": Benchmark(
+        ("cached.py", *PAIR[:2], "--student", "mobilenetv1_100", "--batch", "16", "--steps", "3"),
+        "cached-swin_large-mobilenetv1-cpu.json",
+        cached_rows,
+    ),
+    "students-kd": Benchmark(
+        ("students.py", *PAIR[:2], *STUDENTS, "--batch", "8", "--method", "kd", "--steps", "2"),
+        "students-kd-swin_large-cpu.json",
+        students_rows,
+    ),
+    "students-scalekd": Benchmark(
+        ("students.py", *PAIR[:2], *STUDENTS, "--batch", "8", "--method", "scalekd", "--steps", "2"),
+        "students-scalekd-swin_large-cpu.json",
+        students_rows,
     ),
     "growth": Benchmark(("growth.py", "--quick", "--steps", "3"), "growth-quick-cpu.json", growth_rows),
 }
