@@ -23,6 +23,7 @@ from scalekd.data import (
 )
 from scalekd.data.augmentation import Transform
 from scalekd.errors import UserError
+from scalekd.method import TeacherOutputs
 
 
 def everything_random() -> Transform:
@@ -174,3 +175,15 @@ def test_too_many_unreadable_images_stop_the_run(data: Path) -> None:
 def test_an_unknown_augmentation_is_named() -> None:
     with pytest.raises(UserError, match="rand_augment: 'autumn'"):
         training_transform(24, rand_augment="autumn")
+
+
+def test_kept_teacher_outputs_are_those_of_the_image_that_is_seen(data: Path) -> None:
+    spoil(data)  # images 1 (blue/1.png) and 8 (red/0.png)
+    kept = ReplayDataset(
+        read_split(data, "train"),
+        everything_random(),
+        substitute=True,
+        taught=lambda key: TeacherOutputs(torch.tensor([key.epoch, key.image]), None),
+    )
+    seen = [kept[Key(5, index)].taught for index in (0, 1, 8)]
+    assert [outputs.tokens.tolist() for outputs in seen if outputs is not None] == [[5, 0], [5, 2], [5, 9]]

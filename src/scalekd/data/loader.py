@@ -81,7 +81,8 @@ class ReplayDataset(Dataset[Sample]):
             except UnreadableImageError:
                 corrupt.append(path)
                 continue
-            return Sample(pixels, label, tuple(corrupt), None if self.taught is None else self.taught(key))
+            taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
+            return Sample(pixels, label, tuple(corrupt), taught)
         return Sample(None, -1, tuple(corrupt))
 
 

@@ -35,7 +35,7 @@ def prepare_teacher(teacher: Teacher, device: torch.device, dtype: torch.dtype) 
 
 
 def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take attention's products and softmax apart where that is faster: in bf16 on the CPU (docs/performance.md).
+    """Take attention's products and softmax apart where that is faster: in bf16 on the CPU (docs/decisions.md).
 
     Works on modules with timm's flag `fused_attn`, timm's own and ours.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from functools import partial
 from typing import Any
@@ -105,7 +106,7 @@ def fill_cache(
     if rebuild:
         for shard, fault in cache.faulty(views).items():
             say(f"rebuild   {cache.file(shard)} {fault}")
-            cache.file(shard).unlink()
+            cache.file(shard).unlink(missing_ok=True)
     check_shards(cache, views)
     cache.check_space(views)
     prepare_teacher(teacher, device, dtype)
@@ -225,7 +226,7 @@ def compare_sample(
 
 def _draw_sample(dataset: ReplayDataset, views: int) -> list[tuple[Key, Tensor]]:
     """A few images of all views, always the same ones."""
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randperm(views * len(dataset), generator=generator)[:_SAMPLE].tolist()
+    every = range(views * len(dataset))
+    numbers = random.Random(0).sample(every, min(_SAMPLE, len(every)))
     keys = [Key(*divmod(number, len(dataset))) for number in sorted(numbers)]
     return [(key, image) for key in keys if (image := dataset[key].image) is not None]

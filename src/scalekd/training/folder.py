@@ -90,7 +90,7 @@ class RunFolder:
         Raises:
             UserError: If there is no run or a setting is another; names it.
         """
-        stored, wanted = self.stored_keys(), resolved(recipe)
+        stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
         changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]

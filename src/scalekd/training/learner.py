@@ -45,7 +45,8 @@ class Learner(nn.Module):
         num_classes = method.student.num_classes
         self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
         self.figures: dict[str, Any] = {}
-        self._unchecked: int | None = None  # the step of the last loss, until it was looked at
+        # Of the last loss, until it was looked at: its step, whether it is finite, and when that is known.
+        self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         self.loggers: list[Logger] = []
         if folder is not None:
             tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="")
@@ -84,16 +85,26 @@ class Learner(nn.Module):
         total = losses.total
         terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
         cosines = {f"cosine/{name}": value for name, value in losses.cosines.items()}
+        finite = torch.isfinite(total.detach()).to("cpu", non_blocking=True)  # on its way while the GPU goes on
+        there = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]
+        if there is not None:
+            there.record()
         self._check_loss()
         self.figures |= {"train/loss": total.detach(), **terms, **cosines}
-        self._unchecked = step
+        self._unchecked = step, finite, there
         return total
 
     def _check_loss(self) -> None:
-        """Look at the loss of the batch before, which a GPU has at hand by now: nothing waits for this one's."""
-        step, self._unchecked = self._unchecked, None
-        if step is None or torch.isfinite(total := self.figures["train/loss"]):
+        """Look at the loss of the batch before, once; waits for its forward only, which is long done."""
+        pending, self._unchecked = self._unchecked, None
+        if pending is None:
             return
+        step, finite, there = pending
+        if there is not None:
+            there.synchronize()
+        if finite:
+            return
+        total = self.figures["train/loss"]
         values = {name.removeprefix("train/"): value for name, value in self.figures.items() if "train/" in name}
         bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
         raise NonFiniteLossError(
@@ -102,7 +113,8 @@ class Learner(nn.Module):
         )
 
     def log_training(self, learning_rate: float, step: int) -> None:
-        """Write the figures of the last batch to the logs."""
+        """Write the figures of the last batch to the logs, if its loss is finite."""
+        self._check_loss()
         self.figures["lr"] = learning_rate
         self._log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
 

@@ -66,7 +66,7 @@ class DistillationModule(LightningModule):
         for index, learner in enumerate(self.learners):
             with naming(learner.name):
                 total = learner.learn(images, labels, taught, batch=batch_idx, step=self.step)
-            self._log(index, batch_idx)
+                self._log(index, batch_idx)
             with torch.autocast(self.device.type, enabled=False):  # Lightning's own steps are outside of it too
                 self._descend(index, total, batch_idx)
             torch.clear_autocast_cache()  # copies of this student's weights, which the next one has no use for

@@ -16,7 +16,7 @@ from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, traini
 from scalekd.errors import UserError
 from scalekd.method import TeacherOutputs
 
-_DRAWN_TWICE = 4
+_DRAWN_TWICE = 64
 
 
 def fill(
@@ -46,7 +46,7 @@ def fill(
     Raises:
         UserError: If the augmentation cannot be replayed, the disk is full, or too many images cannot be read.
     """
-    check_replayable(dataset)
+    check_replayable(dataset, views)
     while missing := cache.missing(views):
         claims = _Claims(cache, views, batch)
         try:
@@ -54,10 +54,13 @@ def fill(
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            lacking = max(cache.bytes_missing(views) - cache.bytes_free(), 1)
+            missing_bytes, free = cache.bytes_missing(views), cache.bytes_free()
+            more = f"{size(missing_bytes - free)} more are needed"
+            if missing_bytes <= free:
+                more = f"or its quota is used up; {size(missing_bytes)} are still to be written"
             raise UserError(
-                f"cache: the disk of {cache.path.parent} is full; {size(lacking)} more are needed. What is written is "
-                "kept: free them, and `scalekd cache` with the same flags goes on"
+                f"cache: the disk of {cache.path.parent} is full; {more}. What is written is kept: free them, and "
+                "`scalekd cache` with the same flags goes on"
             ) from error
         finally:
             claims.release()
@@ -125,17 +128,17 @@ def _fill_free(
         if images == claims.held[0][0].images:
             claims.write(outputs)
             outputs, images = [], 0
-            missing = claims.images_missing()
         progress(count, missing)
 
 
-def check_replayable(dataset: ReplayDataset) -> None:
-    """Make sure, on a few images, that a key gives the same image each time.
+def check_replayable(dataset: ReplayDataset, views: int) -> None:
+    """Make sure, on some images, that a key gives the same image each time.
 
     Raises:
         UserError: If it does not; says why that may be.
     """
-    keys = [Key(0, number * len(dataset) // _DRAWN_TWICE) for number in range(_DRAWN_TWICE)]
+    count = min(_DRAWN_TWICE, len(dataset))
+    keys = [Key(number % views, number * len(dataset) // count) for number in range(count)]
     first = [dataset[key].image for key in keys]
     again = [dataset[key].image for key in reversed(keys)][::-1]
     for key, one, two in zip(keys, first, again, strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +92,8 @@ class TeacherCache:
         about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
         text = listing.encode(errors="surrogateescape")
         self._write(self.path / LISTING, gzip.compress(text, mtime=0))
-        self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
+        if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
+            self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
 
     def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
         """Write a shard; the caller holds its claim."""
@@ -107,7 +108,7 @@ class TeacherCache:
         Raises:
             OSError: If the disk is full, say; nothing is left of the file then.
         """
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -164,10 +165,16 @@ class TeacherCache:
 
 def _lock(file: IO[str], wait: bool) -> bool:
     """Lock an open file, which lasts until it is closed; False where another process has it and we do not wait."""
+    import fcntl  # noqa: PLC0415  # not there on Windows, where everything but filling works
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise UserError(
+            f"cache: {file.name} cannot be locked ({error.strerror}); put --cache on a file system with locks"
+        ) from error
     return True
 
 
