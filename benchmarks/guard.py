@@ -3,16 +3,20 @@
 `python benchmarks/guard.py` compares them with `results/guard.json` and fails if one has grown; `--update` writes the
 file anew, which a change that is worth it does, saying why. The tests run it too.
 
-For each pair, at a quarter of the usual resolution:
+For each pair, of full width but few blocks, and at half the usual resolution:
 - `flops`: of a step for an image, by part (see `scalekd.planner.step_flops`);
+- `weights`: bytes of teacher, student and projectors, the teacher's matrices in bf16;
 - `activations`: bytes that a step of 8 images in bf16 holds beyond weights and gradients;
 - `operations`: operations that torch dispatches in forward and backward;
-- `teacher_forwards`, `tail_passes`, `student_forwards`: calls in a step.
+- `host_syncs`: those among them whose result's value or shape the host must wait for on a GPU (`.item()`, a mask as an
+  index);
+- `teacher_forwards`, `tail_passes`, `student_forwards`: calls in a step, and `teacher_forwards_taught` in one that is
+  given the teacher's outputs;
+- `graphs`, `graph_breaks`: of the step's forward under `torch.compile`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -21,40 +25,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import Parser, check_output, say, write_json
+from pair import Pair, join, prepare, step
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scalekd import ScaleKD, Student, Teacher
+from scalekd import ScaleKD
+from scalekd.errors import UserError
+from scalekd.hardware import autocast
 from scalekd.planner import step_flops, step_memory
 
 FILE = Path(__file__).parent / "results" / "guard.json"
-PAIRS = (
-    ("swin_tiny_patch4_window7_224", "resnet18"),
-    ("vit_small_patch16_224", "mobilenetv1_100"),
-    ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
-)
-RESOLUTION = 112
+CPU = torch.device("cpu")
+SWIN = {"depths": (1, 1, 2, 2)}
+VIT = {"depth": 4}
+PAIRS = {
+    "Swin-T -> ResNet-18": Pair("swin_tiny_patch4_window7_224", "resnet18", 112, teacher_args=SWIN),
+    "ViT-S/16 -> MobileNet-V1": Pair("vit_small_patch16_224", "mobilenetv1_100", 112, teacher_args=VIT),
+    "ViT-Ti/16 -> ViT-Ti/16": Pair(
+        "vit_tiny_patch16_224", "vit_tiny_patch16_224", 112, teacher_args=VIT, student_args=VIT
+    ),
+}
 TOLERANCE = 1.02
+aten = torch.ops.aten
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts dispatched operations."""
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts dispatched operations, and those that a GPU's host would have to wait for.
 
-    count = 0
+    Attributes:
+        count: All.
+        host_syncs: Those whose outcome is a number for Python or a tensor whose shape depends on values.
+    """
+
+    count = host_syncs = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         self.count += 1
+        self.host_syncs += _waits(func, args)
         return func(*args, **(kwargs or {}))
 
 
-def quantities(teacher_name: str, student_name: str) -> dict[str, int]:
+def _waits(func: Any, args: tuple[Any, ...]) -> bool:
+    if torch.Tag.data_dependent_output in func.tags:
+        return True
+    if func._overloadpacket is aten.index:  # tagged for its masks; with numbers as indices the shape is known
+        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags
+
+
+def quantities(pair: Pair) -> dict[str, int]:
     """Everything that is guarded of one pair."""
-    teacher = Teacher(teacher_name, pretrained=False, resolution=RESOLUTION).hold_weights(torch.bfloat16)
-    student = Student(student_name, resolution=RESOLUTION)
-    method = ScaleKD(teacher, student)
+    teacher, student = pair.models(CPU)
+    method = join(teacher, student)
+    prepare(method, torch.bfloat16)
     flops = step_flops(method)
     memory = step_memory(method, batch=8, optimizer="adamw", ema=False, dtype=torch.bfloat16)
+    images, labels = pair.batch(2, CPU)
+    compiled = graphs(method, images, labels)
+    with autocast(CPU, torch.bfloat16):
+        taught = teacher(images)
     calls: Counter[str] = Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,14 +99,31 @@ def quantities(teacher_name: str, student_name: str) -> dict[str, int]:
     teacher.model.forward_features = counted("teacher_forwards", teacher.model.forward_features)
     teacher.tail = counted("tail_passes", teacher.tail)  # type: ignore[method-assign]
     student.model.forward_intermediates = counted("student_forwards", student.model.forward_intermediates)
-    operations = _Operations()  # type: ignore[no-untyped-call]
-    images = torch.rand(2, 3, RESOLUTION, RESOLUTION)
-    with operations, torch.autocast("cpu", torch.bfloat16):
-        total = method.train()(images, torch.tensor([0, 1])).total
+    operations = Operations()  # type: ignore[no-untyped-call]
     with operations:
-        total.backward()
+        step(method, images, labels, torch.bfloat16)
+    live = dict(calls)
+    step(method, images, labels, torch.bfloat16, taught=taught)
     parts = {f"flops_{part}": getattr(flops, part) for part in ("teacher", "student", "cap", "tail")}
-    return parts | {"activations": memory.activations, "operations": operations.count} | calls
+    return {
+        **parts,
+        "weights": memory.weights,
+        "activations": memory.activations,
+        "operations": operations.count,
+        "host_syncs": operations.host_syncs,
+        **live,
+        "teacher_forwards_taught": calls["teacher_forwards"] - live["teacher_forwards"],
+        **compiled,
+    }
+
+
+def graphs(method: ScaleKD, images: Tensor, labels: Tensor) -> dict[str, int]:
+    """Graphs that `torch.compile` would make of the method, and the breaks between them; nothing is compiled."""
+    torch._dynamo.reset()
+    with autocast(CPU, torch.bfloat16):
+        found = torch._dynamo.explain(method)(images, labels)
+    torch._dynamo.reset()
+    return {"graphs": found.graph_count, "graph_breaks": found.graph_break_count}
 
 
 def recorded() -> dict[str, dict[str, int]]:
@@ -96,23 +145,32 @@ def grown(now: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare a step's machine-independent costs with the recorded ones.")
+def main() -> int:
+    parser = Parser(
+        description="Compare a step's machine-independent costs with the recorded ones.",
+        epilog="exit codes: 0 nothing has grown, 1 something has, 2 wrong input",
+    )
     parser.add_argument("--update", action="store_true", help=f"write {FILE.name} anew")
-    options = parser.parse_args()
-    now = {f"{teacher} -> {student}": quantities(teacher, student) for teacher, student in PAIRS}
-    if options.update:
-        content = {"torch": torch.__version__, "pairs": now}
-        FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write quantities and what has grown as JSON")
+    args = parser.parse_args()
+    try:
+        check_output(args.output)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    now = {name: quantities(pair) for name, pair in PAIRS.items()}
+    if args.update:
+        FILE.write_text(json.dumps({"torch": torch.__version__, "pairs": now}, indent=1) + "\n", encoding="utf-8")
     before = recorded()
-    failed = False
+    more = {pair: grown(values, before[pair]) for pair, values in now.items()}
     for pair, values in now.items():
         print(f"{pair}: " + ", ".join(f"{name} {value:,}" for name, value in values.items()))
-        for line in grown(values, before[pair]):
-            failed = True
+        for line in more[pair]:
             print(f"  GROWN {line}")
-    sys.exit(failed)
+    if args.output:
+        write_json(args.output, {"benchmark": "guard", "torch": torch.__version__, "pairs": now, "grown": more})
+    return int(any(more.values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

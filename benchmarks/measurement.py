@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from scalekd.environment import describe_environment
 from scalekd.planner.measure import seconds
 from scalekd.planner.memory import MIB
 
@@ -65,6 +67,23 @@ def count_flops(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def step_seconds(work: Callable[[], object], steps: int, device: torch.device) -> list[float]:
+    """Seconds of each of `steps` calls of `work`.
+
+    On CUDA between events on the stream: the host may run ahead from one step to the next, as it does in training.
+    """
+    if device.type != "cuda":
+        return [seconds(work, device) for _ in range(steps)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize(device)
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)]
+
+
 def profile(work: Callable[[], object], device: torch.device) -> str:
     """Operations of `work` by the time that each takes itself, as a table."""
     with torch.profiler.profile() as profiler:
@@ -75,9 +94,6 @@ def profile(work: Callable[[], object], device: torch.device) -> str:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, settings and versions that the numbers depend on."""
-    # Imported here: it brings in Lightning, which the processes that measure memory do without.
-    from scalekd.training.folder import describe_environment  # noqa: PLC0415
-
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "device": device.type,

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import ask_child, say, write_json
 from measurement import DTYPES, describe_machine
+from pair import Pair, prepare
 
-from scalekd import ScaleKD, Student, Teacher
 from scalekd.planner import measure, step_memory
 
 PAIRS = (
@@ -33,11 +32,8 @@ STEPS = 8  # malloc's share of the peak still grows over the first few
 
 def run_one(teacher: str, student: str, batch: int, dtype: str) -> dict[str, Any]:
     """Predict and measure one pair; only in a fresh process is the measurement worth something."""
-    torch.manual_seed(0)
-    method = ScaleKD(Teacher(teacher, pretrained=False), Student(student))
-    if dtype == "bf16":
-        method.teacher.hold_weights(torch.bfloat16)
-    method.student.model.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    method = Pair(teacher, student).method(torch.device("cpu"))
+    prepare(method, DTYPES[dtype])
     predicted = step_memory(method, batch=batch, optimizer="adamw", ema=False, dtype=DTYPES[dtype])
     measured = measure(
         method,
@@ -63,10 +59,9 @@ def run_all() -> dict[str, Any]:
     results = []
     for teacher, student, batch in PAIRS:
         for dtype in ("float32", "bf16"):
-            command = [sys.executable, __file__, "--one", teacher, student, str(batch), dtype]
-            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results.append(result := json.loads(child.stdout))
-            print(f"{teacher} -> {student}, batch {batch}, {dtype}: ratio {result['ratio']:.3f}", file=sys.stderr)
+            result = ask_child(__file__, "--one", teacher, student, str(batch), dtype)
+            results.append(result)
+            say(f"{teacher} -> {student}, batch {batch}, {dtype}: ratio {result['ratio']:.3f}")
     return {
         "benchmark": "memory",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,10 +80,10 @@ def main() -> None:
         teacher, student, batch, dtype = args.one
         print(json.dumps(run_one(teacher, student, int(batch), dtype)))
         return
-    text = json.dumps(run_all(), indent=2)
+    result = run_all()
     if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        write_json(args.output, result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What the step benchmark says: its figures, and a table of them for people."""
+"""What benchmarks say: the figures of the step benchmark, and tables for people."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 VARIANTS = ("ours", "transcription")
@@ -75,3 +76,11 @@ def table(result: dict[str, Any]) -> str:
         f"same loss: relative difference {differences['loss']:.1e}, student gradient {differences['gradient']:.1e}"
     )
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table, its columns padded so that it reads well as plain text too."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(f"| {line} |" for line in (lines[0], " | ".join("-" * width for width in widths), *lines[1:]))

@@ -8,35 +8,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from measurement import (
-    DTYPES,
-    MatmulPeak,
-    count_flops,
-    describe_machine,
-    profile,
-)
+from command import Parser, ask_child, check_output, positive, say, write_json
+from measurement import DTYPES, MatmulPeak, count_flops, describe_machine, profile
+from pair import STEP, Pair, join, prepare, step
 from report import VARIANTS, summarise, table
 from torch import Tensor, nn
 from transcription import Transcription, copy_projectors
 
-from scalekd import ScaleKD, Student, Teacher
+from scalekd import ScaleKD
 from scalekd.errors import UserError
-from scalekd.hardware import autocast
 from scalekd.planner.measure import peak_memory, reset_peak_memory, seconds
 
-STEP = (
-    "teacher forward, student forward, all ScaleKD losses, backward; "
-    "gradients set to None before, no optimiser step, no data loading"
-)
 TOLERANCE = {"loss": 1e-4, "gradient": 1e-2}
 CHECK_BATCH = 2
 
@@ -45,19 +35,7 @@ class MismatchError(Exception):
     """The two variants do not compute the same loss, so that their times must not be compared."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def parse_arguments() -> argparse.Namespace:
-    def positive(text: str) -> int:
-        if (value := int(text)) < 1:
-            raise ValueError
-        return value
-
     parser = Parser(
         description="Measure one ScaleKD training step, random weights, against a plain float32 transcription.",
         epilog="exit codes: 0 done, 1 the two variants disagree, 2 wrong input",
@@ -81,56 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def build_pair(args: argparse.Namespace, device: torch.device) -> tuple[Teacher, Student]:
-    """Teacher and student in float32 with random weights.
-
-    Raises:
-        UserError: If a name is unknown or cannot be built.
-    """
-    torch.manual_seed(0)
-    teacher = Teacher(args.teacher, pretrained=False, num_classes=args.num_classes, resolution=args.resolution)
-    student = Student(args.student, num_classes=args.num_classes, resolution=args.resolution)
-    return teacher.to(device), student.to(device)
-
-
-def build_ours(teacher: Teacher, student: Student, device: torch.device) -> ScaleKD:
-    """The package's method.
-
-    Raises:
-        UserError: If the two cannot be joined.
-    """
-    try:
-        return ScaleKD(teacher, student).to(device).train()
-    except ValueError as error:
-        raise UserError(f"pair: {error}") from error
-
-
-def prepare_ours(ours: ScaleKD, dtype: torch.dtype) -> None:
-    """What training does before its first step."""
-    if dtype == torch.bfloat16:
-        ours.teacher.hold_weights(dtype)
-    ours.student.model.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
-
-
-def make_batch(args: argparse.Namespace, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random images `[size, 3, h, w]` in [0, 1] and labels `[size]`."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(size, 3, args.resolution, args.resolution, generator=generator)
-    return images.to(device), torch.randint(args.num_classes, (size,), generator=generator).to(device)
-
-
-def step(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """The step that is measured, see `STEP`; returns the total loss."""
-    model.zero_grad(set_to_none=True)
-    with autocast(images.device, dtype):
-        losses = model(images, labels)
-        total: Tensor = losses if isinstance(losses, Tensor) else losses.total
-    total.backward()  # type: ignore[no-untyped-call]
-    return total.detach()
+def pair_of(args: argparse.Namespace) -> Pair:
+    return Pair(args.teacher, args.student, args.resolution, args.num_classes)
 
 
 def compare(ours: ScaleKD, plain: Transcription, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -163,11 +93,7 @@ def measure_memory() -> dict[str, Any]:
     """Peak memory of each variant, each in a fresh process of its own."""
     answers: dict[str, Any] = {}
     for variant in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", variant]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if child.returncode:
-            sys.exit(child.returncode)  # it has said why
-        answers[variant] = json.loads(child.stdout)
+        answers[variant] = ask_child(__file__, *sys.argv[1:], "--memory-of", variant)
         say(f"memory: {variant} {answers[variant]['peak_mib']:.0f} MiB")
     how = {answer.pop("how") for answer in answers.values()}
     ratio = answers["ours"]["peak_mib"] / answers["transcription"]["peak_mib"]
@@ -176,16 +102,15 @@ def measure_memory() -> dict[str, Any]:
 
 def run_memory_child(args: argparse.Namespace, device: torch.device) -> None:
     """Build one variant, run two steps, print the peak."""
-    teacher, student = build_pair(args, device)
-    dtype = torch.float32
+    pair, dtype = pair_of(args), torch.float32
     model: nn.Module
     if args.memory_of == "ours":
         dtype = DTYPES[args.dtype]
-        model = ours = build_ours(teacher, student, device)
-        prepare_ours(ours, dtype)
+        model = ours = pair.method(device)
+        prepare(ours, dtype)
     else:
-        model = Transcription(teacher, student).to(device).train()
-    images, labels = make_batch(args, args.batch, device)
+        model = Transcription(*pair.models(device)).to(device).train()
+    images, labels = pair.batch(args.batch, device)
     how = reset_peak_memory(device)
     built = peak_memory(device)
     for _ in range(2):
@@ -219,13 +144,14 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Memory, then the check that both compute the same, then FLOPs and speed."""
     load_before = os.getloadavg()
     memory = measure_memory() if args.memory else None  # first, so that the children find the memory free
-    teacher, student = build_pair(args, device)
+    pair = pair_of(args)
+    teacher, student = pair.models(device)
     plain = Transcription(deepcopy(teacher), deepcopy(student)).to(device).train()
-    ours = build_ours(teacher, student, device)
-    differences = compare(ours, plain, *make_batch(args, CHECK_BATCH, device))
+    ours = join(teacher, student)
+    differences = compare(ours, plain, *pair.batch(CHECK_BATCH, device))
     dtype = DTYPES[args.dtype]
-    prepare_ours(ours, dtype)
-    images, labels = make_batch(args, args.batch, device)
+    prepare(ours, dtype)
+    images, labels = pair.batch(args.batch, device)
     steps: dict[str, Callable[[], object]] = {
         "ours": lambda: step(ours, images, labels, dtype),
         "transcription": lambda: step(plain, images, labels, torch.float32),
@@ -255,8 +181,7 @@ def main() -> int:
         if args.memory_of:
             run_memory_child(args, device)
             return 0
-        if args.output and not args.output.parent.is_dir():
-            raise UserError(f"output: no such folder: {args.output.parent}")
+        check_output(args.output)
         result = run(args, device)
     except UserError as error:
         say(f"error: {error}")
@@ -264,10 +189,9 @@ def main() -> int:
     except MismatchError as error:
         say(f"error: {error}; their times are not compared")
         return 1
-    text = json.dumps(result, indent=2)
     if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text if args.json else table(result))
+        write_json(args.output, result)
+    print(json.dumps(result, indent=2) if args.json else table(result))
     return 0
 
 

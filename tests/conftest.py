@@ -25,12 +25,13 @@ settings.load_profile("scalekd")
 CLASSES = ("blue", "green", "red")
 TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
 TINY_CNN: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "output_stride": 8}
-# One run of the command line on the images of `data`, with everything small.
-TINY_RUN = (
-    *("--student", "resnet18", "--student-args", str(TINY_CNN).replace("'", ""), "--resolution", "32"),
-    *("--batch", "6", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.01", "--crop-fraction", "1"),
-    *("--workers", "0", "--log-every", "1", "--precision", "float32"),
+TINY_STUDENT = ("--student", "resnet18", "--student-args", str(TINY_CNN).replace("'", ""))
+# One run of the command line on the images of `data`, with everything small; without a student, and with one.
+TINY_SETTINGS = (
+    *("--resolution", "32", "--batch", "6", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.01"),
+    *("--crop-fraction", "1", "--workers", "0", "--log-every", "1", "--precision", "float32"),
 )
+TINY_RUN = (*TINY_STUDENT, *TINY_SETTINGS)
 
 
 def shared(*parts: str) -> Path:

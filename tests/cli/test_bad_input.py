@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import TINY_RUN, Cli, Outcome
+from conftest import TINY_RUN, TINY_SETTINGS, Cli, Outcome
 from safetensors.torch import save_file
 
 from scalekd.models import Classifier
@@ -21,7 +21,7 @@ def run(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> Cli:
 
     def call(*more: str | Path) -> Outcome:
         base = ("--data", data, "--output", tmp_path / "run", "--teacher", teacher_file, "--no-check-teacher")
-        outcome = cli("distill", *base, *TINY_RUN, *more)
+        outcome = cli("distill", *base, *(TINY_SETTINGS if "--student" in more else TINY_RUN), *more)
         if outcome.code == 2:
             assert not (tmp_path / "run" / "student.safetensors").exists()
         return outcome

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
+import guard
 import pytest
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "guard.py"
-
-
-def load_guard() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("guard", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import torch
 
 
-guard = load_guard()
-
-
-@pytest.mark.parametrize(("teacher", "student"), guard.PAIRS)
-def test_a_step_costs_no_more_than_before(teacher: str, student: str) -> None:
-    recorded = guard.recorded()[f"{teacher} -> {student}"]
-    now = guard.quantities(teacher, student)
+@pytest.mark.parametrize("name", guard.PAIRS)
+def test_a_step_costs_no_more_than_before(name: str) -> None:
+    recorded = guard.recorded()[name]
+    now = guard.quantities(guard.PAIRS[name])
     assert set(now) - set(recorded) <= {"operations"}
     assert not guard.grown(now, recorded)
-    assert now["teacher_forwards"] == now["tail_passes"] == now["student_forwards"] == 1
+    assert now["teacher_forwards"] == now["tail_passes"] == now["student_forwards"] == now["graphs"] == 1
+    assert now["teacher_forwards_taught"] == now["graph_breaks"] == now["host_syncs"] == 0
+
+
+def test_host_syncs_are_noticed() -> None:
+    x = torch.arange(4.0)
+    operations = guard.Operations()  # type: ignore[no-untyped-call]
+    with operations:
+        x[torch.tensor([0, 2])].sum()
+    assert operations.host_syncs == 0, "indices are no mask"
+    for wait in (lambda: x[x > 1], lambda: x.sum().item(), lambda: bool(x.any()), x.nonzero):
+        operations = guard.Operations()  # type: ignore[no-untyped-call]
+        with operations:
+            wait()
+        assert operations.host_syncs
 
 
 def test_growth_is_noticed_and_shrinking_is_not() -> None:
@@ -40,3 +38,4 @@ def test_growth_is_noticed_and_shrinking_is_not() -> None:
         "flops: 1,000 before, 1,100 now",
         "calls: 1 before, 2 now",
     ]
+    assert guard.grown({"breaks": 1}, {"breaks": 0}) == ["breaks: 0 before, 1 now"]

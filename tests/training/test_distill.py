@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import CLASSES, TINY_CNN, TINY_RUN, Cli
+from conftest import CLASSES, TINY_CNN, TINY_RUN, TINY_SETTINGS, Cli
 from torch.nn import functional
 
 from scalekd.data import Batch
@@ -34,7 +34,8 @@ def result(folder: Path) -> dict[str, object]:
 
 
 def distill(cli: Cli, data: Path, output: Path, *more: str | Path) -> dict[str, object]:
-    outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, *more)
+    tiny = TINY_SETTINGS if "--student" in more else TINY_RUN
+    outcome = cli("distill", "--data", data, "--output", output, *tiny, *more)
     assert outcome.code == 0, outcome.err
     return result(output)
 
@@ -296,7 +297,7 @@ def test_students_from_elsewhere_are_trained_and_evaluated(
     maps = "first,second" if student.startswith("python") else "layer3,layer4"
     run = tmp_path / "run"
     flags = ("--student", student, "--student-args", "{}", "--student-maps", maps, "--teacher", teacher_file)
-    outcome = cli("distill", "--data", data, "--output", run, *TINY_RUN, *flags, "--no-check-teacher")
+    outcome = cli("distill", "--data", data, "--output", run, *TINY_SETTINGS, *flags, "--no-check-teacher")
     assert outcome.code == 0, outcome.err
     trained = json.loads((run / "result.json").read_text())["top1"]
     assert json.loads(cli("evaluate", run, "--json").out)["top1"] == pytest.approx(trained, abs=1e-3)

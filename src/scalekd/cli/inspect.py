@@ -14,6 +14,7 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
+from scalekd.models.layout import prepare
 from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.hours import GIB
 from scalekd.recipes import Recipe, load
@@ -58,7 +59,7 @@ def inspect(
     dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
     # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
     outcome = _measure(settings, num_classes) if measured else None
-    method = _join(settings, num_classes, dtype)
+    method = _join(settings, num_classes, torch.device("cuda"), dtype)
     costs = estimate(
         method,
         batch=settings.batch,
@@ -90,8 +91,8 @@ def inspect(
         )
 
 
-def _join(settings: Recipe, num_classes: int | None, dtype: torch.dtype) -> Method:
-    """The recipe's pair with random weights, the teacher's held in `dtype`."""
+def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype) -> Method:
+    """The recipe's pair with random weights, as it would train on `device` under autocast to `dtype`."""
     if settings.student is None:
         raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
     taught = None
@@ -100,8 +101,7 @@ def _join(settings: Recipe, num_classes: int | None, dtype: torch.dtype) -> Meth
     classes = num_classes or (taught.num_classes if taught is not None else 0) or 1000
     student = build_student(settings.model_copy(update={"student_pretrained": False}), classes)
     method = build_method(settings, taught, student)
-    if taught is not None and dtype == torch.bfloat16:
-        taught.hold_weights(torch.bfloat16)
+    prepare(method, device, dtype, channels_last=settings.channels_last)
     return method
 
 
@@ -110,7 +110,7 @@ def _measure(settings: Recipe, num_classes: int | None) -> dict[str, Any]:
     device = pick_device("auto")
     dtype = pick_dtype(settings.precision, device)
     batch = min(settings.micro_batch or _MEASURED_BATCH, settings.batch)
-    method = _join(settings, num_classes, dtype).to(device)
+    method = _join(settings, num_classes, device, dtype).to(device)
     real = measure(method, batch=batch, optimizer_factory=partial(build_optimizer, settings), dtype=dtype)
     method.zero_grad()
     try:
@@ -137,5 +137,6 @@ def _as_dict(method: Method, costs: Estimate) -> dict[str, Any]:
         "memory_total": None if costs.memory is None else costs.memory.total,
         "images_per_second": costs.hours.images_per_second,
         "gpu_hours": costs.hours.hours,
+        "cache_total": None if costs.cache is None else costs.cache.images * costs.cache.bf16,
     }
     return joined | {"costs": asdict(costs) | totals}

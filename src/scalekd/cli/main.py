@@ -10,6 +10,7 @@ import torch
 import typer
 
 from scalekd.cli.adapt import adapt
+from scalekd.cli.cache import cache
 from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
 from scalekd.cli.inspect import inspect
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quickstart, distill, evaluate, adapt, inspect):
+for command in (quickstart, distill, evaluate, adapt, cache, inspect):
     app.command()(command)
 app.add_typer(recipes, name="recipes")
 

@@ -18,18 +18,22 @@ Flags = dict[str, Any]
 
 
 def with_recipe_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each of these recipe keys (by default all); it takes those set as `flags`."""
+    """Give a command a flag for each of these recipe keys; it takes those set as `flags`.
+
+    By default there is one for each key that is no parameter of the command's own.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         known = {name: (group, field) for group in GROUPS for name, field in group.model_fields.items()}
-        fields = {name: known[name] for name in names or known}
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        taken = {p.name for p in own}
+        fields = {name: known[name] for name in names or known if name not in taken}
 
         def wrapped(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in fields}
             flags = {name: _parse(name, value, fields[name][1]) for name, value in given.items() if value is not None}
             command(**arguments, flags=flags)
 
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
         wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             own + [_parameter(name, group, field) for name, (group, field) in fields.items()]
         )

@@ -19,7 +19,7 @@ from scalekd.method import TeacherOutputs
 
 
 class Key(NamedTuple):
-    """Which sample: the epoch, and the index of the image in the split."""
+    """Which sample: the epoch (or the one whose augmentation it repeats), and the index of the image in the split."""
 
     epoch: int
     image: int
@@ -35,11 +35,12 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image or, where its file could not be read, None; its label; the unreadable files met."""
+    """An image or, where its file could not be read, None; its label; unreadable files met; what the teacher says."""
 
     image: Tensor | None
     label: int
     corrupt: tuple[str, ...]
+    taught: TeacherOutputs | None = None
 
 
 class ReplayDataset(Dataset[Sample]):
@@ -51,10 +52,20 @@ class ReplayDataset(Dataset[Sample]):
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
+        taught: The teacher's outputs for a key, without a batch axis, where they are kept.
     """
 
-    def __init__(self, split: Split, transform: Transform, *, seed: int = 0, substitute: bool = False) -> None:
+    def __init__(
+        self,
+        split: Split,
+        transform: Transform,
+        *,
+        seed: int = 0,
+        substitute: bool = False,
+        taught: Callable[[Key], TeacherOutputs] | None = None,
+    ) -> None:
         self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
+        self.taught = taught
 
     def __len__(self) -> int:
         return len(self.split)
@@ -66,9 +77,11 @@ class ReplayDataset(Dataset[Sample]):
             path, label = self.split.paths[index], self.split.labels[index]
             try:
                 with open_image(path) as image, seeded(self.seed, key.epoch, index):
-                    return Sample(self.transform(image), label, tuple(corrupt))
+                    pixels = self.transform(image)
             except UnreadableImageError:
                 corrupt.append(path)
+                continue
+            return Sample(pixels, label, tuple(corrupt), None if self.taught is None else self.taught(key))
         return Sample(None, -1, tuple(corrupt))
 
 
@@ -81,7 +94,15 @@ def collate(samples: list[Sample]) -> Batch:
     good = [(s.image, s.label) for s in samples if s.image is not None]
     # A worker stacks straight into the memory that it shares with the main process.
     images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
-    return Batch(images, labels, tuple(path for s in samples for path in s.corrupt))
+    taught = [s.taught for s in samples if s.taught is not None]
+    return Batch(images, labels, tuple(path for s in samples for path in s.corrupt), _stack(taught) if taught else None)
+
+
+def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:
+    """Outputs of single images as those of a batch."""
+    logits = [o.logits for o in outputs if o.logits is not None]
+    tokens: Tensor = default_collate([o.tokens for o in outputs])
+    return TeacherOutputs(tokens, default_collate(logits) if logits else None)
 
 
 class TrainingStream(Sampler[list[Key]]):
@@ -97,11 +118,22 @@ class TrainingStream(Sampler[list[Key]]):
         seed: Seed of the run.
         accumulate: Micro-batches a step.
         start: Micro-batches to leave out at the beginning.
+        views: Epochs after which the augmentations repeat; by default they never do. The order never does.
     """
 
-    def __init__(self, *, size: int, batch: int, epochs: int, seed: int, accumulate: int = 1, start: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        batch: int,
+        epochs: int,
+        seed: int,
+        accumulate: int = 1,
+        start: int = 0,
+        views: int | None = None,
+    ) -> None:
         self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
-        self.start = start
+        self.start, self.views = start, views or epochs
         self.micro_batch = batch // accumulate
         self.batches_per_epoch = size // batch * accumulate
 
@@ -116,7 +148,7 @@ class TrainingStream(Sampler[list[Key]]):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
                 order = torch.randperm(self.size, generator=generator).tolist()
             first = position * self.micro_batch
-            yield [Key(epoch, index) for index in order[first : first + self.micro_batch]]
+            yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch]]
 
 
 class EvaluationOrder(Sampler[Key]):
@@ -132,7 +164,7 @@ class EvaluationOrder(Sampler[Key]):
         return (Key(0, index) for index in range(self.size))
 
 
-def training_loader(dataset: ReplayDataset, stream: TrainingStream, workers: int) -> DataLoader[Sample]:
+def training_loader(dataset: ReplayDataset, stream: Sampler[list[Key]], workers: int) -> DataLoader[Sample]:
     """Batches of a training run, in the stream's order."""
     return DataLoader(
         dataset,

@@ -23,12 +23,17 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head cross attention with a fixed factor on its logits; no residual."""
+    """Multi-head cross attention with a fixed factor on its logits; no residual.
+
+    Attributes:
+        fused_attn: Whether products and softmax are one operation (the name that timm's attentions use).
+    """
 
     def __init__(self, *, context_dim: int, dim: int, num_heads: int, softmax_scale: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.scale = softmax_scale / (dim // num_heads) ** 0.5
+        self.fused_attn = True
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(context_dim, dim)
         self.v = nn.Linear(context_dim, dim)
@@ -42,7 +47,11 @@ class CrossAttention(nn.Module):
 
         # A learned query is the same for every image: projected once, then only viewed B times.
         q = heads(self.q(query)).expand(len(context), -1, -1, -1)
-        out = F.scaled_dot_product_attention(q, heads(self.k(context)), heads(self.v(context)), scale=self.scale)
+        k, v = heads(self.k(context)), heads(self.v(context))
+        if self.fused_attn:
+            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            out = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
         attended: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return attended
 

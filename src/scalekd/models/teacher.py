@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +89,15 @@ class Teacher(ImageModel):
     def train(self, mode: bool = True) -> Self:
         """A teacher is always in eval mode, whatever a parent is set to."""
         return super().train(False)
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights as they were loaded, names and float32 values; to be asked before `hold_weights`."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            value = tensor.float() if tensor.is_floating_point() else tensor
+            digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def hold_weights(self, dtype: torch.dtype) -> Self:
         """Hold the weights of matrix products in `dtype`, for use under autocast to it.

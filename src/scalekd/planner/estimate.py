@@ -12,6 +12,7 @@ from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.fake import student_of
 from scalekd.planner.hours import GIB, Device, Hours, gpu_hours
 from scalekd.planner.memory import StepMemory, largest_batch, step_memory
+from scalekd.planner.storage import Storage, storage
 
 # Of a device's memory; the rest is for the driver and for fragmentation.
 USABLE = 0.9
@@ -30,6 +31,7 @@ class Estimate:
         memory: Predicted peak at that many images; None for code of one's own.
         device: The device.
         hours: Images a second and hours on one such device, with their factors.
+        cache: Size of a teacher cache; None for a method that reads no teacher.
     """
 
     teacher: ModelCost | None
@@ -40,6 +42,7 @@ class Estimate:
     memory: StepMemory | None
     device: Device
     hours: Hours
+    cache: Storage | None
 
     def __str__(self) -> str:
         costs = {"teacher": self.teacher, "student": self.student}
@@ -53,6 +56,10 @@ class Estimate:
                 f" (torch's counter says {self.flops.torch_counter / 1e9:.4g}: it takes the weight gradient of grouped "
                 "convolutions for a dense one's)"
             )
+        cache = []
+        if self.cache is not None:
+            left = (self.flops.total - self.flops.teacher) / 1e9
+            cache = [f"cache     {self.cache}; a step from it takes {left:.4g} GFLOP an image"]
         return "\n".join(
             (
                 f"MACs      an image, forward: {macs}",
@@ -60,6 +67,7 @@ class Estimate:
                 self._memory_line(),
                 f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "
                 f"{self.hours.utilisation:.0%} of its peak",
+                *cache,
             )
         )
 
@@ -134,4 +142,5 @@ def estimate(
         memory=memory,
         device=device,
         hours=hours,
+        cache=None if method.teacher is None else storage(method.teacher, images, dtype),
     )

@@ -132,6 +132,13 @@ def method_tensors(method: Method) -> list[Tensor]:
     return _module_tensors(method) + teacher
 
 
+def held_memory(method: Method, *, optimizer: str, ema: bool) -> int:
+    """Bytes that student and projectors keep from step to step: all but activations and the teacher."""
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    average = sum(t.nbytes for t in _module_tensors(student_of(method))) if ema else 0
+    return sum(t.nbytes for t in _module_tensors(method)) + average + (1 + OPTIMIZER_STATE[optimizer]) * trained
+
+
 def _module_tensors(module: nn.Module) -> list[Tensor]:
     return list(chain(module.parameters(), module.buffers()))
 

@@ -104,6 +104,10 @@ class TeacherKeys(Keys):
     """Blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is fixed."""
     check_teacher: bool = True
     """Whether a teacher near chance on the validation images is an error."""
+    cache: Path | None = None
+    """Folder of caches that `scalekd cache` fills: the teacher's outputs are read there instead of running it."""
+    cache_format: Literal["bf16", "int8"] = "bf16"
+    """How a cache keeps tokens: as bf16, or in half the space as int8 with a scale a token."""
 
 
 class StudentKeys(Keys):
@@ -153,6 +157,8 @@ class DataKeys(Keys):
     """Mixup alpha; 0 is off."""
     cutmix: NonNegative = 0.0
     """Cutmix alpha; 0 is off."""
+    augmentation_epochs: Positive | None = None
+    """Epochs after which the augmentations repeat: epoch e is augmented as epoch e mod this. Default: never."""
     workers: int = Field(default=2, ge=0)
     """Processes that load images. The result does not depend on it."""
     max_corrupt: int = Field(default=10, ge=0)
@@ -203,6 +209,8 @@ class RunKeys(Keys):
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
     sync_batchnorm: bool = False
     """Whether batch norm takes its statistics over all devices; no difference on one."""
+    compile: bool = False
+    """Whether the step runs through torch.compile, which takes minutes at the start. Pays on GPUs at most."""
     channels_last: bool = True
     """Whether the student's convolutions use the channels-last layout."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -215,6 +223,11 @@ class RunKeys(Keys):
 
 class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
     """All keys of a run."""
+
+    @property
+    def augmented_views(self) -> int:
+        """Different augmentations of an image in the whole run."""
+        return min(self.epochs, self.augmentation_epochs or self.epochs)
 
     @model_validator(mode="before")
     @classmethod
@@ -230,6 +243,8 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             raise ValueError("labels: method none learns from labels only; choose another method or give labels")
         if self.method in ("kd", "dist", "ofa") and self.logit_weight == 0:
             raise ValueError(f"logit_weight: method {self.method} learns from logits; give a weight above 0")
+        if self.cache is not None and self.method != "none" and (self.mixup or self.cutmix):
+            raise ValueError("cache: mixup and cutmix mix the images of a batch, which no cache holds; set both to 0")
         if self.method == "scalekd":
             query = self.query or ("proxy" if self.tpp else "learned")
             check_parts(tpp=self.tpp, stages=self.stages or (STAGES if self.tpp else ("last",)), query=query)

@@ -13,7 +13,8 @@ from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scalekd.training.folder import RunFolder
+from scalekd.training.group import Group
+from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
 
 
@@ -22,17 +23,17 @@ class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
 
 
 class Keeper(Callback):
-    """Writes the checkpoint and the student at each validation, and on Ctrl-C after the step in progress.
+    """Writes the checkpoint and the students at each validation, and on Ctrl-C after the step in progress.
 
     Args:
-        folder: Where to.
-        classes: Class names for the student's card.
+        group: Where to.
+        classes: Class names for the students' cards.
         interval: Micro-batches between validations.
         validates: Whether there is a validation; without one it writes when one would be.
     """
 
-    def __init__(self, folder: RunFolder, classes: tuple[str, ...], *, interval: int, validates: bool) -> None:
-        self._folder, self._classes = folder, classes
+    def __init__(self, group: Group, classes: tuple[str, ...], *, interval: int, validates: bool) -> None:
+        self._group, self._classes = group, classes
         self._interval, self._validates = interval, validates
         self._asked_to_stop = False
         self._former: Any = None
@@ -40,7 +41,7 @@ class Keeper(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def ask(_signal: int, _frame: FrameType | None) -> None:
             if self._asked_to_stop:
-                raise Interrupted(f"stopped at once; --resume goes on from the last checkpoint in {self._folder.path}")
+                raise Interrupted(f"stopped at once; --resume goes on from the last checkpoint in {self._group.path}")
             self._asked_to_stop = True
 
         self._former = signal.signal(signal.SIGINT, ask)
@@ -55,32 +56,32 @@ class Keeper(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        assert isinstance(pl_module, DistillationModule)
+        stepped = (batch_idx + 1) % pl_module.accumulate == 0
         at_interval = (batch_idx + 1) % self._interval == 0
         if at_interval and self._validates:
             return  # the validation comes next
         if at_interval or (self._asked_to_stop and stepped):
-            self._save(trainer, pl_module, None)
+            self._save(trainer, pl_module, measured=False)
         if self._asked_to_stop and stepped:
-            self._stop(trainer)
+            self._stop(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, pl_module, round(float(trainer.callback_metrics["val/top1"]), 2))
-        if self._asked_to_stop:
-            self._stop(trainer)
-
-    def _stop(self, trainer: Trainer) -> None:
-        raise Interrupted(
-            f"stopped at step {trainer.global_step}; --resume goes on with the run in {self._folder.path}"
-        )
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule, top1: float | None) -> None:
         assert isinstance(pl_module, DistillationModule)
-        pl_module.check_finite()
-        partial = self._folder.checkpoint.with_suffix(".partial")
+        self._save(trainer, pl_module, measured=True)
+        if self._asked_to_stop:
+            self._stop(pl_module)
+
+    def _stop(self, module: DistillationModule) -> None:
+        raise Interrupted(f"stopped at step {module.step}; --resume goes on with the run in {self._group.path}")
+
+    def _save(self, trainer: Trainer, module: DistillationModule, *, measured: bool) -> None:
+        module.check_finite()
+        partial = self._group.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial)
-        os.replace(partial, self._folder.checkpoint)
-        pl_module.final_student.save(self._folder.student, self._classes, top1)
+        os.replace(partial, self._group.checkpoint)
+        for learner in module.learners:
+            learner.save(self._classes, learner.accuracies["top1"] if measured else None)
 
 
 class DataClock(Profiler):
@@ -145,34 +146,35 @@ class Display(Callback):
         self._last_speed = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._bar.update(self._task, completed=trainer.global_step)
+        assert isinstance(pl_module, DistillationModule)
+        self._bar.update(self._task, completed=pl_module.step)
         self._bar.start()
-        self._restart_clock(trainer)
+        self._restart_clock(pl_module)
 
-    def _restart_clock(self, trainer: Trainer) -> None:
-        self._started, self._since_step = time.perf_counter(), trainer.global_step
+    def _restart_clock(self, module: DistillationModule) -> None:
+        self._started, self._since_step = time.perf_counter(), module.step
         self._waited = self._clock.waited
 
-    def _speed(self, trainer: Trainer) -> dict[str, float]:
+    def _speed(self, module: DistillationModule) -> dict[str, float]:
         """Images a second and the share of time spent waiting for data, since the last line."""
         elapsed = time.perf_counter() - self._started
         return {
-            "images_per_second": (trainer.global_step - self._since_step) * self._batch / elapsed,
+            "images_per_second": (module.step - self._since_step) * self._batch / elapsed,
             "data_wait": (self._clock.waited - self._waited) / elapsed,
         }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        assert isinstance(pl_module, DistillationModule)
+        step = pl_module.step
         if not self._bar.disable and step % 5 == 0:
-            terms = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/") and k != "train/loss"}
             self._bar.update(
                 self._task,
                 completed=step,
                 epoch=min(step // self._steps_per_epoch + 1, self._epochs),
-                speed=_in_words(self._speed(trainer)),
-                terms=" ".join(f"{name.removeprefix('train/')} {float(value):.2f}" for name, value in terms.items()),
+                speed=_in_words(self._speed(pl_module)),
+                terms=_terms(pl_module),
             )
 
         if self._interval is not None and (batch_idx + 1) % self._interval == 0:
@@ -180,20 +182,19 @@ class Display(Callback):
             self.on_validation_end(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        speed = self._speed(trainer)
+        assert isinstance(pl_module, DistillationModule)
+        speed = self._speed(pl_module)
         self._last_speed = _in_words(speed)
         for logger in trainer.loggers:
-            logger.log_metrics(speed, step=trainer.global_step)
+            logger.log_metrics(speed, step=pl_module.step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"epoch {trainer.global_step // self._steps_per_epoch}/{self._epochs}"]
-        parts += [f"{name.removeprefix('val/')} {metrics[name]:.2f}%" for name in metrics if name.startswith("val/")]
-        parts += [f"loss {metrics['train/loss']:.3f}"]
-        cosines = [f"{name.removeprefix('cosine/')} {metrics[name]:.2f}" for name in metrics if "cosine/" in name]
-        parts += [f"cosines {', '.join(cosines)}"] if cosines else []
+        assert isinstance(pl_module, DistillationModule)
+        parts = [f"epoch {pl_module.step // self._steps_per_epoch}/{self._epochs}"]
+        learners = pl_module.learners
+        parts += _figures(learners[0]) if len(learners) == 1 else [_summary(learner) for learner in learners]
         self._console.print("  ".join([*parts, self._last_speed]), highlight=False, soft_wrap=True, markup=False)
-        self._restart_clock(trainer)
+        self._restart_clock(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._bar.stop()
@@ -204,3 +205,27 @@ class Display(Callback):
 
 def _in_words(speed: dict[str, float]) -> str:
     return f"{speed['images_per_second']:.0f} img/s  data wait {speed['data_wait']:.0%}"
+
+
+def _terms(module: DistillationModule) -> str:
+    """The loss term by term or, of several students, the losses."""
+    if len(module.learners) > 1:
+        return " ".join(f"{learner.name} {float(learner.figures['train/loss']):.2f}" for learner in module.learners)
+    terms = {k: v for k, v in module.learners[0].figures.items() if k.startswith("train/") and k != "train/loss"}
+    return " ".join(f"{name.removeprefix('train/')} {float(value):.2f}" for name, value in terms.items())
+
+
+def _figures(learner: Learner) -> list[str]:
+    """Accuracies, loss and cosines of a student that is alone."""
+    cosines = [f"{k.removeprefix('cosine/')} {float(v):.2f}" for k, v in learner.figures.items() if "cosine/" in k]
+    return [
+        *(f"{name} {value:.2f}%" for name, value in learner.accuracies.items()),
+        f"loss {float(learner.figures['train/loss']):.3f}",
+        *([f"cosines {', '.join(cosines)}"] if cosines else []),
+    ]
+
+
+def _summary(learner: Learner) -> str:
+    """Name, top-1 and loss of one of several students."""
+    top1 = f"top1 {learner.accuracies['top1']:.2f}%, " if learner.accuracies else ""
+    return f"{learner.name}: {top1}loss {float(learner.figures['train/loss']):.3f}"

@@ -12,9 +12,18 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
+from scalekd.models.layout import prepare
 from scalekd.recipes import Recipe
-from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width, logit_weight
-from scalekd.training.distill import quieten_lightning
+from scalekd.training.build import (
+    build_method,
+    build_student,
+    build_teacher,
+    describe,
+    head_width,
+    logit_weight,
+)
+from scalekd.training.learner import Learner
+from scalekd.training.logs import quieten_lightning
 from scalekd.training.module import DistillationModule
 
 BATCH = 2
@@ -64,12 +73,10 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
     method = build_method(small, teacher, student)
     console.print(describe(method), highlight=False, soft_wrap=True, markup=False)
-    if teacher is not None and dtype == torch.bfloat16:
-        teacher.hold_weights(dtype)
-    if recipe.channels_last:
-        student.model.to(memory_format=torch.channels_last)
+    prepare(method, device, dtype, channels_last=recipe.channels_last)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    module = DistillationModule(small, method, steps_per_epoch=1000, corrupt=CorruptImages(0))
+    learner = Learner(small, method)
+    module = DistillationModule([learner], steps_per_epoch=1000, accumulate=1, corrupt=CorruptImages(0))
     images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)
     batch = Batch(images, torch.randint(classes, (BATCH,)), ())
     trainer = Trainer(
@@ -89,7 +96,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
     if not moved:
         raise UserError("check: the optimiser step changed no parameter of the student")
-    terms = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+    terms = {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}
     return {
         "losses": {name: round(value, 4) for name, value in terms.items()},
         "student_parameters_moved": moved,

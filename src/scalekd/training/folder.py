@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-import scalekd
+from scalekd.environment import describe_environment
 from scalekd.errors import UserError
+from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe, dump, resolved
 
-_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
+GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
-_PLACES = {"data", "teacher_weights", "student_weights"}
+_PLACES = {"data", "teacher_weights", "student_weights", "cache"}
 _CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "check_teacher"}
 
 
@@ -49,66 +46,50 @@ class RunFolder:
         self.result = path / "result.json"
 
     @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe.is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether a run has ended here."""
         return self.result.is_file()
 
-    def check(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that the run may be written here, without changing what is there.
-
-        Raises:
-            UserError: If the folder holds a run and neither `resume` nor `overwrite` is set, or holds none or a
-                finished one or one with other settings to `resume`, or cannot be written.
-        """
-        if not resume:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"output: {self.path} cannot be written: {error.strerror or error}") from error
-        if resume and overwrite:
-            raise UserError("output: --resume and --overwrite exclude each other")
-        if resume and self.finished:
-            raise UserError(f"resume: the run in {self.path} is finished; start anew with --overwrite")
-        if self.recipe.is_file() and not (resume or overwrite):
-            if self.finished:
-                raise UserError(f"output: {self.path} holds a finished run; add --overwrite to replace it")
-            raise UserError(
-                f"output: {self.path} holds an unfinished run; add --resume to go on or --overwrite to replace it"
-            )
-        if resume:
-            self._check_same(recipe)
-
     def prepare(self, recipe: Recipe, inputs: dict[str, Any], *, resume: bool) -> None:
-        """Clear the folder of a former run and write what this one starts from; a resumed one must start from the same.
+        """Write what the run starts from; a resumed one must start from the same.
 
         Raises:
             UserError: If the data or the weights are not those that the run was started with; names which.
         """
         if resume:
-            stored = json.loads(self.inputs.read_text(encoding="utf-8"))
-            changed = [name for name in inputs if stored.get(name) != inputs[name]]
+            stored = self.stored_inputs()
+            changed = [name for name in inputs | stored if stored.get(name) != inputs.get(name)]
             if changed:
-                then, now = stored.get(changed[0]), inputs[changed[0]]
+                then, now = stored.get(changed[0]), inputs.get(changed[0])
                 raise UserError(
                     f"resume: {changed[0]} changed since the run in {self.path} was started ({then} then, {now} now); "
                     "restore it, or start anew with --overwrite"
                 )
             return
-        if self.recipe.is_file():
-            self._clear()
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
         paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
         self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Delete the run that is here."""
         for name in _OURS:
             (self.path / name).unlink(missing_ok=True)
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
-    def _check_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: Recipe) -> None:
+        """Make sure that the run that is here has these settings, but for those that do not bear on the result.
+
+        Raises:
+            UserError: If there is no run or a setting is another; names it.
+        """
         stored, wanted = self.stored_keys(), resolved(recipe)
         changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
         if changed:
@@ -124,12 +105,19 @@ class RunFolder:
         Raises:
             UserError: If there is none.
         """
-        if not self.recipe.is_file():
+        if (self.path / GROUP).is_file():
+            raise UserError(f"run: {self.path} holds a group of runs; name the folder of one of them")
+        if not self.exists:
             raise UserError(f"run: {self.path} holds no run (no {self.recipe.name})")
         keys = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         if not isinstance(keys, dict):
             raise UserError(f"run: {self.recipe} is damaged; start anew with --overwrite")
         return keys
+
+    def stored_inputs(self) -> dict[str, Any]:
+        """What the run that is here was started from."""
+        inputs: dict[str, Any] = json.loads(self.inputs.read_text(encoding="utf-8"))
+        return inputs
 
     def trim_metrics(self, step: int) -> None:
         """Drop log lines later than `step`, which a resumed run writes again."""
@@ -146,25 +134,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, revision and hardware that a number depends on."""
-    return {
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "git": _revision(Path(scalekd.__file__).parents[2]),
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+def weight_hashes(recipe: Recipe) -> dict[str, str]:
+    """The hashes of the local weights that a recipe names."""
+    weights = {
+        "teacher": recipe.teacher_weights or (recipe.method != "none" and recipe.teacher),
+        "student": recipe.student_weights or recipe.student,
     }
-
-
-def _revision(checkout: Path) -> str | None:
-    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
-        return None
+    return {f"{role} weights": file_hash(path) for role, path in weights.items() if path and Path(path).is_file()}

@@ -1,8 +1,10 @@
-"""Metrics as JSON lines."""
+"""Metrics as JSON lines, and the lines of Lightning that ours stand for."""
 
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,20 @@ class JsonLinesLogger(Logger):
         line = {"step": step} | metrics
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def quieten_lightning() -> None:
+    """Leave to our own lines what Lightning would say."""
+    for name in ("pytorch_lightning", "timm.scheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*in eval mode.*",
+        ".*dataloader is not resumable.*",
+        ".*lr_scheduler.step.*",
+        ".*logging interval.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory.*",
+        ".*no `val_dataloader`.*",
+    ):
+        warnings.filterwarnings("ignore", message)

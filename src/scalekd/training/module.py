@@ -1,136 +1,145 @@
-"""The Lightning module around `method(images, labels)`."""
+"""The Lightning module around one student or several beside each other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from timm.data.mixup import Mixup
-from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalekd.data import Batch, CorruptImages, seeded
-from scalekd.errors import UserError
-from scalekd.evaluation import accuracy_metrics
-from scalekd.method import Losses, Method
-from scalekd.models import Student
-from scalekd.recipes import Recipe
+from scalekd.training.group import naming
+from scalekd.training.learner import Learner
 from scalekd.training.optimisation import build_optimizer, build_schedule
-
-_MEND = "A lower lr, a longer warm-up or clip usually mends it"
-
-
-class NonFiniteLossError(UserError):
-    """A loss term, or a weight of the student, became NaN or infinite."""
 
 
 class DistillationModule(LightningModule):
-    """Trains the student of a method; holds student, projectors and the moving average, never the teacher.
+    """Trains students on the same batches with one forward of the teacher, which it does not hold.
+
+    One student is Lightning's to optimise. Several are optimised here, one after the other, so that the activations of
+    one live at a time; each takes the very steps that it would take alone.
 
     Args:
-        recipe: The run's settings.
-        method: The joined pair.
+        learners: The students; their recipes differ in `student` only.
         steps_per_epoch: Optimiser steps an epoch, for the schedule.
+        accumulate: Micro-batches an optimiser step.
         corrupt: Counter of unreadable images.
     """
 
-    def __init__(self, recipe: Recipe, method: Method, steps_per_epoch: int, corrupt: CorruptImages) -> None:
+    def __init__(
+        self, learners: Sequence[Learner], *, steps_per_epoch: int, accumulate: int, corrupt: CorruptImages
+    ) -> None:
         super().__init__()
-        self.recipe, self.method, self.corrupt = recipe, method, corrupt
-        self.steps_per_epoch = steps_per_epoch
-        self.ema = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
-        num_classes = method.student.num_classes
-        self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
+        self.learners, self.corrupt = tuple(learners), corrupt
+        self._registered = nn.ModuleList(learners)  # what Lightning moves to the device and saves
+        self.recipe = recipe = learners[0].recipe
+        self.steps_per_epoch, self.accumulate = steps_per_epoch, accumulate
+        self.automatic_optimization = len(learners) == 1
         self.mixup = None
         if recipe.mixup or recipe.cutmix:
             self.mixup = Mixup(
-                recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes or 1
+                recipe.mixup,
+                recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=learners[0].method.student.num_classes or 1,
             )
 
     @property
-    def final_student(self) -> Student:
-        """The weights that are evaluated and saved: the moving average where there is one."""
-        student = self.method.student if self.ema is None else self.ema.module
-        assert isinstance(student, Student)
-        return student
+    def step(self) -> int:
+        """Optimiser steps that every student has taken; Lightning counts those of all."""
+        return self.global_step // len(self.learners)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.corrupt.add(batch.corrupt)
-        images, labels = batch.images, batch.labels
-        # Mixup, dropout and drop path draw from (seed, batch), so that a resumed run draws the same.
-        with seeded(self.recipe.seed, batch_idx):
-            if self.mixup is not None:
-                # Without labels the images are mixed all the same: teacher and student see the same mixture.
+        images, labels = self._mix(batch.images, batch.labels, batch_idx)
+        taught = batch.taught
+        if self.automatic_optimization:
+            total = self.learners[0].learn(images, labels, taught, batch=batch_idx, step=self.step)
+            self._log(0, batch_idx)
+            return total
+        teacher = self.learners[0].method.teacher
+        if taught is None and teacher is not None:
+            taught = teacher(images)
+        for index, learner in enumerate(self.learners):
+            with naming(learner.name):
+                total = learner.learn(images, labels, taught, batch=batch_idx, step=self.step)
+            self._log(index, batch_idx)
+            with torch.autocast(self.device.type, enabled=False):  # Lightning's own steps are outside of it too
+                self._descend(index, total, batch_idx)
+            torch.clear_autocast_cache()  # copies of this student's weights, which the next one has no use for
+        return None
+
+    def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """Mixup, drawn from (seed, batch): teacher and students see the same mixture, with or without labels."""
+        if self.mixup is not None:
+            with seeded(self.recipe.seed, batch_idx):
                 images, labels = self.mixup(images, labels.clamp(min=0))
-            losses: Losses = self.method(images, None if self.recipe.labels == "none" else labels, batch.taught)
-        total = losses.total
-        if not torch.isfinite(total):
-            bad = [name for name, value in losses.terms.items() if not torch.isfinite(value)]
-            raise NonFiniteLossError(
-                f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {self.global_step}; "
-                f"the last checkpoint is kept. {_MEND}"
-            )
-        terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
-        cosines = {f"cosine/{name}": value for name, value in losses.cosines.items()}
-        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        values = {"train/loss": total.detach(), **terms, **cosines, "lr": learning_rate}
-        self.log_dict(values, logger=False)
-        step, completes_step = self.global_step + 1, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if completes_step and (step % self.recipe.log_every == 0 or step == self.trainer.max_steps):
-            self._log(values, step)
-        return total
+        return images, None if self.recipe.labels == "none" else labels
+
+    def _completes_step(self, batch_idx: int) -> bool:
+        return (batch_idx + 1) % self.accumulate == 0
+
+    def _log(self, index: int, batch_idx: int) -> None:
+        """Write a line of the step that this batch completes, if it is one to be logged."""
+        step, last = self.step + 1, self.trainer.max_steps // len(self.learners)
+        if self._completes_step(batch_idx) and (step % self.recipe.log_every == 0 or step == last):
+            self.learners[index].log_training(self.trainer.optimizers[index].param_groups[0]["lr"], step)
+
+    def _descend(self, index: int, total: Tensor, batch_idx: int) -> None:
+        """What Lightning does for one student: backward and, where the batch completes a step, clip and step."""
+        self.manual_backward(total / self.accumulate)
+        if not self._completes_step(batch_idx):
+            return
+        step = self.step + 1  # now, as the last student's moves the count on
+        optimizer: Any = self.optimizers()[index]  # type: ignore[index]
+        schedule: Any = self.lr_schedulers()[index]  # type: ignore[index]
+        if self.recipe.clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.recipe.clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+        self.learners[index].average()
+        schedule.step_update(num_updates=step)
 
     def check_finite(self) -> None:
         """Make sure that what is about to be saved is worth keeping.
 
         Raises:
-            NonFiniteLossError: If a parameter of the student is NaN or infinite; names it.
+            NonFiniteLossError: If a parameter of a student is NaN or infinite; names it.
         """
-        for name, parameter in self.final_student.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NonFiniteLossError(
-                    f"student: {name} became NaN or infinite by step {self.global_step}; "
-                    f"the last checkpoint is kept. {_MEND}"
-                )
+        for learner in self.learners:
+            with naming(learner.name):
+                learner.check_finite(self.step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.method.student)
+        self.learners[0].average()
 
     def on_validation_epoch_start(self) -> None:
-        assert self.metrics is not None
-        self.metrics.reset()
+        for learner in self.learners:
+            learner.start_validation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.corrupt.add(batch.corrupt)
         if not len(batch.images):
             return
-        logits = self.final_student(batch.images).logits.float()
-        if not torch.isfinite(logits).all():
-            raise NonFiniteLossError(
-                f"student: its logits are NaN or infinite after step {self.global_step}; "
-                f"the last checkpoint is kept. {_MEND}"
-            )
-        assert self.metrics is not None
-        self.metrics.update(logits, batch.labels)
+        for learner in self.learners:
+            with naming(learner.name):
+                learner.validate(batch.images, batch.labels, self.step)
 
     def on_validation_epoch_end(self) -> None:
-        assert self.metrics is not None
-        accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}
-        self.log_dict(accuracies, logger=False)
-        self._log(accuracies, self.global_step)
-
-    def _log(self, values: dict[str, Any], step: int) -> None:
-        """Write to the loggers at once: Lightning would after the checkpoint, and a stop between loses the line."""
-        for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+        for learner in self.learners:
+            learner.end_validation(self.step)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.recipe, self.method)
-        schedule = build_schedule(self.recipe, optimizer, self.steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        configured = []
+        for learner in self.learners:
+            optimizer = build_optimizer(learner.recipe, learner.method)
+            schedule = build_schedule(learner.recipe, optimizer, self.steps_per_epoch)
+            configured.append({"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}})
+        return configured
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)

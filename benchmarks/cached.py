@@ -1,0 +1,83 @@
+"""One training step that is given the teacher's outputs, as a cache gives them, against the live step.
+
+Usage: python benchmarks/cached.py --teacher T --student S --batch B [--output FILE]; see benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from command import Parser, check_output, positive, say, write_json
+from measurement import DTYPES, describe_machine
+from pair import STEP, Pair, prepare, step
+
+from scalekd.errors import UserError
+from scalekd.hardware import autocast
+from scalekd.planner import step_flops
+from scalekd.planner.measure import seconds
+
+
+def measure(pair: Pair, *, batch: int, dtype: torch.dtype, steps: int) -> dict[str, Any]:
+    """Live and cached steps in turns, after one of each, and what the FLOPs let one expect."""
+    method = pair.method(torch.device("cpu"))
+    flops = step_flops(method)
+    prepare(method, dtype)
+    images, labels = pair.batch(batch, torch.device("cpu"))
+    with autocast(images.device, dtype):
+        taught = method.teacher(images)
+    losses = [step(method, images, labels, dtype, taught=known).item() for known in (None, taught)]
+    times: dict[str, list[float]] = {"live": [], "cached": []}
+    for number in range(steps):
+        order = (("live", None), ("cached", taught))
+        for name, known in order if number % 2 else reversed(order):
+            work = lambda known=known: step(method, images, labels, dtype, taught=known)  # noqa: E731
+            times[name].append(seconds(work, images.device))
+        say(f"pair {number + 1} of {steps}: live {times['live'][-1]:.2f} s, cached {times['cached'][-1]:.2f} s")
+    ratios = [live / cached for live, cached in zip(times["live"], times["cached"], strict=True)]
+    return {
+        "step_seconds": times,
+        "speedup": statistics.median(ratios),
+        "speedup_min": min(ratios),
+        "speedup_max": max(ratios),
+        "flops_ratio": flops.total / (flops.total - flops.teacher),
+        "loss_equal": losses[0] == losses[1],
+    }
+
+
+def main() -> int:
+    parser = Parser(
+        description="Measure a ScaleKD step with and without the teacher's forward, random weights, on CPU."
+    )
+    parser.add_argument("--teacher", required=True, help="timm name")
+    parser.add_argument("--student", required=True, help="timm name")
+    parser.add_argument("--batch", type=positive, required=True, help="images a step")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--resolution", type=positive, default=224, help="image side in pixels, default 224")
+    parser.add_argument("--steps", type=positive, default=4, help="measured steps of each, in turns; default 4")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
+    args = parser.parse_args()
+    try:
+        check_output(args.output)
+        pair = Pair(args.teacher, args.student, args.resolution)
+        found = measure(pair, batch=args.batch, dtype=DTYPES[args.dtype], steps=args.steps)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    settings = {key: value for key, value in vars(args).items() if key != "output"} | {"step": STEP}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe_machine(torch.device("cpu"))
+    result = {"benchmark": "cached", "date": when, "settings": settings, **found, "machine": machine}
+    if args.output:
+        write_json(args.output, result)
+    print(json.dumps({key: value for key, value in result.items() if key != "machine"}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Whether two runs that differ in their number format only learn alike: their losses, step by step.
+
+Usage: python benchmarks/curve.py RUN RUN [--output FILE], for finished runs with `--log-every 1`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from command import Parser, check_output, say, write_json
+
+from scalekd.errors import UserError
+
+WINDOW = 20
+
+
+def losses(run: Path) -> list[float]:
+    """The total loss of each step.
+
+    Raises:
+        UserError: If the folder holds no run.
+    """
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        raise UserError(f"run: {run} holds no run (no {file.name})")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Running means over `WINDOW` steps."""
+    return [statistics.mean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
+
+
+def compare(left: list[float], right: list[float]) -> dict[str, float]:
+    """Relative differences: the largest of a running mean, and the largest and the mean of a single step.
+
+    Raises:
+        UserError: If the runs differ in length or have fewer steps than the running mean needs.
+    """
+    if len(left) != len(right) or len(left) < WINDOW:
+        raise UserError(f"run: {len(left)} and {len(right)} logged steps; equal numbers from {WINDOW} up are needed")
+    single = [abs(one / two - 1) for one, two in zip(left, right, strict=True)]
+    mean = [abs(one / two - 1) for one, two in zip(smoothed(left), smoothed(right), strict=True)]
+    return {
+        "steps": len(left),
+        "running_mean_largest": max(mean),
+        "step_largest": max(single),
+        "step_mean": statistics.mean(single),
+        "first_loss": right[0],
+        "last_loss": right[-1],
+    }
+
+
+def main() -> int:
+    parser = Parser(description="Compare the losses of two runs step by step.")
+    parser.add_argument("runs", type=Path, nargs=2, help="run folders; the second is the reference")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
+    args = parser.parse_args()
+    try:
+        check_output(args.output)
+        found = compare(*map(losses, args.runs))
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    recipes: list[dict[str, Any]] = [yaml.safe_load((run / "recipe.yaml").read_text("utf-8")) for run in args.runs]
+    keys = {key for recipe in recipes for key in recipe} - {"data", "teacher_weights"}
+    differing = {
+        key: [recipe.get(key) for recipe in recipes] for key in keys if recipes[0].get(key) != recipes[1].get(key)
+    }
+    shared = {key: recipes[0].get(key) for key in sorted(keys - set(differing))}
+    environments = [json.loads((run / "environment.json").read_text("utf-8")) for run in args.runs]
+    result = {"benchmark": "curve", **found, "differing": differing, "recipe": shared, "environments": environments}
+    if args.output:
+        write_json(args.output, result)
+    print(json.dumps({key: value for key, value in result.items() if key not in ("recipe", "environments")}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

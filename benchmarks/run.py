@@ -1,0 +1,193 @@
+"""The CPU set of benchmarks, one after another, and one table of goals and measurements.
+
+Usage: python benchmarks/run.py [--only NAME ...] [--table]; `make bench` runs all. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from command import Parser, say
+from report import markdown
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+PAIR = ("--teacher", "swin_large_patch4_window7_224", "--student", "resnet50", "--batch", "16")
+STUDENTS = tuple(
+    word for name in ("mobilenetv1_100", "resnet18", "vit_tiny_patch16_224") for word in ("--student", name)
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        metric: What was measured.
+        measured: What came out.
+        goal: What it should be; empty for a figure without one.
+        reached: Whether it is; None without a goal.
+    """
+
+    metric: str
+    measured: str
+    goal: str = ""
+    reached: bool | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A script of this folder.
+
+    Attributes:
+        command: The script and its options but `--output`.
+        file: The JSON in `results/` that it writes.
+        rows: Lines of the table from that JSON.
+    """
+
+    command: tuple[str, ...]
+    file: str
+    rows: Callable[[dict[str, Any]], Iterator[Row]]
+
+
+def at_least(metric: str, value: float, goal: float, form: str = ".2f") -> Row:
+    """A line whose goal is a lower bound."""
+    return Row(metric, format(value, form), f"at least {goal:{form}}", value >= goal)
+
+
+def at_most(metric: str, value: float, goal: float, form: str = ".2f") -> Row:
+    """A line whose goal is an upper bound."""
+    return Row(metric, format(value, form), f"at most {goal:{form}}", value <= goal)
+
+
+def step_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Speed, utilisation and memory; the goals are those of bf16."""
+    dtype = result["ours"]["dtype"]
+    speed = f"step in {dtype}: times as fast as the transcription in float32"
+    if dtype == "bf16":
+        yield at_least(speed, result["speedup"], 4)
+        yield at_least("step in bf16: of the matrix peak", result["ours"]["fraction_of_peak"], 0.7, ".0%")
+        yield at_most("step in bf16: peak memory over the transcription's", result["memory"]["ratio"], 0.8)
+    else:
+        yield Row(speed, f"{result['speedup']:.2f}")
+
+
+def growth_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """The exponents against the FLOPs."""
+    limit = 1 + result["tolerance"]
+    for axis, fits in result["axes"].items():
+        for quantity in ("time", "memory"):
+            fit = fits[quantity]["flops"]
+            measured = f"{fit['exponent']:.2f} ± {fit['spread']:.2f}"
+            reached = fit["exponent"] <= limit
+            yield Row(f"growth with {axis}: exponent of {quantity} in FLOPs", measured, f"at most {limit:.2f}", reached)
+
+
+def cached_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """The live step over the cached one; a student under 1 GMAC is to gain more."""
+    settings = result["settings"]
+    small = "mobilenet" in settings["student"]
+    metric = f"{settings['teacher']} -> {settings['student']}: times as fast with the cache"
+    yield at_least(f"{metric} (by FLOPs {result['flops_ratio']:.2f})", result["speedup"], 2 if small else 1.4)
+
+
+def students_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Several students beside each other over their separate runs."""
+    settings = result["settings"]
+    metric = f"{len(settings['student'])} students, {settings['method']}: of the time of separate steps"
+    yield at_most(f"{metric} (by FLOPs {result['flops_ratio']:.0%})", result["ratio"], 0.6, ".0%")
+
+
+def guard_rows(result: dict[str, Any]) -> Iterator[Row]:
+    """Whether a quantity that no machine changes has grown."""
+    for pair, values in result["pairs"].items():
+        grown = "; ".join(result["grown"][pair])
+        yield Row(f"guard, {pair}: {len(values)} quantities", grown or "none grown", "none grown", not grown)
+
+
+# To add a benchmark: a line here, and a function above that reads its JSON.
+BENCHMARKS = {
+    "guard": Benchmark(("guard.py",), "guard-check.json", guard_rows),
+    "step-bf16": Benchmark(
+        ("step.py", *PAIR, "--dtype", "bf16", "--steps", "3"),
+        "step-swin_large-resnet50-bf16-cpu.json",
+        step_rows,
+    ),
+    "step-float32": Benchmark(
+        ("step.py", *PAIR, "--dtype", "float32", "--steps", "2", "--no-memory"),
+        "step-swin_large-resnet50-float32-cpu.json",
+        step_rows,
+    ),
+    "cached-resnet50": Benchmark(
+        ("cached.py", *PAIR, "--steps", "3"), "cached-swin_large-resnet50-cpu.json", cached_rows
+    ),
+    "cached-mobilenetv1": Benchmark(
+        ("cached.py", *PAIR[:2], "--student", "mobilenetv1_100", "--batch", "16", "--steps", "3"),
+        "cached-swin_large-mobilenetv1-cpu.json",
+        cached_rows,
+    ),
+    "students-kd": Benchmark(
+        ("students.py", *PAIR[:2], *STUDENTS, "--batch", "8", "--method", "kd", "--steps", "2"),
+        "students-kd-swin_large-cpu.json",
+        students_rows,
+    ),
+    "students-scalekd": Benchmark(
+        ("students.py", *PAIR[:2], *STUDENTS, "--batch", "8", "--method", "scalekd", "--steps", "2"),
+        "students-scalekd-swin_large-cpu.json",
+        students_rows,
+    ),
+    "growth": Benchmark(("growth.py", "--quick", "--steps", "3"), "growth-quick-cpu.json", growth_rows),
+}
+
+
+def run_one(benchmark: Benchmark) -> bool:
+    """Run a benchmark anew on the CPU; whether it gave a result. Exit code 1 beside a result is a goal not reached."""
+    script, *options = benchmark.command
+    file = RESULTS / benchmark.file
+    file.unlink(missing_ok=True)
+    command = [sys.executable, str(FOLDER / script), *options, "--output", str(file)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode
+    return code in (0, 1) and file.is_file()
+
+
+def lines(name: str, *, failed: bool) -> list[tuple[str, str, str, str]]:
+    """The lines of one benchmark: metric, goal, measured, reached."""
+    file = RESULTS / BENCHMARKS[name].file
+    if failed or not file.is_file():
+        return [(name, "", "failed" if failed else "not measured", "")]
+    rows = BENCHMARKS[name].rows(json.loads(file.read_text(encoding="utf-8")))
+    answer = {True: "yes", False: "no", None: ""}
+    return [(row.metric, row.goal, row.measured, answer[row.reached]) for row in rows]
+
+
+def main() -> int:
+    parser = Parser(
+        description="Run the CPU set of benchmarks, write their JSON to benchmarks/results/, print goals and figures.",
+        epilog="exit codes: 0 all ran, whatever they found; 1 one failed; 2 wrong input",
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
+    args = parser.parse_args()
+    failed = set()
+    for name in () if args.table else args.only or BENCHMARKS:
+        start = time.monotonic()
+        say(f"== {name}")
+        if not run_one(BENCHMARKS[name]):
+            failed.add(name)
+        say(f"== {name}: {'failed after' if name in failed else 'done in'} {time.monotonic() - start:.0f} s")
+    rows = [line for name in args.only or BENCHMARKS for line in lines(name, failed=name in failed)]
+    print(markdown(("metric", "goal", "measured", "reached"), rows))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

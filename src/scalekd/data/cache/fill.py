@@ -1,0 +1,147 @@
+"""Filling a cache; several processes may do it together."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from scalekd.data.cache.store import Shard, TeacherCache, size
+from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, training_loader
+from scalekd.errors import UserError
+from scalekd.method import TeacherOutputs
+
+_DRAWN_TWICE = 4
+
+
+def fill(
+    cache: TeacherCache,
+    dataset: ReplayDataset,
+    teach: Callable[[Tensor], TeacherOutputs],
+    *,
+    views: int,
+    batch: int,
+    workers: int,
+    corrupt: CorruptImages,
+    progress: Callable[[int, int], object],
+) -> None:
+    """Make the shards that are missing, and wait for those that another process makes.
+
+    Args:
+        cache: The cache; its folder has been made.
+        dataset: The images as they are trained on.
+        teach: The teacher, images `[batch, 3, h, w]` -> outputs; always gets as many, so that their number cannot
+            matter to the last bit.
+        views: Views to make.
+        batch: Images at once.
+        workers: Processes that load images.
+        corrupt: Counter of unreadable images.
+        progress: Called with the images made here since the last call, and with those still missing.
+
+    Raises:
+        UserError: If the augmentation cannot be replayed, the disk is full, or too many images cannot be read.
+    """
+    check_replayable(dataset)
+    while missing := cache.missing(views):
+        claims = _Claims(cache, views, batch)
+        try:
+            _fill_free(claims, training_loader(dataset, claims, workers), teach, corrupt, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            lacking = max(cache.bytes_missing(views) - cache.bytes_free(), 1)
+            raise UserError(
+                f"cache: the disk of {cache.path.parent} is full; {size(lacking)} more are needed. What is written is "
+                "kept: free them, and `scalekd cache` with the same flags goes on"
+            ) from error
+        finally:
+            claims.release()
+        if not claims.made:
+            with cache.claim(missing[0], wait=True):  # others have all that is missing; see what becomes of it
+                progress(0, claims.images_missing())
+
+
+class _Claims(Sampler[list[Key]]):
+    """The batches of all missing shards that no other process makes, each claimed when its first batch is loaded."""
+
+    def __init__(self, cache: TeacherCache, views: int, batch: int) -> None:
+        self.cache, self.views, self.batch = cache, views, batch
+        self.held: deque[tuple[Shard, ExitStack]] = deque()
+        self.made = 0
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for shard in self.cache.missing(self.views):
+            claim = ExitStack()
+            if not claim.enter_context(self.cache.claim(shard)):
+                claim.close()
+                continue
+            self.held.append((shard, claim))
+            keys = [Key(shard.view, shard.first + offset) for offset in range(shard.images)]
+            yield from (keys[first : first + self.batch] for first in range(0, len(keys), self.batch))
+
+    def images_missing(self) -> int:
+        """Images of shards that are not there yet, whoever makes them."""
+        return sum(shard.images for shard in self.cache.missing(self.views))
+
+    def write(self, outputs: list[dict[str, Tensor]]) -> None:
+        """Write the shard that was claimed first, and let go of it."""
+        shard, claim = self.held[0]
+        tensors = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
+        self.cache.write(shard, tensors)
+        self.held.popleft()
+        claim.close()
+        self.made += 1
+
+    def release(self) -> None:
+        """Let go of all that is still claimed."""
+        while self.held:
+            self.held.popleft()[1].close()
+
+
+def _fill_free(
+    claims: _Claims,
+    loader: Iterable[Batch],
+    teach: Callable[[Tensor], TeacherOutputs],
+    corrupt: CorruptImages,
+    progress: Callable[[int, int], object],
+) -> None:
+    """Make all missing shards that are free to be made."""
+    outputs: list[dict[str, Tensor]] = []
+    images = 0
+    missing = claims.images_missing()
+    for loaded in loader:
+        corrupt.add(loaded.corrupt)
+        count = len(loaded.images)
+        padding = loaded.images[-1:].expand(claims.batch - count, -1, -1, -1)
+        taught = teach(torch.cat([loaded.images, padding]))
+        outputs.append({name: tensor[:count] for name, tensor in claims.cache.layout.encode(taught).items()})
+        images += count
+        missing -= count
+        if images == claims.held[0][0].images:
+            claims.write(outputs)
+            outputs, images = [], 0
+            missing = claims.images_missing()
+        progress(count, missing)
+
+
+def check_replayable(dataset: ReplayDataset) -> None:
+    """Make sure, on a few images, that a key gives the same image each time.
+
+    Raises:
+        UserError: If it does not; says why that may be.
+    """
+    keys = [Key(0, number * len(dataset) // _DRAWN_TWICE) for number in range(_DRAWN_TWICE)]
+    first = [dataset[key].image for key in keys]
+    again = [dataset[key].image for key in reversed(keys)][::-1]
+    for key, one, two in zip(keys, first, again, strict=True):
+        if one is not None and (two is None or not torch.equal(one, two)):
+            raise UserError(
+                f"cache: the augmentation of {dataset.split.paths[key.image]} gave two different images for the same "
+                "seed, so that it cannot be replayed; let it draw from the global generators of python, numpy or "
+                "torch, which are seeded for each image, instead of one of its own"
+            )

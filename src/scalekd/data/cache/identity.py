@@ -1,0 +1,140 @@
+"""What a cache is of, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scalekd.data.cache.layout import Layout
+from scalekd.data.cache.store import DESCRIPTION, LISTING, TeacherCache
+from scalekd.data.folder import Split
+from scalekd.errors import UserError
+
+_FORMAT = 1
+
+
+def list_images(split: Split) -> str:
+    """A line an image, in their order: its size in bytes (0 where it cannot be read) and its relative path."""
+    return "".join(f"{_size(path)}\t{Path(path).relative_to(split.root)}\n" for path in split.paths)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that the outputs in a cache follow from.
+
+    Attributes:
+        settings: Teacher, augmentation, seed, number format: plain values by name.
+        listing: The images, see `list_images`.
+        ingredients: Settings and the listing's hash: what `cache.json` holds.
+        digest: A hash of it, the cache's name.
+    """
+
+    settings: dict[str, Any]
+    listing: str
+    ingredients: dict[str, Any] = field(init=False)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        images = hashlib.sha256(self.listing.encode(errors="surrogateescape")).hexdigest()
+        ingredients = json.loads(json.dumps({"format": _FORMAT, "images": images} | self.settings))
+        text = json.dumps(ingredients, sort_keys=True)
+        object.__setattr__(self, "ingredients", ingredients)
+        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def cache(self, caches: Path, layout: Layout) -> TeacherCache:
+        """Where its cache is, or would be, in the folder `caches`."""
+        return TeacherCache(caches / self.digest, self.listing.count("\n"), layout)
+
+
+def open_cache(caches: Path, identity: Identity, layout: Layout, views: int) -> TeacherCache:
+    """The cache that a run can read.
+
+    Raises:
+        UserError: If there is none for it, it is not complete, or a shard is damaged; says what differs or which.
+    """
+    cache = identity.cache(caches, layout)
+    if not (cache.path / DESCRIPTION).is_file():
+        raise UserError(f"cache: {_nearest(caches, identity)}")
+    check_shards(cache, views)
+    missing = cache.missing(views)
+    if missing:
+        whole = missing[0].view
+        mend = f", or set augmentation_epochs to {whole}" if whole else ""
+        every = len(cache.shards(views))
+        raise UserError(
+            f"cache: {cache.path} holds {every - len(missing)} of {every} shards for {views} view(s); "
+            f"`scalekd cache` with the same flags goes on{mend}"
+        )
+    return cache
+
+
+def check_shards(cache: TeacherCache, views: int) -> None:
+    """Make sure that the shards that are there are whole and belong there.
+
+    Raises:
+        UserError: If one is not; names it.
+    """
+    for shard, fault in cache.faulty(views).items():
+        raise UserError(f"cache: {cache.file(shard)} {fault}; `scalekd cache --rebuild` with the same flags mends it")
+
+
+def _nearest(caches: Path, identity: Identity) -> str:
+    """What the caches that are there have instead."""
+    mend = "fill one with `scalekd cache` and the same flags"
+    found: list[tuple[list[str], Path, dict[str, Any]]] = []
+    for description in sorted(caches.glob(f"*/{DESCRIPTION}")):
+        try:
+            theirs = dict(json.loads(description.read_text(encoding="utf-8"))["ingredients"])
+        except (OSError, ValueError, TypeError, KeyError):  # not ours
+            continue
+        keys = sorted(identity.ingredients.keys() | theirs.keys())
+        found.append(([k for k in keys if theirs.get(k) != identity.ingredients.get(k)], description.parent, theirs))
+    if not found:
+        return f"{caches} holds none; {mend}"
+    differing, path, theirs = min(found, key=lambda entry: len(entry[0]))
+    parts = [
+        _compare_images(path, identity.listing)
+        if key == "images"
+        else f"{key} {_brief(theirs.get(key))} (run: {_brief(identity.ingredients.get(key))})"
+        for key in differing
+    ]
+    return f"{caches} holds none for this run; the nearest, {path.name}, has {', '.join(parts)}; {mend}"
+
+
+def _brief(value: Any) -> str:
+    """A value for a message; hashes are cut."""
+    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
+
+
+def _compare_images(path: Path, now: str) -> str:
+    """How the images now differ from those of a cache."""
+    try:
+        then = gzip.decompress((path / LISTING).read_bytes()).decode(errors="surrogateescape")
+    except (OSError, EOFError) as error:
+        return f"other images ({LISTING}: {error})"
+    old, new = _sizes(then), _sizes(now)
+    changes = {
+        "added": [name for name in new if name not in old],
+        "removed": [name for name in old if name not in new],
+        "with another size": [name for name in new if name in old and old[name] != new[name]],
+    }
+    parts = [f"{len(names)} {change} (first: {names[0]})" for change, names in changes.items() if names]
+    return f"other images than now: {', '.join(parts) or 'the same in another order'}"
+
+
+def _sizes(listing: str) -> dict[str, str]:
+    """The size of each file of a listing."""
+    entries = [line.partition("\t") for line in listing.split("\n")[:-1]]
+    return {name: size for size, _, name in entries}

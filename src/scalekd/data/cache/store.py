@@ -1,0 +1,186 @@
+"""The folder of one cache: a description, the images' listing, and shards that are there whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from scalekd.data.cache.layout import Layout
+from scalekd.errors import UserError
+
+DESCRIPTION = "cache.json"
+LISTING = "images.txt.gz"
+_CARD_KEY = "scalekd"
+# Told for people who look for the cause of a difference; the identity does not rest on them.
+_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pillow")
+
+
+class Shard(NamedTuple):
+    """Images `first` to `first + images - 1` of a view."""
+
+    view: int
+    number: int
+    first: int
+    images: int
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """A teacher's outputs for some views of the images of a data set.
+
+    A view is what one epoch's augmentation makes of an image. Views can be added to a cache at any time.
+
+    Attributes:
+        path: Its folder.
+        images: Images of the data.
+        layout: How an image's outputs are kept.
+    """
+
+    path: Path
+    images: int
+    layout: Layout
+
+    def shards(self, views: int) -> list[Shard]:
+        """All shards of the first `views` views."""
+        size = self.layout.images_per_shard
+        parts = [(first, min(size, self.images - first)) for first in range(0, self.images, size)]
+        return [Shard(view, number, *part) for view in range(views) for number, part in enumerate(parts)]
+
+    def file(self, shard: Shard) -> Path:
+        """Where a shard is, once it is there."""
+        return self.path / f"view-{shard.view:03}" / f"{shard.number:05}.safetensors"
+
+    def missing(self, views: int) -> list[Shard]:
+        """Shards that are not there."""
+        return [shard for shard in self.shards(views) if not self.file(shard).is_file()]
+
+    def faulty(self, views: int) -> dict[Shard, str]:
+        """Shards whose size or header is not what it must be, each with what is wrong; the values are not read."""
+        found = {s: self._fault(s) for s in self.shards(views) if self.file(s).is_file()}
+        return {shard: fault for shard, fault in found.items() if fault}
+
+    def _card(self, shard: Shard) -> str:
+        return json.dumps({"cache": self.path.name} | shard._asdict())
+
+    def _fault(self, shard: Shard) -> str | None:
+        try:
+            with safe_open(self.file(shard), framework="pt") as file:
+                card = (file.metadata() or {}).get(_CARD_KEY)
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            return f"is truncated or damaged ({error})"
+        if card != self._card(shard) or shapes != self.layout.shapes(shard.images):
+            return "belongs to another cache or place"
+        return None
+
+    def create(self, ingredients: dict[str, Any], listing: str) -> None:
+        """Make the folder and write what the cache is of; harmless where that is done."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
+        text = listing.encode(errors="surrogateescape")
+        self._write(self.path / LISTING, gzip.compress(text, mtime=0))
+        self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
+
+    def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
+        """Write a shard; the caller holds its claim."""
+        for left in self.file(shard).parent.glob(f"{self.file(shard).name}.*.partial"):  # by a process that died
+            left.unlink(missing_ok=True)
+        # One metadata key only: safetensors writes several in random order.
+        self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Write a file whole or not at all: it is on the disk before it has its name.
+
+        Raises:
+            OSError: If the disk is full, say; nothing is left of the file then.
+        """
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self, shard: Shard, *, wait: bool = False) -> Iterator[bool]:
+        """Keep other processes from making the same shard. The system ends the claim of a process that dies.
+
+        Args:
+            shard: Which.
+            wait: Whether to wait where another process has it.
+
+        Yields:
+            Whether it is ours to make: False where another process has it, or it is there by now.
+        """
+        path = self.file(shard).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            if not _lock(lock, wait) or not _is(path, lock):  # a removed file's lock keeps nobody out
+                yield False
+                return
+            try:
+                yield not self.file(shard).is_file()
+            finally:
+                path.unlink(missing_ok=True)
+
+    def bytes_missing(self, views: int) -> int:
+        """Bytes that the shards take which are not there."""
+        return sum(shard.images for shard in self.missing(views)) * self.layout.bytes_per_image
+
+    def bytes_free(self) -> int:
+        """Bytes that the disk has room for."""
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.is_dir())
+        return shutil.disk_usage(there).free
+
+    def check_space(self, views: int) -> None:
+        """Make sure that the missing shards fit on the disk.
+
+        Raises:
+            UserError: If they do not; says by how much.
+        """
+        lacking = self.bytes_missing(views) - self.bytes_free()
+        if lacking > 0:
+            raise UserError(
+                f"cache: the disk of {self.path.parent} lacks {size(lacking)} for {views} view(s); free them, or take "
+                "fewer views (augmentation_epochs) or cache_format int8. Shards already written are kept"
+            )
+
+
+def _lock(file: IO[str], wait: bool) -> bool:
+    """Lock an open file, which lasts until it is closed; False where another process has it and we do not wait."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is still what the path leads to."""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min((len(str(count)) - 1) // 3, len(units) - 1)
+    return f"{count / 1000**power:.4g} {units[power]}"

@@ -1,0 +1,45 @@
+"""How a pair's tensors and operations are laid out for speed on a device; it computes the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from scalekd.method import Method
+from scalekd.models.student import Student
+from scalekd.models.teacher import Teacher
+
+
+def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
+    """Lay out a joined pair for `device` under autocast to `dtype`.
+
+    Args:
+        method: The pair.
+        device: Where it will run.
+        dtype: The autocast type.
+        channels_last: Whether the student's convolutions use the channels-last layout.
+    """
+    if method.teacher is not None:
+        prepare_teacher(method.teacher, device, dtype)
+    choose_attention(method, device, dtype)
+    if channels_last:
+        assert isinstance(method.student, Student)
+        method.student.model.to(memory_format=torch.channels_last)
+
+
+def prepare_teacher(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:
+    """What `prepare` does to the teacher."""
+    choose_attention(teacher, device, dtype)
+    if dtype == torch.bfloat16:
+        teacher.hold_weights(dtype)
+
+
+def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Take attention's products and softmax apart where that is faster: in bf16 on the CPU (docs/performance.md).
+
+    Works on modules with timm's flag `fused_attn`, timm's own and ours.
+    """
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        for part in module.modules():
+            if hasattr(part, "fused_attn"):
+                part.fused_attn = False  # type: ignore[assignment]

@@ -1,0 +1,49 @@
+"""How much disk a teacher cache takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from scalekd.data.cache import Layout
+from scalekd.data.cache.store import size
+from scalekd.method.outputs import TeacherLike
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Size of a teacher cache (`scalekd cache`). `str(storage)` is for people.
+
+    Attributes:
+        images: Images of the data.
+        bf16: Bytes an image and view (what one epoch's augmentation makes of it), with tokens kept as bf16.
+        int8: The same with tokens as int8.
+    """
+
+    images: int
+    bf16: int
+    int8: int
+
+    def __str__(self) -> str:
+        return (
+            f"{size(self.bf16)} an image and view: {size(self.images * self.bf16)} a view for {self.images:,} images "
+            f"(int8 {size(self.images * self.int8)})"
+        )
+
+
+def storage(teacher: TeacherLike, images: int, dtype: torch.dtype) -> Storage:
+    """Predict the size of a cache; files are larger by their headers, under 1 kB of up to 64 MiB.
+
+    Args:
+        teacher: The teacher.
+        images: Images of the data.
+        dtype: The autocast type.
+    """
+    return Storage(images, _bytes(teacher, dtype, "bf16"), _bytes(teacher, dtype, "int8"))
+
+
+def _bytes(teacher: TeacherLike, dtype: torch.dtype, cache_format: Literal["bf16", "int8"]) -> int:
+    tokens = teacher.tokens
+    return Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, cache_format).bytes_per_image

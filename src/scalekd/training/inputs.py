@@ -1,0 +1,61 @@
+"""From a recipe to the images that a run reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scalekd.data import (
+    Key,
+    ReplayDataset,
+    Split,
+    read_label_free,
+    read_splits,
+    read_unlabelled,
+    training_transform,
+)
+from scalekd.errors import UserError
+from scalekd.method import TeacherOutputs
+from scalekd.recipes import Recipe
+
+
+def read_data(recipe: Recipe) -> tuple[Split, Split]:
+    """Training and validation images as the recipe's `labels` wants them.
+
+    Raises:
+        UserError: If no data is named, or it is not as the recipe says.
+    """
+    data = recipe.data
+    if data is None:
+        raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
+    if recipe.labels == "none":
+        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
+    train, val = read_splits(data, recipe.train_split, recipe.val_split)
+    if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
+        train = train + read_unlabelled(data, recipe.unlabelled_split)
+        if recipe.mixup or recipe.cutmix:
+            raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
+    return train, val
+
+
+def training_images(
+    recipe: Recipe, split: Split, taught: Callable[[Key], TeacherOutputs] | None = None
+) -> ReplayDataset:
+    """A split's images as the recipe augments them.
+
+    Args:
+        recipe: The run's settings.
+        split: The images.
+        taught: The teacher's outputs for a key, where they are kept.
+
+    Raises:
+        UserError: If `rand_augment` is not in timm's notation.
+    """
+    transform = training_transform(
+        recipe.resolution,
+        crop_scale=recipe.crop_scale,
+        crop_ratio=recipe.crop_ratio,
+        flip=recipe.flip,
+        rand_augment=recipe.rand_augment,
+        erasing=recipe.erasing,
+    )
+    return ReplayDataset(split, transform, seed=recipe.seed, substitute=True, taught=taught)

@@ -1,0 +1,161 @@
+"""A student in training, without the loop around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from scalekd.data import seeded
+from scalekd.errors import UserError
+from scalekd.evaluation import accuracy_metrics
+from scalekd.method import Losses, Method, TeacherOutputs
+from scalekd.models import Student
+from scalekd.recipes import Recipe
+from scalekd.training.folder import RunFolder
+from scalekd.training.logs import JsonLinesLogger
+
+_MEND = "A lower lr, a longer warm-up or clip usually mends it"
+
+
+class NonFiniteLossError(UserError):
+    """A loss term, or a weight of the student, became NaN or infinite."""
+
+
+class Learner(nn.Module):
+    """A student with all that is its own: method, moving average, figures, run folder. Holds no teacher.
+
+    Args:
+        recipe: The run's settings.
+        method: The joined pair.
+        folder: Where the run leaves its files; None to leave none.
+        name: What it is called beside others; empty where it is alone.
+
+    Attributes:
+        figures: The last value of each figure: losses and cosines, learning rate, accuracies in percent.
+    """
+
+    def __init__(self, recipe: Recipe, method: Method, folder: RunFolder | None = None, name: str = "") -> None:
+        super().__init__()
+        self.recipe, self.method, self.folder, self.name = recipe, method, folder, name
+        self.ema = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
+        num_classes = method.student.num_classes
+        self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
+        self.figures: dict[str, Any] = {}
+        self._unchecked: int | None = None  # the step of the last loss, until it was looked at
+        self.loggers: list[Logger] = []
+        if folder is not None:
+            tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="")
+            self.loggers = [JsonLinesLogger(folder.metrics), tensorboard]
+
+    @property
+    def final_student(self) -> Student:
+        """The weights that are evaluated and saved: the moving average where there is one."""
+        student = self.method.student if self.ema is None else self.ema.module
+        assert isinstance(student, Student)
+        return student
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """`top1` and `top5` in percent of the last validation; empty before the first."""
+        return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
+
+    def learn(
+        self, images: Tensor, labels: Tensor | None, taught: TeacherOutputs | None, *, batch: int, step: int
+    ) -> Tensor:
+        """The total loss of a batch; see `Method.forward` for the first three.
+
+        Args:
+            images: `[B, 3, h, w]`.
+            labels: `[B]` or `[B, K]`.
+            taught: The teacher's outputs where they are at hand.
+            batch: Number of the batch in the run.
+            step: Optimiser steps taken, for the message.
+
+        Raises:
+            NonFiniteLossError: If the loss of the batch before is NaN or infinite; names the terms.
+        """
+        # Dropout and drop path draw from (seed, batch): a resumed run draws the same, whoever learns beside.
+        with seeded(self.recipe.seed, batch):
+            losses: Losses = self.method(images, labels, taught)
+        total = losses.total
+        terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
+        cosines = {f"cosine/{name}": value for name, value in losses.cosines.items()}
+        self._check_loss()
+        self.figures |= {"train/loss": total.detach(), **terms, **cosines}
+        self._unchecked = step
+        return total
+
+    def _check_loss(self) -> None:
+        """Look at the loss of the batch before, which a GPU has at hand by now: nothing waits for this one's."""
+        step, self._unchecked = self._unchecked, None
+        if step is None or torch.isfinite(total := self.figures["train/loss"]):
+            return
+        values = {name.removeprefix("train/"): value for name, value in self.figures.items() if "train/" in name}
+        bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
+        raise NonFiniteLossError(
+            f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
+            f"the last checkpoint is kept. {_MEND}"
+        )
+
+    def log_training(self, learning_rate: float, step: int) -> None:
+        """Write the figures of the last batch to the logs."""
+        self.figures["lr"] = learning_rate
+        self._log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
+
+    def average(self) -> None:
+        """Take the student's weights into the moving average."""
+        if self.ema is not None:
+            self.ema.update(self.method.student)
+
+    def check_finite(self, step: int) -> None:
+        """Make sure that what is about to be saved is worth keeping.
+
+        Raises:
+            NonFiniteLossError: If the last loss or a parameter of the student is NaN or infinite; names it.
+        """
+        self._check_loss()
+        for name, parameter in self.final_student.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"student: {name} became NaN or infinite by step {step}; the last checkpoint is kept. {_MEND}"
+                )
+
+    def start_validation(self) -> None:
+        """Forget the images of the validation before."""
+        assert self.metrics is not None
+        self.metrics.reset()
+
+    def validate(self, images: Tensor, labels: Tensor, step: int) -> None:
+        """Count the right answers of a batch.
+
+        Raises:
+            NonFiniteLossError: If a logit is NaN or infinite.
+        """
+        logits = self.final_student(images).logits.float()
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLossError(
+                f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {_MEND}"
+            )
+        assert self.metrics is not None
+        self.metrics.update(logits, labels)
+
+    def end_validation(self, step: int) -> None:
+        """Work out the accuracies and write them to the logs."""
+        assert self.metrics is not None
+        accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}
+        self.figures |= accuracies
+        self._log(accuracies, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        """Write to the loggers at once: Lightning would after the checkpoint, and a stop between loses the line."""
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+
+    def save(self, classes: tuple[str, ...], top1: float | None) -> None:
+        """Write the student's weights, with class names and accuracy in percent in their card."""
+        assert self.folder is not None
+        self.final_student.save(self.folder.student, classes, None if top1 is None else round(top1, 2))
