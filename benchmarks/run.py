@@ -122,7 +122,7 @@ BENCHMARKS = {
         step_rows,
     ),
     "step-float32": Benchmark(
-        ("step.py", *PAIR, "--dtype", "float32", "--steps", "2", "--no-memory"),
+        ("step.py", *PAIR, "--dtype", "float32", "--steps", "1", "--no-memory"),
         "step-swin_large-resnet50-float32-cpu.json",
         step_rows,
     ),
@@ -144,7 +144,7 @@ BENCHMARKS = {
         "students-scalekd-swin_large-cpu.json",
         students_rows,
     ),
-    "growth": Benchmark(("growth.py", "--quick", "--steps", "3"), "growth-quick-cpu.json", growth_rows),
+    "growth": Benchmark(("growth.py", "--quick", "--steps", "2"), "growth-quick-cpu.json", growth_rows),
 }
 
 
