@@ -210,7 +210,8 @@ class RunKeys(Keys):
     sync_batchnorm: bool = False
     """Whether batch norm takes its statistics over all devices; no difference on one."""
     compile: bool = False
-    """Whether the step runs through torch.compile, which takes minutes at the start; did not pay on the CPU, unmeasured on GPUs."""
+    """Whether the step runs through torch.compile, which takes minutes at the start. It did not pay on the
+    CPU and is unmeasured on GPUs."""
     channels_last: bool = True
     """Whether the student's convolutions use the channels-last layout."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
