@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from scalekd import Student
 from scalekd.data import (
+    Files,
     Key,
     ReplayDataset,
     Split,
@@ -107,16 +108,16 @@ def choose_images(args: argparse.Namespace) -> Split:
         UserError: If the folder is missing, holds no image, or fewer than three batches of them.
     """
     split = read_unlabelled(args.data.parent, args.data.name)
-    paths = split.paths[:: max(1, len(split) // args.images)][: args.images]
+    paths = [split.locate(index) for index in range(len(split))][:: max(1, len(split) // args.images)][: args.images]
     if len(paths) < 3 * args.batch:
         raise UserError(f"data: {args.data} has {len(paths)} images to use; three batches of {args.batch} are needed")
     if args.generate:
         args.into.mkdir(parents=True, exist_ok=True)
-        sources, paths = paths, tuple(str(args.into / f"{index}.jpg") for index in range(len(paths)))
+        sources, paths = paths, [str(args.into / f"{index}.jpg") for index in range(len(paths))]
         for source, path in zip(sources, paths, strict=True):
             with Image.open(source) as image:
                 image.convert("RGB").resize(args.generate, Image.Resampling.BICUBIC).save(path, quality=90)
-    return Split(root=args.data, paths=paths, labels=(0,) * len(paths), classes=("any",))
+    return Split(Files(Path("/"), paths), (0,) * len(paths), ("any",))
 
 
 def transform(name: str, side: int) -> Transform:
@@ -199,14 +200,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.output and not args.output.parent.is_dir():
         raise UserError(f"output: no such folder: {args.output.parent}")
     split = choose_images(args)
-    with Image.open(split.paths[0]) as image:
+    with split.open(0) as image:
         size = image.size
     hidden = ("json", "output", "data", "into")
     return {
         "benchmark": "pipeline",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {k: v for k, v in vars(args).items() if k not in hidden} | {"size_of_first": size},
-        "kilobytes_an_image": sum(os.path.getsize(path) for path in split.paths) / len(split) / 1000,
+        "kilobytes_an_image": sum(map(split.store.size, range(len(split)))) / len(split) / 1000,
         "differences": {
             str(side): {name: differences(split, name, side) for name in READERS if name != "pil"}
             for side in args.resolutions

@@ -121,7 +121,7 @@ def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
     assert sizes == {"train": 1257, "small": 100, "val": 540}
     small, val = read_splits(tmp_path, "small", "val")
     assert len(small) == 100
-    assert {Path(p).name for p in small.paths}.isdisjoint(Path(p).name for p in val.paths)
+    assert {Path(p).name for p in small.store.names}.isdisjoint(Path(p).name for p in val.store.names)
     assert small.classes == tuple("0123456789")
 
 

@@ -14,7 +14,7 @@ def test_images_are_listed_by_class_and_other_files_left_out(data: Path) -> None
     split = read_split(data, "train")
     assert split.classes == ("blue", "green", "red")
     assert split.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
-    assert all(path.endswith(".png") for path in split.paths)
+    assert all(path.endswith(".png") for path in split.store.names)
 
 
 def test_a_missing_split_suggests_the_nearest(data: Path) -> None:

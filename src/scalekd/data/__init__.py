@@ -1,7 +1,7 @@
 """Sources, augmentation and loaders."""
 
 from scalekd.data.augmentation import evaluation_transform, training_transform
-from scalekd.data.folder import Split, read_label_free, read_split, read_splits, read_unlabelled
+from scalekd.data.folder import join, read_label_free, read_split, read_splits, read_unlabelled
 from scalekd.data.loader import (
     Batch,
     CorruptImages,
@@ -12,17 +12,21 @@ from scalekd.data.loader import (
     training_loader,
 )
 from scalekd.data.replay import derive_seed, seeded
+from scalekd.data.split import Files, Split, Store
 
 __all__ = [
     "Batch",
     "CorruptImages",
+    "Files",
     "Key",
     "ReplayDataset",
     "Split",
+    "Store",
     "TrainingStream",
     "derive_seed",
     "evaluation_loader",
     "evaluation_transform",
+    "join",
     "read_label_free",
     "read_split",
     "read_splits",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -26,14 +27,17 @@ def _naming_what_is_unreadable() -> Iterator[None]:
         raise UnreadableImageError(error) from error
 
 
-def open_image(path: str) -> Image.Image:
-    """Open a file and read its header: size and mode are known, pixels are not decoded yet.
+def open_image(source: Callable[[], str | IO[bytes]]) -> Image.Image:
+    """Open an image and read its header: size and mode are known, pixels are not decoded yet.
+
+    Args:
+        source: Gives its path or its bytes; may raise OSError.
 
     Raises:
         UnreadableImageError: If it is missing or no image.
     """
     with _naming_what_is_unreadable():
-        return Image.open(path)
+        return Image.open(source())
 
 
 def read(image: Image.Image) -> Tensor:

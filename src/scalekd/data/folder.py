@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.data.split import UNLABELLED, Files, Split
 from scalekd.errors import UserError, did_you_mean
-
-UNLABELLED = -1
-
-
-@dataclass(frozen=True)
-class Split:
-    """The images of one split.
-
-    Attributes:
-        root: Its folder.
-        paths: Image files, sorted by class and name.
-        labels: Class index of each, -1 for an unlabelled one.
-        classes: Class names, sorted; empty where no image is labelled.
-    """
-
-    root: Path
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def unlabelled(self) -> int:
-        """Number of images without a label."""
-        return self.labels.count(UNLABELLED)
-
-    def __add__(self, other: Split) -> Split:
-        """These images and then those of an unlabelled split of the same data."""
-        root = Path(os.path.commonpath([self.root, other.root]))
-        return Split(root, self.paths + other.paths, self.labels + other.labels, self.classes)
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the images' relative paths and labels (not of their pixels), with their number."""
-        digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{Path(path).relative_to(self.root)}\0{label}\n".encode(errors="surrogateescape"))
-        return f"{len(self)} images, {digest.hexdigest()[:16]}"
 
 
 def _folder(data: Path, name: str) -> Path:
@@ -66,6 +26,10 @@ def _folder(data: Path, name: str) -> Path:
             "Name the splits' folders with train_split and val_split"
         )
     return root
+
+
+def _files(root: Path, paths: Iterable[str]) -> Files:
+    return Files(root, tuple(os.path.relpath(path, root) for path in paths))
 
 
 def read_split(data: Path, name: str) -> Split:
@@ -85,7 +49,7 @@ def read_split(data: Path, name: str) -> Split:
     if empty:
         raise UserError(f"data: no images in {', '.join(str(root / name) for name in empty[:3])}")
     paths, labels = zip(*listing.samples, strict=True)
-    return Split(root=root, paths=paths, labels=labels, classes=tuple(listing.classes))
+    return Split(_files(root, paths), labels, tuple(listing.classes))
 
 
 def read_splits(data: Path, train: str, val: str) -> tuple[Split, Split]:
@@ -120,7 +84,7 @@ def read_unlabelled(data: Path, name: str) -> Split:
     )
     if not paths:
         raise UserError(f"data: no images in {root}")
-    return Split(root=root, paths=tuple(paths), labels=(UNLABELLED,) * len(paths), classes=())
+    return Split(_files(root, paths), (UNLABELLED,) * len(paths), ())
 
 
 def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[Split, Split]:
@@ -134,6 +98,13 @@ def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[
     there = [name for name in (train, unlabelled) if (data / name).is_dir()] or [train]
     training = read_unlabelled(data, there[0])
     for name in there[1:]:
-        training = training + read_unlabelled(data, name)
+        training = join(data, training, read_unlabelled(data, name))
     has_val = (data / val).is_dir()
-    return training, read_split(data, val) if has_val else Split(root=data / val, paths=(), labels=(), classes=())
+    return training, read_split(data, val) if has_val else Split(Files(data / val, ()), (), ())
+
+
+def join(data: Path, split: Split, unlabelled: Split) -> Split:
+    """The images of a split and then those of an unlabelled one, both of folders in `data`."""
+    parts = (split.store, unlabelled.store)
+    names = [os.path.relpath(part.locate(index), data) for part in parts for index in range(len(part.names))]
+    return Split(Files(data, names), (*split.labels, *unlabelled.labels), split.classes)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
-from scalekd.data.decoding import UnreadableImageError, open_image
-from scalekd.data.folder import Split
+from scalekd.data.decoding import UnreadableImageError
 from scalekd.data.replay import derive_seed, seeded
+from scalekd.data.split import Split
 from scalekd.errors import UserError
 from scalekd.method import TeacherOutputs
 
@@ -74,15 +74,14 @@ class ReplayDataset(Dataset[Sample]):
         corrupt: list[str] = []
         for offset in range(len(self.split) if self.substitute else 1):
             index = (key.image + offset) % len(self.split)
-            path, label = self.split.paths[index], self.split.labels[index]
             try:
-                with open_image(path) as image, seeded(self.seed, key.epoch, index):
+                with self.split.open(index) as image, seeded(self.seed, key.epoch, index):
                     pixels = self.transform(image)
             except UnreadableImageError:
-                corrupt.append(path)
+                corrupt.append(self.split.locate(index))
                 continue
             taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
-            return Sample(pixels, label, tuple(corrupt), taught)
+            return Sample(pixels, int(self.split.labels[index]), tuple(corrupt), taught)
         return Sample(None, -1, tuple(corrupt))
 
 

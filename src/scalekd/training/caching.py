@@ -211,7 +211,7 @@ def compare_sample(
             cosine = F.cosine_similarity(kept.tokens.float(), live.tokens.float(), dim=-1).mean().item()
             if not cosine > _LEAST_COSINE:
                 raise UserError(
-                    f"cache: {cache.path} does not hold what the teacher says of {dataset.split.paths[key.image]} "
+                    f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "
                     f"(view {key.epoch}, cosine {cosine:.3f}): the pictures' content or the software changed; "
                     "delete it and fill it again"
                 )

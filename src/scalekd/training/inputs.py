@@ -8,6 +8,7 @@ from scalekd.data import (
     Key,
     ReplayDataset,
     Split,
+    join,
     read_label_free,
     read_splits,
     read_unlabelled,
@@ -31,7 +32,7 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
         return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
     train, val = read_splits(data, recipe.train_split, recipe.val_split)
     if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
-        train = train + read_unlabelled(data, recipe.unlabelled_split)
+        train = join(data, train, read_unlabelled(data, recipe.unlabelled_split))
         if recipe.mixup or recipe.cutmix:
             raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
     return train, val

@@ -144,7 +144,7 @@ def check_replayable(dataset: ReplayDataset, views: int) -> None:
     for key, one, two in zip(keys, first, again, strict=True):
         if one is not None and (two is None or not torch.equal(one, two)):
             raise UserError(
-                f"cache: the augmentation of {dataset.split.paths[key.image]} gave two different images for the same "
+                f"cache: the augmentation of {dataset.split.locate(key.image)} gave two different images for the same "
                 "seed, so that it cannot be replayed; let it draw from the global generators of python, numpy or "
                 "torch, which are seeded for each image, instead of one of its own"
             )

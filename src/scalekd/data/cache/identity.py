@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scalekd.data.cache.layout import Layout
 from scalekd.data.cache.store import DESCRIPTION, LISTING, TeacherCache
-from scalekd.data.folder import Split
+from scalekd.data.split import Split, Store
 from scalekd.errors import UserError
 
 _FORMAT = 1
@@ -20,12 +19,12 @@ _FORMAT = 1
 
 def list_images(split: Split) -> str:
     """A line an image, in their order: its size in bytes (0 where it cannot be read) and its relative path."""
-    return "".join(f"{_size(path)}\t{Path(path).relative_to(split.root)}\n" for path in split.paths)
+    return "".join(f"{_size(split.store, index)}\t{name}\n" for index, name in enumerate(split.store.names))
 
 
-def _size(path: str) -> int:
+def _size(store: Store, index: int) -> int:
     try:
-        return os.stat(path).st_size
+        return store.size(index)
     except OSError:
         return 0
 
