@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.data.names import Names
 from scalekd.data.split import UNLABELLED, Files, Split
 from scalekd.errors import UserError, did_you_mean
 
@@ -29,7 +31,7 @@ def _folder(data: Path, name: str) -> Path:
 
 
 def _files(root: Path, paths: Iterable[str]) -> Files:
-    return Files(root, tuple(os.path.relpath(path, root) for path in paths))
+    return Files(root, Names.pack(os.path.relpath(path, root) for path in paths))
 
 
 def read_split(data: Path, name: str) -> Split:
@@ -49,7 +51,7 @@ def read_split(data: Path, name: str) -> Split:
     if empty:
         raise UserError(f"data: no images in {', '.join(str(root / name) for name in empty[:3])}")
     paths, labels = zip(*listing.samples, strict=True)
-    return Split(_files(root, paths), labels, tuple(listing.classes))
+    return Split(_files(root, paths), np.array(labels, np.int32), tuple(listing.classes))
 
 
 def read_splits(data: Path, train: str, val: str) -> tuple[Split, Split]:
@@ -84,7 +86,7 @@ def read_unlabelled(data: Path, name: str) -> Split:
     )
     if not paths:
         raise UserError(f"data: no images in {root}")
-    return Split(_files(root, paths), (UNLABELLED,) * len(paths), ())
+    return Split(_files(root, paths), np.full(len(paths), UNLABELLED, np.int32), ())
 
 
 def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[Split, Split]:
@@ -100,11 +102,12 @@ def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[
     for name in there[1:]:
         training = join(data, training, read_unlabelled(data, name))
     has_val = (data / val).is_dir()
-    return training, read_split(data, val) if has_val else Split(Files(data / val, ()), (), ())
+    return training, read_split(data, val) if has_val else Split(Files(data / val, ()), np.empty(0, np.int32), ())
 
 
 def join(data: Path, split: Split, unlabelled: Split) -> Split:
     """The images of a split and then those of an unlabelled one, both of folders in `data`."""
     parts = (split.store, unlabelled.store)
-    names = [os.path.relpath(part.locate(index), data) for part in parts for index in range(len(part.names))]
-    return Split(Files(data, names), (*split.labels, *unlabelled.labels), split.classes)
+    folders = [(os.path.relpath(part.root, data), part.names) for part in parts]
+    names = Names.pack(os.path.join(folder, name) for folder, names in folders for name in names)
+    return Split(Files(data, names), np.concatenate([split.labels, unlabelled.labels]), split.classes)

@@ -141,14 +141,14 @@ class TrainingStream(Sampler[list[Key]]):
         return self.epochs * self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order: list[int] = []
+        order = torch.empty(0, dtype=torch.int64)
         for number in range(self.start, len(self)):
             epoch, position = divmod(number, self.batches_per_epoch)
-            if position == 0 or not order:
+            if position == 0 or not len(order):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
-                order = torch.randperm(self.size, generator=generator).tolist()
+                order = torch.randperm(self.size, generator=generator)
             first = position * self.micro_batch
-            yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch]]
+            yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch].tolist()]
 
 
 class EvaluationOrder(Sampler[Key]):
