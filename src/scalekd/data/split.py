@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scalekd.data.decoding import open_image
+from scalekd.data.decoding import MAX_PIXELS, open_image
 
 UNLABELLED = -1
 _AT_ONCE = 65536
@@ -98,13 +99,13 @@ class Split:
         """Where an image is, for messages."""
         return self.store.locate(index)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, max_pixels: int = MAX_PIXELS) -> AbstractContextManager[Image.Image]:
         """An image, not decoded yet.
 
         Raises:
-            UnreadableImageError: If it is missing or no image.
+            UnreadableImageError: If it is missing, no image, or has more pixels than `max_pixels`.
         """
-        return open_image(lambda: self.store.open(index))
+        return open_image(lambda: self.store.open(index), max_pixels)
 
     @property
     def fingerprint(self) -> str:
