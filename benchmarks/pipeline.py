@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measurement import DTYPES, describe_machine
 from PIL import Image
@@ -117,7 +118,7 @@ def choose_images(args: argparse.Namespace) -> Split:
         for source, path in zip(sources, paths, strict=True):
             with Image.open(source) as image:
                 image.convert("RGB").resize(args.generate, Image.Resampling.BICUBIC).save(path, quality=90)
-    return Split(Files(Path("/"), paths), (0,) * len(paths), ("any",))
+    return Split(Files(Path("/"), paths), np.zeros(len(paths), np.int32), ("any",))
 
 
 def transform(name: str, side: int) -> Transform:

@@ -55,6 +55,12 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 36), see
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices of image folders are kept where they are deleted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """12 training and 6 validation images of three classes."""

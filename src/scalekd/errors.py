@@ -9,6 +9,10 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A wrong input, told in one line: the key or file, its value, and the mend. Commands exit with code 2."""
 
+    def __init__(self, line: str) -> None:
+        # A loader's worker hands on a whole traceback, which ends in the error's name and line.
+        super().__init__(line.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near."""

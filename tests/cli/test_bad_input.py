@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import TINY_RUN, TINY_SETTINGS, Cli, Outcome
+from PIL import Image
 from safetensors.torch import save_file
 
 from scalekd.models import Classifier
@@ -50,6 +51,7 @@ def test_an_unknown_recipe_suggests_the_nearest(run: Cli) -> None:
 
 def test_a_wrong_value_is_named(run: Cli) -> None:
     run("--epochs", "none").refused("epochs", "none")
+    run("--max-pixels", "0").refused("max_pixels", "0")
     run("--student-args", "depth").refused("student_args", "depth")
 
 
@@ -113,6 +115,16 @@ def test_unreadable_images_are_skipped_up_to_the_limit(run: Cli, data: Path, tmp
     assert run("--overwrite").code == 0
     assert str(bad) in (tmp_path / "run" / "result.json").read_text()
     assert f"warning: left out, cannot be read: {bad}" in run("--overwrite").err
+
+
+def test_images_of_too_many_pixels_are_skipped_up_to_the_limit(run: Cli, data: Path) -> None:
+    large = data / "train" / "red" / "1.png"
+    with Image.open(large) as image:
+        image.resize((50, 50)).save(large)
+    told = f"{large} (50 x 50 pixels; max_pixels is 2499)"
+    run("--max-pixels", "2499", "--max-corrupt", "0").refused(told)
+    assert f"warning: left out, cannot be read: {told}" in run("--max-pixels", "2499", "--overwrite").err
+    assert "left out, cannot" not in run("--max-pixels", "2500", "--overwrite").err
 
 
 def test_files_that_are_no_images_are_left_out(run: Cli, data: Path) -> None:

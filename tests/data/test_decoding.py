@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +102,50 @@ def test_transforms_can_be_sent_to_workers_that_are_not_forked() -> None:
         evaluation_transform(24),
     ):
         pickle.dumps(transform)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """The start of a PNG file of that size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(20_000, 10_000), (13_378, 13_377), (65_536, 65_536), (2**30, 2**30)])
+def test_what_claims_too_many_pixels_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+    told = f"{size[0]} x {size[1]} pixels; max_pixels is 178956970"
+    with pytest.raises(UnreadableImageError, match=told), open_image(lambda: BytesIO(png_claiming(*size))):
+        pytest.fail("it was opened")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(0, 0), (0, 9), (9, 0), (2**31 - 1, 0), (2**32 - 1, 2**32 - 1), (10_000, 10_000)])
+def test_absurd_sizes_make_an_image_unreadable(size: tuple[int, int]) -> None:
+    with pytest.raises(UnreadableImageError), open_image(lambda: BytesIO(png_claiming(*size))) as image:
+        read_crop(image, (0, 0, *size), 8)
+
+
+def test_the_limit_can_be_set_and_pils_is_left_as_it_was(tmp_path: Path) -> None:
+    path = written(tmp_path, photograph(40, 30))
+    former = Image.MAX_IMAGE_PIXELS
+    with open_image(lambda: path, 1200) as image:
+        assert read_crop(image, (0, 0, 40, 30), 8).shape == (3, 8, 8)
+    with (
+        pytest.raises(UnreadableImageError, match="40 x 30 pixels; max_pixels is 1199"),
+        open_image(lambda: path, 1199),
+    ):
+        pass
+    with open_image(lambda: BytesIO(png_claiming(20_000, 10_000)), 10**9) as image:
+        assert image.size == (20_000, 10_000)
+    assert former == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (2, 1)])
+def test_absurdly_long_images_take_little_memory(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = str(tmp_path / "long.png")
+    Image.new("RGB", size, (255, 0, 0)).save(path)
+    for transform in (evaluation_transform(224), training_transform(224)):
+        with seeded(0), open_image(lambda: path) as image:
+            assert transform(image).shape == (3, 224, 224)

@@ -13,7 +13,8 @@ def test_images_are_listed_by_class_and_other_files_left_out(data: Path) -> None
     (data / "train" / "red" / "notes.txt").write_text("no image")
     split = read_split(data, "train")
     assert split.classes == ("blue", "green", "red")
-    assert split.labels == (0,) * 4 + (1,) * 4 + (2,) * 4
+    assert split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert split.fingerprint == "12 images, 9d70b22eeac317e6"
     assert all(path.endswith(".png") for path in split.store.names)
 
 

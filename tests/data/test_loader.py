@@ -135,7 +135,7 @@ def test_16_bit_greys_keep_their_range(data: Path) -> None:
 def test_a_file_that_is_gone_counts_as_unreadable(data: Path) -> None:
     listed = ReplayDataset(read_split(data, "train"), evaluation_transform(24))
     (data / "train" / "blue" / "0.png").unlink()
-    assert listed[Key(0, 0)].corrupt == (str(data / "train" / "blue" / "0.png"),)
+    assert listed[Key(0, 0)].corrupt == {str(data / "train" / "blue" / "0.png"): ""}
 
 
 def test_an_image_smaller_than_the_crop_is_enlarged(data: Path) -> None:
@@ -166,10 +166,10 @@ def test_unreadable_images_are_replaced_in_training_and_left_out_in_evaluation(d
 
 def test_too_many_unreadable_images_stop_the_run(data: Path) -> None:
     corrupt = CorruptImages(limit=1)
-    corrupt.add(("a.png",))
-    corrupt.add(("a.png",))
+    corrupt.add({"a.png": ""})
+    corrupt.add({"a.png": ""})
     with pytest.raises(UserError, match=r"2 unreadable image\(s\), the last b.png.*max_corrupt \(now 1\)"):
-        corrupt.add(("b.png",))
+        corrupt.add({"b.png": ""})
 
 
 def test_an_unknown_augmentation_is_named() -> None:

@@ -18,9 +18,9 @@ def test_a_hand_counted_accuracy() -> None:
     logits = torch.tensor(order).float().neg()  # class 0 first, class 5 last
     labels = torch.tensor([0, 0, 0, 0, 4, 5])
     batches = [
-        Batch(logits[:4], labels[:4], ()),
-        Batch(torch.empty(0), labels[:0], ("bad.png",)),
-        Batch(logits[4:], labels[4:], ()),
+        Batch(logits[:4], labels[:4], {}),
+        Batch(torch.empty(0), labels[:0], {"bad.png": ""}),
+        Batch(logits[4:], labels[4:], {}),
     ]
     accuracy = measure_accuracy(
         lambda images: images,

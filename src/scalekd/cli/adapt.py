@@ -19,8 +19,8 @@ _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_sca
 
 @with_recipe_flags(
     "data", "train_split", "val_split", "resolution", "crop_fraction", "teacher_weights", "teacher_args", "workers",
-    "max_corrupt", "epochs", "batch", "lr", "weight_decay", "warmup_epochs", "crop_scale", "seed", "precision",
-    "accelerator",
+    "max_corrupt", "max_pixels", "data_patience", "epochs", "batch", "lr", "weight_decay", "warmup_epochs",
+    "crop_scale", "seed", "precision", "accelerator",
 )  # fmt: skip
 def adapt(
     teacher: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],

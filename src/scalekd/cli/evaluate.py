@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
-from scalekd.data import CorruptImages, ReplayDataset, evaluation_loader, evaluation_transform, read_split
+from scalekd.data import CorruptImages, evaluation_loader, read_split
 from scalekd.errors import UserError
 from scalekd.evaluation import measure_accuracy
 from scalekd.evaluation.progress import watched
@@ -20,10 +20,21 @@ from scalekd.models.sources import PYTHON
 from scalekd.recipes import load
 from scalekd.training import RunFolder
 from scalekd.training.adapt import FILE as TEACHER_FILE
+from scalekd.training.inputs import evaluation_images
 
 
 @with_recipe_flags(
-    "data", "val_split", "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "precision", "accelerator"
+    "data",
+    "val_split",
+    "resolution",
+    "crop_fraction",
+    "batch",
+    "workers",
+    "max_corrupt",
+    "max_pixels",
+    "data_patience",
+    "precision",
+    "accelerator",
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run's or adapt's folder, a weights file, or a timm name.")],
@@ -62,7 +73,7 @@ def evaluate(
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     crop = recipe.crop_fraction if "crop_fraction" in flags else classifier.crop_fraction
-    dataset = ReplayDataset(split, evaluation_transform(classifier.resolution, crop))
+    dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
         classifier.to(device).eval(),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as F
 
-from scalekd.data.decoding import Box, read, read_crop, resize, to_tensor
+from scalekd.data.decoding import Box, read, read_crop, resize, to_tensor, trim
 from scalekd.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -67,7 +67,7 @@ def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Trans
     """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre."""
     short = round(resolution / crop_fraction)
     composed: Transform = transforms.Compose(
-        [read, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
+        [read, trim, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
     )
     return composed
 

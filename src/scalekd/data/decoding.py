@@ -15,8 +15,16 @@ from torchvision.transforms.v2 import functional as F
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 
 
+MAX_PIXELS = 178_956_970  # where PIL refuses of its own accord
+_LONGEST = 100  # times the short side
+
+
 class UnreadableImageError(Exception):
     """A file that is missing, no image, or spoilt."""
+
+
+class ImageTooLargeError(UnreadableImageError):
+    """An image of more pixels than it may have."""
 
 
 @contextmanager
@@ -27,17 +35,32 @@ def _naming_what_is_unreadable() -> Iterator[None]:
         raise UnreadableImageError(error) from error
 
 
-def open_image(source: Callable[[], str | IO[bytes]]) -> Image.Image:
+@contextmanager
+def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open an image and read its header: size and mode are known, pixels are not decoded yet.
 
     Args:
         source: Gives its path or its bytes; may raise OSError.
+        max_pixels: Pixels that it may have; meanwhile this is PIL's limit, too, which is a global.
 
     Raises:
-        UnreadableImageError: If it is missing or no image.
+        UnreadableImageError: If it is missing, no image, or too large.
     """
-    with _naming_what_is_unreadable():
-        return Image.open(source())
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None
+        with _naming_what_is_unreadable():
+            image = Image.open(source())
+        Image.MAX_IMAGE_PIXELS = max_pixels  # for what is inside of other images
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageTooLargeError(f"{width} x {height} pixels; max_pixels is {max_pixels}")
+            if min(width, height) < 1:
+                raise UnreadableImageError(f"{width} x {height} pixels")
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def read(image: Image.Image) -> Tensor:
@@ -76,6 +99,16 @@ def read_crop(image: Image.Image, box: Box, side: int, *, remain: int = 2) -> Te
             image.load()
             return to_tensor(_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=part))
         return resize(to_tensor(image.crop(box)), [side, side])
+
+
+def trim(image: Tensor) -> Tensor:
+    """The middle of an image that is absurdly long, for enlarged to a usual height it would not fit into memory."""
+    height, width = image.shape[-2:]
+    longest = _LONGEST * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    trimmed: Tensor = F.center_crop(image, [min(height, longest), min(width, longest)])
+    return trimmed
 
 
 def resize(image: Tensor, size: list[int]) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+import numpy as np
 
-from scalekd.data.split import UNLABELLED, Files, Split
+from scalekd.data.index import list_classes, list_unlabelled
+from scalekd.data.names import Names
+from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
 
 
@@ -28,10 +28,6 @@ def _folder(data: Path, name: str) -> Path:
     return root
 
 
-def _files(root: Path, paths: Iterable[str]) -> Files:
-    return Files(root, tuple(os.path.relpath(path, root) for path in paths))
-
-
 def read_split(data: Path, name: str) -> Split:
     """List `data/name/<class>/*`; files that are no images by their ending are left out.
 
@@ -39,17 +35,16 @@ def read_split(data: Path, name: str) -> Split:
         UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
     """
     root = _folder(data, name)
-    try:
-        listing = ImageFolder(str(root), allow_empty=True)
-    except FileNotFoundError:
-        raise UserError(f"data: {root} is empty: it needs one folder of images a class") from None
+    listing = list_classes(root)
+    if not listing.classes:
+        raise UserError(f"data: {root} is empty: it needs one folder of images a class")
     if len(listing.classes) < 2:
         raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
-    empty = sorted(set(listing.classes) - {listing.classes[label] for label in listing.targets})
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    empty = [listing.classes[label] for label in np.flatnonzero(counts == 0)]
     if empty:
         raise UserError(f"data: no images in {', '.join(str(root / name) for name in empty[:3])}")
-    paths, labels = zip(*listing.samples, strict=True)
-    return Split(_files(root, paths), labels, tuple(listing.classes))
+    return Split(Files(root, listing.names), listing.labels, listing.classes)
 
 
 def read_splits(data: Path, train: str, val: str) -> tuple[Split, Split]:
@@ -76,15 +71,10 @@ def read_unlabelled(data: Path, name: str) -> Split:
         UserError: If the folder is missing or holds no image.
     """
     root = _folder(data, name)
-    paths = sorted(
-        os.path.join(folder, file)
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if file.lower().endswith(IMG_EXTENSIONS)
-    )
-    if not paths:
+    listing = list_unlabelled(root)
+    if not len(listing.names):
         raise UserError(f"data: no images in {root}")
-    return Split(_files(root, paths), (UNLABELLED,) * len(paths), ())
+    return Split(Files(root, listing.names), listing.labels, listing.classes)
 
 
 def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[Split, Split]:
@@ -100,11 +90,12 @@ def read_label_free(data: Path, train: str, val: str, unlabelled: str) -> tuple[
     for name in there[1:]:
         training = join(data, training, read_unlabelled(data, name))
     has_val = (data / val).is_dir()
-    return training, read_split(data, val) if has_val else Split(Files(data / val, ()), (), ())
+    return training, read_split(data, val) if has_val else Split(Files(data / val, ()), np.empty(0, np.int32), ())
 
 
 def join(data: Path, split: Split, unlabelled: Split) -> Split:
     """The images of a split and then those of an unlabelled one, both of folders in `data`."""
     parts = (split.store, unlabelled.store)
-    names = [os.path.relpath(part.locate(index), data) for part in parts for index in range(len(part.names))]
-    return Split(Files(data, names), (*split.labels, *unlabelled.labels), split.classes)
+    folders = [(os.path.relpath(part.root, data), part.names) for part in parts]
+    names = Names.pack(os.path.join(folder, name) for folder, names in folders for name in names)
+    return Split(Files(data, names), np.concatenate([split.labels, unlabelled.labels]), split.classes)

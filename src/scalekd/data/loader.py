@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
-from scalekd.data.decoding import UnreadableImageError
+from scalekd.data.decoding import MAX_PIXELS, ImageTooLargeError, UnreadableImageError
+from scalekd.data.patience import Patience
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
 from scalekd.errors import UserError
@@ -26,11 +28,14 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs where kept."""
+    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs where kept.
+
+    An unreadable file comes with what is wrong with it, where we know better than PIL.
+    """
 
     images: Tensor
     labels: Tensor
-    corrupt: tuple[str, ...]
+    corrupt: dict[str, str]
     taught: TeacherOutputs | None = None
 
 
@@ -39,7 +44,7 @@ class Sample(NamedTuple):
 
     image: Tensor | None
     label: int
-    corrupt: tuple[str, ...]
+    corrupt: dict[str, str]
     taught: TeacherOutputs | None = None
 
 
@@ -53,6 +58,8 @@ class ReplayDataset(Dataset[Sample]):
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
         taught: The teacher's outputs for a key, without a batch axis, where they are kept.
+        max_pixels: Larger images count as unreadable.
+        patience: Seconds to wait for data that is gone.
     """
 
     def __init__(
@@ -63,26 +70,31 @@ class ReplayDataset(Dataset[Sample]):
         seed: int = 0,
         substitute: bool = False,
         taught: Callable[[Key], TeacherOutputs] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        patience: float = 0,
     ) -> None:
         self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
-        self.taught = taught
+        self.taught, self.max_pixels, self.patience = taught, max_pixels, Patience(patience)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Sample:
-        corrupt: list[str] = []
+        corrupt: dict[str, str] = {}
         for offset in range(len(self.split) if self.substitute else 1):
             index = (key.image + offset) % len(self.split)
             try:
-                with self.split.open(index) as image, seeded(self.seed, key.epoch, index):
-                    pixels = self.transform(image)
-            except UnreadableImageError:
-                corrupt.append(self.split.locate(index))
+                pixels = self.patience.read(self.split.root, partial(self._read, key.epoch, index))
+            except UnreadableImageError as error:
+                corrupt[self.split.locate(index)] = str(error) if isinstance(error, ImageTooLargeError) else ""
                 continue
             taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
-            return Sample(pixels, int(self.split.labels[index]), tuple(corrupt), taught)
-        return Sample(None, -1, tuple(corrupt))
+            return Sample(pixels, int(self.split.labels[index]), corrupt, taught)
+        return Sample(None, -1, corrupt)
+
+    def _read(self, epoch: int, index: int) -> Tensor:
+        with self.split.open(index, self.max_pixels) as image, seeded(self.seed, epoch, index):
+            return self.transform(image)
 
 
 def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
@@ -95,7 +107,8 @@ def collate(samples: list[Sample]) -> Batch:
     # A worker stacks straight into the memory that it shares with the main process.
     images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
     taught = [s.taught for s in samples if s.taught is not None]
-    return Batch(images, labels, tuple(path for s in samples for path in s.corrupt), _stack(taught) if taught else None)
+    corrupt = {path: reason for s in samples for path, reason in s.corrupt.items()}
+    return Batch(images, labels, corrupt, _stack(taught) if taught else None)
 
 
 def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:
@@ -141,14 +154,14 @@ class TrainingStream(Sampler[list[Key]]):
         return self.epochs * self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order: list[int] = []
+        order = torch.empty(0, dtype=torch.int64)
         for number in range(self.start, len(self)):
             epoch, position = divmod(number, self.batches_per_epoch)
-            if position == 0 or not order:
+            if position == 0 or not len(order):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
-                order = torch.randperm(self.size, generator=generator).tolist()
+                order = torch.randperm(self.size, generator=generator)
             first = position * self.micro_batch
-            yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch]]
+            yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch].tolist()]
 
 
 class EvaluationOrder(Sampler[Key]):
@@ -202,18 +215,19 @@ class CorruptImages:
         self.limit, self.report = limit, report
         self.paths: set[str] = set()
 
-    def add(self, paths: tuple[str, ...]) -> None:
-        """Note unreadable files.
+    def add(self, files: dict[str, str]) -> None:
+        """Note unreadable files, given with what is wrong with each or an empty string.
 
         Raises:
             UserError: If there are more than the limit; names the last.
         """
-        for path in sorted(set(paths) - self.paths):
+        described = {path: f"{path} ({reason})" if reason else path for path, reason in files.items()}
+        for path in sorted(files.keys() - self.paths):
             if self.report is not None:
-                self.report(f"warning: left out, cannot be read: {path}")
-        self.paths.update(paths)
+                self.report(f"warning: left out, cannot be read: {described[path]}")
+        self.paths.update(files)
         if len(self.paths) > self.limit:
             raise UserError(
-                f"data: {len(self.paths)} unreadable image(s), the last {paths[-1]}; "
+                f"data: {len(self.paths)} unreadable image(s), the last {list(described.values())[-1]}; "
                 f"mend or remove them, or raise max_corrupt (now {self.limit})"
             )

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from scalekd.data.decoding import open_image
+from scalekd.data.decoding import MAX_PIXELS, open_image
 
 UNLABELLED = -1
+_AT_ONCE = 65536
+
+Labels = NDArray[np.int32]
 
 
 class Store(Protocol):
@@ -62,18 +68,18 @@ class Files:
         return os.stat(self.locate(index)).st_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """The images of one split.
 
     Attributes:
         store: Where they are kept.
-        labels: Class index of each, -1 for an unlabelled one.
+        labels: Class index of each `[n]`, -1 for an unlabelled one.
         classes: Class names; empty where no image is labelled.
     """
 
     store: Store
-    labels: Sequence[int]
+    labels: Labels
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -87,24 +93,26 @@ class Split:
     @property
     def unlabelled(self) -> int:
         """Number of images without a label."""
-        return sum(label == UNLABELLED for label in self.labels)
+        return int(np.count_nonzero(self.labels == UNLABELLED))
 
     def locate(self, index: int) -> str:
         """Where an image is, for messages."""
         return self.store.locate(index)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, max_pixels: int = MAX_PIXELS) -> AbstractContextManager[Image.Image]:
         """An image, not decoded yet.
 
         Raises:
-            UnreadableImageError: If it is missing or no image.
+            UnreadableImageError: If it is missing, no image, or has more pixels than `max_pixels`.
         """
-        return open_image(lambda: self.store.open(index))
+        return open_image(lambda: self.store.open(index), max_pixels)
 
     @property
     def fingerprint(self) -> str:
         """A digest of the images' names and labels (not of their pixels), with their number."""
-        digest = hashlib.sha256()
-        for name, label in zip(self.store.names, self.labels, strict=True):
-            digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))
+        digest, names = hashlib.sha256(), iter(self.store.names)
+        for first in range(0, len(self), _AT_ONCE):
+            labels = self.labels[first : first + _AT_ONCE].tolist()
+            lines = [f"{next(names)}\0{label}\n" for label in labels]
+            digest.update("".join(lines).encode(errors="surrogateescape"))
         return f"{len(self)} images, {digest.hexdigest()[:16]}"

@@ -163,6 +163,10 @@ class DataKeys(Keys):
     """Processes that load images. The result does not depend on it."""
     max_corrupt: int = Field(default=10, ge=0)
     """Unreadable images to skip before the run stops."""
+    max_pixels: Positive = 178_956_970
+    """Pixels an image may have; larger ones count as unreadable."""
+    data_patience: NonNegative = 60.0
+    """Seconds to wait for images whose folder is gone, as a network disk may be, before the run stops."""
 
 
 class OptimisationKeys(Keys):

@@ -12,10 +12,8 @@ from rich.console import Console
 
 from scalekd.data import (
     CorruptImages,
-    ReplayDataset,
     Split,
     evaluation_loader,
-    evaluation_transform,
     read_splits,
 )
 from scalekd.errors import UserError
@@ -27,6 +25,7 @@ from scalekd.models.families import family_of
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
 from scalekd.training.folder import RunFolder, write_json
+from scalekd.training.inputs import evaluation_images
 
 FILE = "teacher.safetensors"
 
@@ -70,7 +69,7 @@ def probe(
     classifier.to(device).eval()
 
     def batches(split: Split, what: str) -> Any:
-        dataset = ReplayDataset(split, evaluation_transform(classifier.resolution, recipe.crop_fraction))
+        dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
         return watched(evaluation_loader(dataset, recipe.batch, recipe.workers), what, console)
 
     features, labels = collect_features(

@@ -28,7 +28,7 @@ from scalekd.training.inputs import read_data, training_images
 # Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.
 _BLIND = {
     "data", "train_split", "val_split", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
-    "augmentation_epochs", "workers", "max_corrupt",
+    "augmentation_epochs", "workers", "max_corrupt", "data_patience",
 }  # fmt: skip
 _BATCH = 64
 _SAMPLE = 8

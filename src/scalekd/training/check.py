@@ -78,7 +78,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     learner = Learner(small, method)
     module = DistillationModule([learner], steps_per_epoch=1000, accumulate=1, corrupt=CorruptImages(0))
     images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)
-    batch = Batch(images, torch.randint(classes, (BATCH,)), ())
+    batch = Batch(images, torch.randint(classes, (BATCH,)), {})
     trainer = Trainer(
         accelerator=device.type,
         devices=1,

@@ -19,7 +19,7 @@ _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "res
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
-_CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "check_teacher"}
+_CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "data_patience", "check_teacher"}
 
 
 class RunFolder:

@@ -8,6 +8,7 @@ from scalekd.data import (
     Key,
     ReplayDataset,
     Split,
+    evaluation_transform,
     join,
     read_label_free,
     read_splits,
@@ -59,4 +60,20 @@ def training_images(
         rand_augment=recipe.rand_augment,
         erasing=recipe.erasing,
     )
-    return ReplayDataset(split, transform, seed=recipe.seed, substitute=True, taught=taught)
+    return ReplayDataset(
+        split,
+        transform,
+        seed=recipe.seed,
+        substitute=True,
+        taught=taught,
+        max_pixels=recipe.max_pixels,
+        patience=recipe.data_patience,
+    )
+
+
+def evaluation_images(
+    recipe: Recipe, split: Split, *, resolution: int | None = None, crop_fraction: float | None = None
+) -> ReplayDataset:
+    """A split's images as they are evaluated: at the recipe's resolution and crop, if these are not given."""
+    transform = evaluation_transform(resolution or recipe.resolution, crop_fraction or recipe.crop_fraction)
+    return ReplayDataset(split, transform, max_pixels=recipe.max_pixels, patience=recipe.data_patience)

@@ -12,7 +12,7 @@ from pytorch_lightning import seed_everything
 from rich.console import Console
 from torch import Tensor, nn
 
-from scalekd.data import CorruptImages, ReplayDataset, evaluation_loader, evaluation_transform
+from scalekd.data import CorruptImages, evaluation_loader
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
@@ -27,7 +27,7 @@ from scalekd.training.build import build_method, build_student, build_teacher, d
 from scalekd.training.caching import compare_sample, describe_cache
 from scalekd.training.folder import weight_hashes
 from scalekd.training.group import Group, naming
-from scalekd.training.inputs import read_data, training_images
+from scalekd.training.inputs import evaluation_images, read_data, training_images
 
 
 @dataclass
@@ -75,8 +75,7 @@ class Setup:
         # Part of the recipes, for the runs are to be repeatable.
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
         self.accumulate = recipe.batch // at_once
-        validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
-        self.val_loader = evaluation_loader(validation, at_once, recipe.workers)
+        self.val_loader = evaluation_loader(evaluation_images(recipe, self.val), at_once, recipe.workers)
 
     def _join(self, recipe: Recipe, name: str) -> Method:
         """A student and its method, with the random weights that they would have alone."""
