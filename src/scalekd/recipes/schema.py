@@ -14,6 +14,7 @@ from scalekd.models.sources import FIXED_ARGS
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Place = Annotated[str, Field(min_length=1), BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
 Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
@@ -128,9 +129,7 @@ class StudentKeys(Keys):
 class DataKeys(Keys):
     """Data and augmentation."""
 
-    data: (
-        Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v), Field(min_length=1)] | None
-    ) = None
+    data: Place | None = None
     """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg. Or a list (.csv, .jsonl), tar
     shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME; see
     docs/data.md."""

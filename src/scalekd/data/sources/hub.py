@@ -19,6 +19,7 @@ from scalekd.errors import UserError, did_you_mean
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "cls")
 _AT_ONCE = 10_000
+_OTHER_NAMES = {"val": ("validation", "valid")}
 
 
 class RowNames(Sequence[str]):
@@ -82,16 +83,21 @@ class HubSource:
             raise UserError("data: hf: names no data set; write hf:NAME, hf:NAME:CONFIG or hf:FOLDER")
 
     def has(self, name: str) -> bool:
-        return name in self._splits
+        return self._own(name) is not None
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
-        if not self.has(name):
+        own = self._own(name)
+        if own is None:
             found = list(self._splits)
             raise UserError(
                 f"data: hf:{self.name} has no split {name!r}{did_you_mean(name, found)}; it has "
                 f"{', '.join(found[:5])}. Name the splits with train_split and val_split"
             )
-        return self._read(self._splits[name], Path(f"hf:{self.name}/{name}"), labelled)
+        return self._read(self._splits[own], Path(f"hf:{self.name}/{own}"), labelled)
+
+    def _own(self, name: str) -> str | None:
+        """The set's own name for a split."""
+        return next((each for each in (name, *_OTHER_NAMES.get(name, ())) if each in self._splits), None)
 
     @cached_property
     def _splits(self) -> dict[str, Any]:
@@ -121,8 +127,12 @@ class HubSource:
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))
         for kind in ("parquet", "arrow"):  # named, so that nothing else in the folder is looked at
-            if any(folder.rglob(f"*.{kind}")):
-                return datasets.load_dataset(kind, data_dir=str(folder))
+            files: dict[str, list[str]] = {}
+            for file in sorted(folder.rglob(f"*.{kind}")):
+                inside = file.parent not in (folder, folder / "data")
+                files.setdefault(file.parent.name if inside else file.stem.partition("-")[0], []).append(str(file))
+            if files:
+                return datasets.load_dataset(kind, data_files=files)
         raise UserError(f"data: hf: {folder} holds no parquet or arrow files; name them as train-00000.parquet, say")
 
     def _read(self, table: Any, root: Path, labelled: bool) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from scalekd.data.sources.source import Source, same_classes
 from scalekd.data.sources.vision import VisionSource
 from scalekd.data.split import Files, Split
 
-_SCHEMES = {"hf": HubSource, "torchvision": VisionSource}
+_SCHEMES: dict[str, Callable[[str], Source]] = {"hf": HubSource, "torchvision": VisionSource}
 
 
 class Directory:

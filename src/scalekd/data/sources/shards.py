@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from scalekd.data.names import Names
@@ -115,7 +115,7 @@ class ShardPattern:
     def _expand(self, name: str) -> list[str]:
         try:
             places = list(islice(braceexpand(self.pattern.replace(_PLACE, name)), _MOST_SHARDS + 1))
-        except UnbalancedBracesError:
+        except ValueError:
             raise UserError(f"data: {self.pattern}: a brace is not closed, or not opened") from None
         if len(places) > _MOST_SHARDS:
             raise UserError(f"data: {self.pattern} names more than {_MOST_SHARDS} shards")

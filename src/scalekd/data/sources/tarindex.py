@@ -131,7 +131,7 @@ def _members(shard: Path, size: int) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(shard, "r:", tarinfo=_Header, errors="surrogateescape") as tar:
             end = 0
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which tarfile would keep
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them
                 if escapes(member.name):
                     raise UserError(f"data: shard {shard}: {member.name!r} leads out of it; make it anew without")
                 if not (member.isdir() or (member.isfile() and not member.issparse())):

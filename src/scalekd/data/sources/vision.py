@@ -125,9 +125,8 @@ class VisionSource:
                     return kind(str(self.folder), download=True, **args)
         except (RuntimeError, OSError, ValueError, EOFError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"data: torchvision:{self.name} is not in {self.folder} and cannot be had: {reason}"
-            ) from None
+            place = f"torchvision:{self.name} is not in {self.folder}"
+            raise UserError(f"data: {place} and cannot be downloaded: {reason}") from None
 
 
 def _as_path(path: str) -> str:
