@@ -92,7 +92,7 @@ def test_one_class_is_refused(run: Cli, data: Path) -> None:
 
 def test_different_classes_in_train_and_val_are_named(run: Cli, data: Path) -> None:
     shutil.rmtree(data / "val" / "green")
-    run().refused("class folders differ", "green")
+    run().refused("classes differ", "green")
 
 
 def test_another_class_count_than_the_teachers_points_to_adapt(run: Cli, data: Path) -> None:

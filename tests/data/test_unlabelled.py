@@ -20,7 +20,7 @@ def test_images_are_found_at_any_depth_and_have_no_label(data: Path) -> None:
 def test_labelled_and_unlabelled_images_make_one_split(data: Path) -> None:
     write_images(data / "unlabelled", 2, seed=5)
     train, _ = read_splits(data, "train", "val")
-    both = join(data, train, read_unlabelled(data, "unlabelled"))
+    both = join(train, read_unlabelled(data, "unlabelled"))
     assert (len(both), both.unlabelled, both.classes) == (18, 6, train.classes)
     assert both.fingerprint != train.fingerprint
     assert both.root == data

@@ -61,7 +61,7 @@ def evaluate(
             model, weights = stored["student"], folder.student
     recipe = load(None, flags)
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with val/<class>/)")
+        raise UserError("data: none is given; give --data (a folder with val/<class>/, or see docs/data.md)")
     split = read_split(recipe.data, recipe.val_split)
     classifier = Classifier(
         model,

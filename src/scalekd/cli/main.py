@@ -11,6 +11,7 @@ import typer
 
 from scalekd.cli.adapt import adapt
 from scalekd.cli.cache import cache
+from scalekd.cli.data import data
 from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
 from scalekd.cli.inspect import inspect
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (quickstart, distill, evaluate, adapt, cache, inspect):
     app.command()(command)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 
 # click's UsageError, which typer carries privately: the parent of typer's public BadParameter.

@@ -1,7 +1,6 @@
 """Sources, augmentation and loaders."""
 
 from scalekd.data.augmentation import evaluation_transform, training_transform
-from scalekd.data.folder import join, read_label_free, read_split, read_splits, read_unlabelled
 from scalekd.data.loader import (
     Batch,
     CorruptImages,
@@ -12,6 +11,16 @@ from scalekd.data.loader import (
     training_loader,
 )
 from scalekd.data.replay import derive_seed, seeded
+from scalekd.data.sources import (
+    Source,
+    absolute,
+    join,
+    open_data,
+    read_label_free,
+    read_split,
+    read_splits,
+    read_unlabelled,
+)
 from scalekd.data.split import Files, Split, Store
 
 __all__ = [
@@ -20,13 +29,16 @@ __all__ = [
     "Files",
     "Key",
     "ReplayDataset",
+    "Source",
     "Split",
     "Store",
     "TrainingStream",
+    "absolute",
     "derive_seed",
     "evaluation_loader",
     "evaluation_transform",
     "join",
+    "open_data",
     "read_label_free",
     "read_split",
     "read_splits",

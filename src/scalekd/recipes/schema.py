@@ -14,6 +14,7 @@ from scalekd.models.sources import FIXED_ARGS
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Place = Annotated[str, Field(min_length=1), BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
 Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
@@ -128,14 +129,16 @@ class StudentKeys(Keys):
 class DataKeys(Keys):
     """Data and augmentation."""
 
-    data: Path | None = None
-    """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg."""
+    data: Place | None = None
+    """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg. Or a list (.csv, .jsonl), tar
+    shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME; see
+    docs/data.md."""
     train_split: str = Field(default="train", min_length=1)
-    """Name of the training split's folder."""
+    """Name of the training split: its folder's, list's, shards'."""
     val_split: str = Field(default="val", min_length=1)
-    """Name of the validation split's folder."""
+    """Name of the validation split."""
     unlabelled_split: str = Field(default="unlabelled", min_length=1)
-    """Name of a folder of images without labels (in any subfolders); used beside the training split where it exists."""
+    """Name of a split of images without labels (in any subfolders); used beside the training split where it exists."""
     labels: Literal["folders", "none"] = "folders"
     """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
     split if there is one."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from scalekd.data import absolute
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
@@ -74,7 +75,9 @@ class RunFolder:
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
-        paths = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        if recipe.data is not None:
+            paths["data"] = absolute(recipe.data)
         self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
 
     def clear(self) -> None:

@@ -10,6 +10,7 @@ from scalekd.data import (
     Split,
     evaluation_transform,
     join,
+    open_data,
     read_label_free,
     read_splits,
     read_unlabelled,
@@ -28,12 +29,14 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
     """
     data = recipe.data
     if data is None:
-        raise UserError("data: none is given; give --data (a folder with train/<class>/ and val/<class>/)")
+        raise UserError(
+            "data: none is given; give --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
+        )
     if recipe.labels == "none":
         return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
     train, val = read_splits(data, recipe.train_split, recipe.val_split)
-    if recipe.method != "none" and (data / recipe.unlabelled_split).is_dir():
-        train = join(data, train, read_unlabelled(data, recipe.unlabelled_split))
+    if recipe.method != "none" and open_data(data).has(recipe.unlabelled_split):
+        train = join(train, read_unlabelled(data, recipe.unlabelled_split))
         if recipe.mixup or recipe.cutmix:
             raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
     return train, val

@@ -1,0 +1,122 @@
+"""Reading every image of a split once, and what is to be said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.split import UNLABELLED, Split
+
+_BATCH = 32
+
+
+class Look(NamedTuple):
+    """One image: a hash of its bytes (empty where there are none), its mode, width and height; no mode: corrupt."""
+
+    digest: bytes
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+
+
+class _Looks(Dataset[Look]):
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Look:
+        digest = b""
+        try:
+            content = self._bytes(index)
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            with open_image(lambda: io.BytesIO(content)) as image:
+                look = Look(digest, image.mode, *image.size)
+                read(image)
+        except (UnreadableImageError, OSError):
+            return Look(digest)
+        return look
+
+    def _bytes(self, index: int) -> bytes:
+        source = self.split.store.open(index)
+        with open(source, "rb") if isinstance(source, str) else source as file:
+            return file.read()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a split holds.
+
+    Attributes:
+        split: Its images.
+        digests: `[n]`, a hash of each image's bytes; of no meaning for those that cannot be read.
+        modes: Images of each of PIL's modes.
+        sizes: `[m, 2]`, widths and heights of those that are whole, in pixels.
+        corrupt: Numbers of the others.
+    """
+
+    split: Split
+    digests: NDArray[np.bytes_]
+    modes: Counter[str]
+    sizes: NDArray[np.int32]
+    corrupt: list[int]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each class."""
+        labels = self.split.labels[self.split.labels != UNLABELLED]
+        counts = np.bincount(labels, minlength=len(self.split.classes))
+        return dict(zip(self.split.classes, counts.tolist(), strict=True))
+
+    def locate(self, images: Iterable[int]) -> list[str]:
+        """Where images are."""
+        return [self.split.locate(index) for index in images]
+
+    def duplicates(self) -> list[list[int]]:
+        """The images that have equal bytes, a list for each such set."""
+        order = np.argsort(self.digests, kind="stable")
+        ordered = self.digests[order]
+        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        groups = np.split(order, starts[1:])
+        return sorted(group.tolist() for group in groups if len(group) > 1 and self.digests[group[0]])
+
+    def leaks(self, other: Findings) -> list[tuple[int, int]]:
+        """The images that another split holds, too: the first one there for each one here."""
+        first = {digest: index for index, digest in reversed(list(enumerate(other.digests.tolist())))}
+        return [(index, first[d]) for index, d in enumerate(self.digests.tolist()) if d and d in first]
+
+
+def check_split(split: Split, workers: int, progress: Callable[[int], object]) -> Findings:
+    """Read every image of a split, in processes of their own.
+
+    Args:
+        split: The images.
+        workers: Processes that read and decode.
+        progress: Called with the number of images that were read since the last call.
+    """
+    digests = np.zeros(len(split), "S32")  # as hexadecimal digits: numpy's strings end at a zero byte
+    modes: Counter[str] = Counter()
+    corrupt: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    index = 0
+    for looks in DataLoader(_Looks(split), _BATCH, num_workers=workers, collate_fn=list):
+        for look in looks:
+            digests[index] = look.digest.hex()
+            if look.mode:
+                modes[look.mode] += 1
+                sizes.append((look.width, look.height))
+            else:
+                corrupt.append(index)
+            index += 1
+        progress(len(looks))
+    return Findings(split, digests, modes, np.array(sizes, np.int32).reshape(-1, 2), corrupt)

@@ -1,0 +1,23 @@
+"""Sources of images behind the key `data`; one file a source."""
+
+from scalekd.data.sources.joined import join
+from scalekd.data.sources.opening import (
+    absolute,
+    open_data,
+    read_label_free,
+    read_split,
+    read_splits,
+    read_unlabelled,
+)
+from scalekd.data.sources.source import Source
+
+__all__ = [
+    "Source",
+    "absolute",
+    "join",
+    "open_data",
+    "read_label_free",
+    "read_split",
+    "read_splits",
+    "read_unlabelled",
+]

@@ -1,0 +1,107 @@
+"""Files behind URLs, downloaded once."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from scalekd.data.sources.places import alone, cache_folder
+from scalekd.errors import UserError
+
+_WAITS = (1.0, 2.0, 4.0)  # seconds before another try
+_TIMEOUT = 60.0
+_ABSENT = (403, 404, 410)  # stores of objects answer 403 for what is not there
+
+
+def folder_of(url: str) -> Path:
+    """Where the files beside a URL are kept; queries, as in signed URLs, do not count."""
+    parts = urlsplit(url)
+    beside = f"{parts.scheme}://{parts.netloc}{os.path.dirname(parts.path)}"
+    return cache_folder("shards", hashlib.sha256(beside.encode()).hexdigest()[:16])
+
+
+def fetch(url: str) -> Path:
+    """A local copy of what is at a URL; a second call downloads nothing.
+
+    Raises:
+        UserError: If it cannot be downloaded; says why.
+    """
+    file = _file(url)
+    if not file.is_file():
+        with alone(file.parent):
+            if not file.is_file():  # another process may have had the lock
+                _download(url, file)
+    return file
+
+
+def fetch_if_there(url: str) -> Path | None:
+    """As `fetch`; None where the server has nothing there, or without a network, had nothing there before."""
+    file = _file(url)
+    absent = file.with_name(file.name + ".absent")
+    if file.is_file():
+        return file
+    with alone(file.parent):
+        try:
+            _download(url, file)
+        except _AbsentError:
+            absent.touch()
+            return None
+        except UserError:
+            if absent.is_file():
+                return None
+            raise
+    return file
+
+
+class _AbsentError(UserError):
+    """The server has nothing at this URL."""
+
+
+def _file(url: str) -> Path:
+    name = quote(unquote(os.path.basename(urlsplit(url).path)), safe="")
+    if name in ("", ".", ".."):
+        raise UserError(f"data: {url} names no file")
+    return folder_of(url) / name
+
+
+def _download(url: str, file: Path) -> None:
+    """Download with a few tries; the file is there whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    for wait in (*_WAITS, None):
+        try:
+            _copy(url, partial)
+            os.replace(partial, file)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code in _ABSENT:
+                raise _AbsentError(f"data: {url}: the server says {error.code} {error.reason}") from None
+            reason, final = f"the server says {error.code} {error.reason}", error.code < 500
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            reason, final = str(getattr(error, "reason", error)) or type(error).__name__, False
+        except ValueError as error:
+            reason, final = str(error), True
+        finally:
+            partial.unlink(missing_ok=True)
+        if final or wait is None:
+            raise UserError(
+                f"data: {url} cannot be downloaded: {reason}; what is whole stays in {file.parent}, "
+                "and the same command goes on"
+            ) from None
+        time.sleep(wait)
+
+
+def _copy(url: str, file: Path) -> None:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, open(file, "wb") as out:
+        shutil.copyfileobj(answer, out, 1 << 20)
+        out.flush()
+        os.fsync(out.fileno())
+        expected, got = answer.headers.get("Content-Length"), out.tell()
+    if expected is not None and got != int(expected):
+        raise http.client.IncompleteRead(b"", int(expected) - got)

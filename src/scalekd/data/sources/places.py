@@ -1,0 +1,25 @@
+"""Where what is downloaded or indexed once is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder in `$XDG_CACHE_HOME/scalekd`, by default `~/.cache/scalekd`; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    return base.joinpath("scalekd", *parts)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder and be the only process at work in it; others wait. The lock dies with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,152 @@
+"""WebDataset's tar shards: indexed once, then read at random from where they lie."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
+
+from scalekd.data.names import Names
+from scalekd.data.sources.downloads import fetch, fetch_if_there
+from scalekd.data.sources.source import Labelling
+from scalekd.data.sources.tarindex import read_index
+from scalekd.data.split import Split
+from scalekd.errors import UserError
+
+_CLASSES = "classes.txt"
+_PLACE = "{split}"
+_MOST_SHARDS = 100_000
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Images in tar files; see `Store`.
+
+    Attributes:
+        root: The folder that holds all of them.
+        names: For each image, its shard's path in `root` and its member's name.
+        files: The shards.
+        shard: `[n]`, which of them holds an image.
+        offsets: `[n]`, where in it the image's bytes begin.
+        sizes: `[n]`, how many there are.
+    """
+
+    root: Path
+    names: Sequence[str]
+    files: tuple[Path, ...]
+    shard: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def locate(self, index: int) -> str:
+        return os.path.join(self.root, self.names[index])
+
+    def open(self, index: int) -> io.BytesIO:
+        with open(self.files[self.shard[index]], "rb") as file:
+            file.seek(self.offsets[index])
+            return io.BytesIO(file.read(self.sizes[index]))
+
+    def size(self, index: int) -> int:
+        return int(self.sizes[index])
+
+
+class ShardFolder:
+    """Shards in a folder, as `train/*.tar` or `train-*.tar`; see `Source`.
+
+    Args:
+        folder: The folder; a `classes.txt` in it or beside the shards names the classes, a line each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, name: str) -> bool:
+        return bool(self._shards(name))
+
+    def read(self, name: str, *, labelled: bool = True) -> Split:
+        shards = self._shards(name)
+        beside = [shards[0].parent / _CLASSES, self.folder / _CLASSES]
+        return _read(shards, next((file for file in beside if file.is_file()), None), labelled)
+
+    def _shards(self, name: str) -> list[Path]:
+        inside = self.folder / name
+        found = inside.glob("*.tar") if inside.is_dir() else ()
+        return sorted(found) or sorted(p for p in self.folder.glob("*.tar") if p.name.startswith(f"{name}-"))
+
+
+class ShardPattern:
+    """Shards named by a pattern with braces, local or behind URLs; see `Source`.
+
+    Args:
+        pattern: As `/data/{split}-{000000..000146}.tar`; `{split}` becomes the split's name, in which there may be
+            braces, too.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        if _PLACE not in pattern:
+            raise UserError(
+                f"data: {pattern} does not say which shards are of which split; write {_PLACE} where their names differ"
+            )
+        self.pattern = pattern
+        self.remote = "://" in pattern
+        if self.remote and not pattern.startswith(("http://", "https://")):
+            raise UserError(f"data: {pattern}: shards are read from files, http:// and https:// only")
+
+    def has(self, name: str) -> bool:
+        first = self._expand(name)[0]
+        return fetch_if_there(first) is not None if self.remote else Path(first).is_file()
+
+    def read(self, name: str, *, labelled: bool = True) -> Split:
+        places = self._expand(name)
+        beside = os.path.join(os.path.dirname(places[0]), _CLASSES)
+        if self.remote:
+            shards, classes = [fetch(url) for url in places], fetch_if_there(beside)
+        else:
+            shards, classes = [Path(place) for place in places], Path(beside)
+        return _read(shards, classes if classes and classes.is_file() else None, labelled)
+
+    def _expand(self, name: str) -> list[str]:
+        try:
+            places = list(islice(braceexpand(self.pattern.replace(_PLACE, name)), _MOST_SHARDS + 1))
+        except ValueError:
+            raise UserError(f"data: {self.pattern}: a brace is not closed, or not opened") from None
+        if len(places) > _MOST_SHARDS:
+            raise UserError(f"data: {self.pattern} names more than {_MOST_SHARDS} shards")
+        return places
+
+
+def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:
+    """The images of all shards, in their order."""
+    root = Path(os.path.commonpath([os.path.abspath(shard.parent) for shard in shards]))
+    labels, indexes = Labelling(), []
+    for shard in shards:
+        index = read_index(shard)
+        indexes.append((os.path.relpath(shard, root), index))
+        for name, label in zip(index.names, index.labels, strict=True):
+            labels.add(label, f"{shard}/{name}")
+    lengths = [len(index.names) for _, index in indexes]
+    store = Shards(
+        root,
+        Names.pack(f"{shard}/{name}" for shard, index in indexes for name in index.names),
+        tuple(shards),
+        np.repeat(np.arange(len(shards), dtype=np.int32), lengths),
+        np.concatenate([index.offsets for _, index in indexes]),
+        np.concatenate([index.sizes for _, index in indexes]),
+    )
+    return labels.split(store, _class_names(classes), labelled=labelled)
+
+
+def _class_names(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"data: {file} is no text; it holds the classes' names, a line each") from None

@@ -1,0 +1,120 @@
+"""What every source of images shares: splits by name, and labels turned into classes."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from scalekd.data.split import UNLABELLED, Split, Store
+from scalekd.errors import UserError, did_you_mean
+
+_DIGITS = 19
+
+
+class Source(Protocol):
+    """Where `data` points to: images in named splits."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a split."""
+
+    def read(self, name: str, *, labelled: bool = True) -> Split:
+        """The images of a split, with labels and classes or without either.
+
+        Raises:
+            UserError: If there is no such split, or it is not as it should be.
+        """
+
+
+class Labelling:
+    """The labels of a split, collected image by image.
+
+    Attributes:
+        missing: Name of the first image without a label.
+    """
+
+    def __init__(self) -> None:
+        self.missing: str | None = None
+        self._numbers: dict[str, int] = {}
+        self._found = array("i")
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, label: str | None, image: str) -> None:
+        """Note the label of the next image, None where it has none."""
+        if label is None:
+            self.missing = self.missing or image
+            self._found.append(UNLABELLED)
+        else:
+            self._found.append(self._numbers.setdefault(label, len(self._numbers)))
+
+    def split(self, store: Store, classes: Sequence[str] = (), *, labelled: bool = True) -> Split:
+        """The split of these labels.
+
+        Args:
+            store: The images.
+            classes: Class names where they are known: labels are names or their indices. Otherwise the labels are the
+                names, sorted; integers by their value.
+            labelled: Whether labels are wanted.
+
+        Raises:
+            UserError: If there are no images, an image has no label or one of no class, or there are fewer than two
+                classes.
+        """
+        if not len(self):
+            raise UserError(f"data: no images in {store.root}")
+        if not labelled:
+            return Split(store, np.full(len(self), UNLABELLED, np.int32), ())
+        if self.missing is not None:
+            raise UserError(f"data: {store.root}: {self.missing} has no label; give it one, or set labels to none")
+        names = tuple(classes) or tuple(sorted(self._numbers, key=_order(self._numbers)))
+        if len(names) < 2:
+            raise UserError(f"data: {store.root} has one class, {names[0]!r}; at least two are needed")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
+        place = {str(index): index for index in range(len(classes))} | {name: i for i, name in enumerate(names)}
+        unknown = [label for label in self._numbers if label not in place]
+        if unknown:
+            hint = did_you_mean(unknown[0], names) or f"; there are {len(names)}, from {names[0]!r} to {names[-1]!r}"
+            raise UserError(f"data: {store.root} has images of {unknown[0]!r}, which is none of its classes{hint}")
+        numbers = np.array([place[label] for label in self._numbers], np.int32)
+        return Split(store, numbers[np.frombuffer(self._found, np.int32)], names)
+
+
+def _order(labels: Iterable[str]) -> Callable[[str], int | str]:
+    """How classes are sorted: as folders are, integers by their value."""
+    return int if all(_is_number(label) for label in labels) else str
+
+
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and len(label) < _DIGITS and label == str(int(label))
+
+
+def same_classes(training: Split, validation: Split) -> Split:
+    """The validation images, labelled in the order of the training images' classes.
+
+    Raises:
+        UserError: If the two do not have the same classes.
+    """
+    for have, lack in ((training, validation), (validation, training)):
+        extra = sorted(set(have.classes) - set(lack.classes))
+        if extra:
+            raise UserError(
+                f"data: classes differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
+                f"in {have.root} but not in {lack.root}"
+            )
+    if training.classes == validation.classes:
+        return validation
+    order = np.array([training.classes.index(name) for name in validation.classes], np.int32)
+    return Split(validation.store, order[validation.labels], training.classes)
+
+
+def escapes(entry: str) -> bool:
+    """Whether a path that data names leaves the folder that it is relative to (or is none)."""
+    return not entry or "\0" in entry or os.path.isabs(entry) or ".." in Path(entry).parts

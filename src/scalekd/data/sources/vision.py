@@ -1,0 +1,139 @@
+"""torchvision's data sets of image classification."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchvision
+
+from scalekd.data.sources.hub import RowNames
+from scalekd.data.sources.places import alone, cache_folder
+from scalekd.data.sources.source import Labelling
+from scalekd.data.split import Split
+from scalekd.errors import UserError, did_you_mean
+
+_HALVES = ("train", "test")
+_THIRDS = ("train", "val", "test")
+# Their splits; those with two halves are told apart by a switch (`train`), unless they are listed below.
+_SETS: dict[str, tuple[str, ...]] = {
+    "CIFAR10": _HALVES,
+    "CIFAR100": _HALVES,
+    "Country211": ("train", "valid", "test"),
+    "DTD": _THIRDS,
+    "FGVCAircraft": (*_THIRDS, "trainval"),
+    "FashionMNIST": _HALVES,
+    "Flowers102": _THIRDS,
+    "Food101": _HALVES,
+    "Imagenette": ("train", "val"),
+    "KMNIST": _HALVES,
+    "MNIST": _HALVES,
+    "RenderedSST2": _THIRDS,
+    "STL10": _HALVES,
+    "SVHN": _HALVES,
+    "USPS": _HALVES,
+}
+_SWITCHED = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")
+_IN_MEMORY = (*_SWITCHED, "STL10", "SVHN")
+_OTHER_NAMES = {"val": ("valid", "test")}
+
+
+@dataclass(frozen=True)
+class Items:
+    """Images of a torchvision data set; see `Store`.
+
+    Attributes:
+        root: The data set and its split, for messages.
+        names: The images' numbers.
+        items: The data set; its images are paths, or small ones in memory.
+    """
+
+    root: Path
+    names: Sequence[str]
+    items: Any
+
+    def locate(self, index: int) -> str:
+        return f"{self.root}/{index}"
+
+    def open(self, index: int) -> str | io.BytesIO:
+        image = self.items[index][0]
+        if isinstance(image, str | Path):
+            return str(image)
+        content = io.BytesIO()
+        image.save(content, "PPM")  # as it is, without compression
+        content.seek(0)
+        return content
+
+    def size(self, index: int) -> int:
+        found = self.open(index)
+        return Path(found).stat().st_size if isinstance(found, str) else found.getbuffer().nbytes
+
+
+class VisionSource:
+    """A data set of torchvision's, downloaded where it is not there; see `Source`.
+
+    Args:
+        name: `NAME`, or `NAME@FOLDER` with the folder that torchvision calls its root.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, _, folder = name.partition("@")
+        if self.name not in _SETS:
+            raise UserError(
+                f"data: torchvision: no data set {self.name!r}{did_you_mean(self.name, _SETS)}; there are "
+                f"{', '.join(_SETS)}"
+            )
+        self.folder = Path(folder) if folder else cache_folder("torchvision")
+
+    def has(self, name: str) -> bool:
+        return self._own(name) is not None
+
+    def read(self, name: str, *, labelled: bool = True) -> Split:
+        own = self._own(name)
+        if own is None:
+            raise UserError(
+                f"data: torchvision:{self.name} has no split {name!r}; it has {', '.join(_SETS[self.name])}. "
+                "Name the splits with train_split and val_split"
+            )
+        items = self._open(own)
+        names = [_text(each) for each in getattr(items, "classes", ())]
+        root = Path(f"torchvision:{self.name}/{own}")
+        labels = Labelling()
+        for index in range(len(items)):
+            label = int(items[index][1])
+            labels.add(names[label] if names else str(label), str(index))
+        return labels.split(Items(root, RowNames(len(items)), items), names, labelled=labelled)
+
+    def _own(self, name: str) -> str | None:
+        """The set's own name for a split."""
+        known = _SETS[self.name]
+        return next((each for each in (name, *_OTHER_NAMES.get(name, ())) if each in known), None)
+
+    def _open(self, split: str) -> Any:
+        kind = getattr(torchvision.datasets, self.name)
+        args: dict[str, Any] = {"train": split == "train"} if self.name in _SWITCHED else {"split": split}
+        if self.name not in _IN_MEMORY:
+            args["loader"] = _as_path
+        try:
+            try:
+                return kind(str(self.folder), **args)
+            except (RuntimeError, FileNotFoundError):  # not there, or not as its checksums say
+                with alone(self.folder):
+                    return kind(str(self.folder), download=True, **args)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            place = f"torchvision:{self.name} is not in {self.folder}"
+            raise UserError(f"data: {place} and cannot be downloaded: {reason}") from None
+
+
+def _as_path(path: str) -> str:
+    """Instead of torchvision's loader: images are decoded as all others are."""
+    return path
+
+
+def _text(name: Any) -> str:
+    """A class name; Imagenette's are several words for one thing."""
+    return str(name) if isinstance(name, str) else ", ".join(name)
