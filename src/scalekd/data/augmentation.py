@@ -64,12 +64,23 @@ def training_transform(
 
 
 def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Transform:
-    """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre."""
+    """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre.
+
+    Of an image more than eight times as long as wide the middle is taken first: resized whole, a line of 10,000 pixels
+    would take gigabytes.
+    """
     short = round(resolution / crop_fraction)
     composed: Transform = transforms.Compose(
-        [read, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
+        [read, _middle, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
     )
     return composed
+
+
+def _middle(image: Tensor) -> Tensor:
+    """The middle of an image whose long side is more than eight times its short one; any other as it is."""
+    height, width = image.shape[-2:]
+    middle: Tensor = F.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
+    return middle
 
 
 def random_crop(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -13,6 +15,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+# What a file may hold, whatever its name says. PIL knows more, and would run Ghostscript for one of them.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImageError(Exception):
@@ -23,7 +27,7 @@ class UnreadableImageError(Exception):
 def _naming_what_is_unreadable() -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers meet nearly any in a spoilt file
         raise UnreadableImageError(error) from error
 
 
@@ -37,7 +41,10 @@ def open_image(source: Callable[[], str | IO[bytes]]) -> Image.Image:
         UnreadableImageError: If it is missing or no image.
     """
     with _naming_what_is_unreadable():
-        return Image.open(source())
+        file = source()
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+            raise ValueError("no regular file")
+        return Image.open(file, formats=_FORMATS)
 
 
 def read(image: Image.Image) -> Tensor:
