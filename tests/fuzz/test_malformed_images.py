@@ -221,7 +221,7 @@ def test_what_is_no_file_is_unreadable_at_once(picture: Picture) -> None:
 
 NAMES = st.one_of(
     st.sampled_from(
-        ["[bold]x[/]", "\x1b[31m", "a\nb", "\t", " ", "..x", "-", "\u202e", "\U0001f600", "\udcff", "x.png", "CON"]
+        ["[bold]x[red]", "\x1b[31m", "a\nb", "\t", " ", "..x", "-", "\u202e", "\U0001f600", "\udcff", "x.png", "CON"]
     ),
     st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20),
 )

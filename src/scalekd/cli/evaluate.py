@@ -11,7 +11,7 @@ import typer
 
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
 from scalekd.data import CorruptImages, ReplayDataset, evaluation_loader, evaluation_transform, read_split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.evaluation import measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -78,5 +78,5 @@ def evaluate(
         return
     top5 = "" if accuracy.top5 is None else f"  top5 {accuracy.top5:.2f}%"
     skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
-    images = f"{accuracy.images} images of {split.root}{skipped}"
+    images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
     typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")

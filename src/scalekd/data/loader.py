@@ -14,7 +14,7 @@ from scalekd.data.augmentation import Transform
 from scalekd.data.decoding import UnreadableImageError
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.method import TeacherOutputs
 
 
@@ -210,7 +210,7 @@ class CorruptImages:
         """
         for path in sorted(set(paths) - self.paths):
             if self.report is not None:
-                self.report(f"warning: left out, cannot be read: {path}")
+                self.report(f"warning: left out, cannot be read: {printable(path)}")
         self.paths.update(paths)
         if len(self.paths) > self.limit:
             raise UserError(
