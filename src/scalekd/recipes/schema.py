@@ -102,7 +102,7 @@ class MethodKeys(Keys):
 class TeacherKeys(Keys):
     """Teacher."""
 
-    teacher: str | None = None
+    teacher: str | None = Field(default=None, min_length=1)
     """timm name (hub weights are loaded unless teacher_weights is given) or a weights file written by scalekd."""
     teacher_weights: File | None = None
     """safetensors file for the timm name."""
@@ -123,7 +123,7 @@ class TeacherKeys(Keys):
 class StudentKeys(Keys):
     """Student."""
 
-    student: str | None = None
+    student: str | None = Field(default=None, min_length=1)
     """timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd."""
     student_maps: tuple[Map, Map] | None = None
     """Maps S_prev and S_last: indices (timm) or module names. Default: the paper's choice for timm models."""
@@ -151,7 +151,7 @@ class DataKeys(Keys):
     split if there is one."""
     resolution: Positive = 224
     """Image side in pixels the student is trained and evaluated at."""
-    crop_fraction: float = Field(default=0.875, gt=0, le=1)
+    crop_fraction: float = Field(default=0.875, ge=0.1, le=1)
     """Evaluation: resize the short side to resolution / crop_fraction, then cut the centre."""
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Range of the random crop's area, as a share of the image."""
