@@ -149,7 +149,7 @@ class DataKeys(Keys):
     labels: Literal["folders", "none"] = "folders"
     """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
     split if there is one."""
-    resolution: Positive = 224
+    resolution: int = Field(default=224, gt=0, le=16384)
     """Image side in pixels the student is trained and evaluated at."""
     crop_fraction: float = Field(default=0.875, ge=0.1, le=1)
     """Evaluation: resize the short side to resolution / crop_fraction, then cut the centre."""
@@ -169,9 +169,9 @@ class DataKeys(Keys):
     """Cutmix alpha; 0 is off."""
     augmentation_epochs: Positive | None = None
     """Epochs after which the augmentations repeat: epoch e is augmented as epoch e mod this. Default: never."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Processes that load images. The result does not depend on it."""
-    max_corrupt: int = Field(default=10, ge=0)
+    max_corrupt: int = Field(default=10, ge=0, lt=2**31)
     """Unreadable images to skip before the run stops."""
 
 
