@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 2000
+
+
+def printable(text: object) -> str:
+    """A text as one line that does nothing to a terminal: control characters, surrogates and the like are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
 
 class UserError(Exception):
     """A wrong input, told in one line: the key or file, its value, and the mend. Commands exit with code 2."""
 
-    def __init__(self, line: str) -> None:
+    def __init__(self, message: object) -> None:
         # A loader's worker hands on a whole traceback, which ends in the error's name and line.
-        super().__init__(line.rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        line = printable(str(message).rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        if len(line) > _LONGEST:  # its beginning names the key, its end the mend
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.recipes import load
 from scalekd.training import adapt as adaptation
 
@@ -55,5 +55,5 @@ def adapt(
     typer.echo(
         json.dumps(result)
         if as_json
-        else f"teacher   top1 {result['top1']:.2f}% on the validation images; use it with --teacher {file}"
+        else f"teacher   top1 {result['top1']:.2f}% on the validation images; use it with --teacher {printable(file)}"
     )

@@ -10,6 +10,7 @@ import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data.cache.store import size
+from scalekd.errors import printable
 from scalekd.recipes import load
 from scalekd.training import fill_cache
 
@@ -34,6 +35,6 @@ def cache(
     elif not plan:
         made = f"{found['made']:,} made now, {found['images_per_second']:.1f} a second" if found["made"] else "complete"
         typer.echo(
-            f"cache     {found['folder']}: {found['images']:,} images x {found['views']} view(s), "
+            f"cache     {printable(found['folder'])}: {found['images']:,} images x {found['views']} view(s), "
             f"{size(found['bytes'])}; {made}"
         )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.recipes import load
 from scalekd.training import Group, distill_students
 from scalekd.training import check as try_out
@@ -72,4 +72,4 @@ def _line(folder: Path, result: dict[str, Any], name: str) -> str:
     """A run's result for people."""
     top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2f}%"
     top5 = f", top5 {result['top5']:.2f}%" if "top5" in result else ""
-    return f"{name}   top1 {top1}{top5}; weights in {folder / result['student']}"
+    return f"{name}   top1 {top1}{top5}; weights in {printable(folder / result['student'])}"

@@ -11,7 +11,7 @@ import typer
 
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
 from scalekd.data import CorruptImages, evaluation_loader, read_split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.evaluation import measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -49,16 +49,17 @@ def evaluate(
     A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags.
     """
     path = Path(model)
-    folder = RunFolder(path.parents[1] if path.suffix == ".ckpt" and path.is_file() else path)
+    folder = RunFolder(path.absolute().parent.parent if path.suffix == ".ckpt" and path.is_file() else path)
     if (path / TEACHER_FILE).is_file():  # what `adapt` leaves
         model = str(path / TEACHER_FILE)
     elif folder.path.is_dir():
         stored = folder.stored_keys()
         wanted = ("data", "val_split", "resolution", "crop_fraction", "precision")
-        flags = {key: stored[key] for key in wanted} | flags
+        flags = {key: stored[key] for key in wanted if key in stored} | flags
         model, weights = str(folder.student), None
-        if str(stored["student"]).startswith(PYTHON):  # which only the recipe may name, not the weights
-            model, weights = stored["student"], folder.student
+        student = str(stored.get("student"))
+        if student.startswith(PYTHON):  # which only the recipe may name, not the weights
+            model, weights = student, folder.student
     recipe = load(None, flags)
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with val/<class>/, or see docs/data.md)")
@@ -89,5 +90,5 @@ def evaluate(
         return
     top5 = "" if accuracy.top5 is None else f"  top5 {accuracy.top5:.2f}%"
     skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
-    images = f"{accuracy.images} images of {split.root}{skipped}"
+    images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
     typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
@@ -17,7 +17,7 @@ from scalekd.cli.evaluate import evaluate
 from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.training import Interrupted
 
 app = typer.Typer(
@@ -54,23 +54,31 @@ def _options(
 
 def run() -> None:
     """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
     try:
         sys.exit(app(standalone_mode=False, prog_name="scalekd"))
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
-            print(f"error: {message}", file=sys.stderr)
+            _refuse(message)
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
-        print(f"error: memory: {reason} Set micro_batch to less than the batch to use less", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"memory: {reason} Set micro_batch to less than the batch to use less")
+    except MemoryError:
+        _refuse("memory: there is not enough; set micro_batch to less than the batch, or workers or resolution lower")
+    except RecursionError as error:
+        _refuse(f"input: nested too deeply ({error})")
     except OSError as error:
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error.filename or 'file'}: {error.strerror or error}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        print(printable(stop) or "stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: object) -> NoReturn:
+    print(f"error: {UserError(message)}", file=sys.stderr)
+    sys.exit(2)

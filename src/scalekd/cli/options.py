@@ -8,11 +8,11 @@ from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-import yaml
 from pydantic.fields import FieldInfo
 
 from scalekd.errors import UserError
 from scalekd.recipes import GROUPS, Keys
+from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]
 
@@ -108,10 +108,7 @@ def parse_mapping(name: str, text: str) -> dict[str, Any]:
     Raises:
         UserError: If it is no YAML mapping.
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
+    value = parse(text, name)
     if not isinstance(value, dict):
         raise UserError(f"{name}: {text!r} is no YAML mapping such as '{{global_pool: avg}}'")
     return value

@@ -64,7 +64,10 @@ def training_transform(
 
 
 def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Transform:
-    """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre."""
+    """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre.
+
+    Of an absurdly long image the middle is taken first, see `trim`.
+    """
     short = round(resolution / crop_fraction)
     composed: Transform = transforms.Compose(
         [read, trim, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]

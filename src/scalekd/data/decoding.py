@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -13,6 +15,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+# What a file may hold, whatever its name says. PIL knows more, and would run Ghostscript for one of them.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 MAX_PIXELS = 178_956_970  # where PIL refuses of its own accord
@@ -31,7 +35,7 @@ class ImageTooLargeError(UnreadableImageError):
 def _naming_what_is_unreadable() -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers meet nearly any in a spoilt file
         raise UnreadableImageError(error) from error
 
 
@@ -50,7 +54,10 @@ def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXE
     try:
         Image.MAX_IMAGE_PIXELS = None
         with _naming_what_is_unreadable():
-            image = Image.open(source())
+            file = source()
+            if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+                raise ValueError("no regular file")
+            image = Image.open(file, formats=_FORMATS)
         Image.MAX_IMAGE_PIXELS = max_pixels  # for what is inside of other images
         with image:
             width, height = image.size

@@ -16,7 +16,7 @@ from scalekd.data.decoding import MAX_PIXELS, ImageTooLargeError, UnreadableImag
 from scalekd.data.patience import Patience
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.method import TeacherOutputs
 
 
@@ -224,7 +224,7 @@ class CorruptImages:
         described = {path: f"{path} ({reason})" if reason else path for path, reason in files.items()}
         for path in sorted(files.keys() - self.paths):
             if self.report is not None:
-                self.report(f"warning: left out, cannot be read: {described[path]}")
+                self.report(f"warning: left out, cannot be read: {printable(described[path])}")
         self.paths.update(files)
         if len(self.paths) > self.limit:
             raise UserError(

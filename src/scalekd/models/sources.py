@@ -37,7 +37,7 @@ def may_come_from_a_file(name: str) -> bool:
     """
     if name.startswith(TORCHVISION):
         return name.removeprefix(TORCHVISION) in _torchvision_names()
-    return ":" not in name and timm.is_model(name.split(".", maxsplit=1)[0])
+    return ":" not in name and name.isprintable() and timm.is_model(name.split(".", maxsplit=1)[0])
 
 
 def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,15 +39,20 @@ class Card:
         top1: Accuracy in percent that was measured for them, where one was.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     architecture: str
-    num_classes: int
-    resolution: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_fraction: float = 0.875
+    num_classes: Annotated[int, Field(ge=0, le=10**6)]
+    resolution: Annotated[int, Field(gt=0, le=16384)]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    crop_fraction: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     top1: float | None = None
+
+
+_CARDS = TypeAdapter(Card)
 
 
 def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
@@ -103,10 +109,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
     card = None
     if _CARD_KEY in metadata:
         try:
-            fields: dict[str, Any] = json.loads(metadata[_CARD_KEY])
-            card = Card(**(fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"weights: {path} has a card this version cannot read: {error}") from error
+            card = _CARDS.validate_python(json.loads(metadata[_CARD_KEY]))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise UserError(f"weights: {path} has a card this version cannot read: {key}: {first['msg']}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"weights: {path} has a card this version cannot read: {error}") from None
         foreign = sorted(card.args.keys() & FIXED_ARGS)
         if foreign:
             raise UserError(
@@ -130,7 +139,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     missing, foreign = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     if not missing and not foreign:
         adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        resized = dict(state) if adapt is None else adapt(dict(state), model)
+        try:
+            resized = dict(state) if adapt is None else adapt(dict(state), model)
+        except (RuntimeError, ValueError, LookupError, TypeError):  # position embeddings of no image
+            resized = state
         wrong = [k for k in wanted if resized[k].shape != wanted[k].shape]
         if not wrong:
             model.load_state_dict(resized)
@@ -166,7 +178,7 @@ def stored_resolution(model: nn.Module, state: Mapping[str, Tensor]) -> int | No
     if (
         own is None
         or stored is None
-        or own.ndim != 3
+        or not own.ndim == stored.ndim == 3
         or own.shape == stored.shape
         or not hasattr(patches, "feat_ratio")
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.recipes.schema import Recipe, has_key, methods_with, validate
+from scalekd.recipes.text import read_keys
 
 BASE = "base"
 _RATES = ("lr", "min_lr", "warmup_lr")
@@ -75,7 +77,12 @@ def _scale_rates(keys: dict[str, Any], overrides: dict[str, Any], say: Callable[
         if "lr" in overrides or new == old or new < 1:
             return {}
         scaled = {rate: float(keys[rate]) * new / old for rate in _RATES if rate in keys and rate not in overrides}
-    except (KeyError, TypeError, ValueError):  # nothing to scale, or the validation will say what is wrong
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ):  # nothing to scale, or the validation will say what is wrong
         return {}
     if scaled:
         rates = ", ".join(f"{rate} {float(keys[rate]):g} -> {value:g}" for rate, value in scaled.items())
@@ -85,9 +92,9 @@ def _scale_rates(keys: dict[str, Any], overrides: dict[str, Any], say: Callable[
 
 def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """The keys of a recipe on top of those of its base."""
-    if recipe in seen:
-        raise UserError(f"recipe {recipe}: is its own base ({' -> '.join((*seen, recipe))})")
-    keys = _read(recipe)
+    keys, place = _read(recipe), os.path.realpath(recipe)
+    if place in seen:
+        raise UserError(f"recipe {recipe}: is its own base ({' -> '.join((*seen, place))})")
     base = keys.pop(BASE, None)
     if base is None:
         return _lay({}, keys, f"recipe {recipe}")
@@ -95,7 +102,7 @@ def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"recipe {recipe}: {BASE} must name a recipe or a .yaml file (got {base!r})")
     if base.endswith((".yaml", ".yml")):
         base = str(Path(recipe).parent / base)
-    return _lay(_resolve(base, (*seen, recipe)), keys, f"recipe {recipe}")
+    return _lay(_resolve(base, (*seen, place)), keys, f"recipe {recipe}")
 
 
 def _shipped() -> dict[str, Any]:
@@ -113,23 +120,15 @@ def _shipped() -> dict[str, Any]:
 def _read(recipe: str) -> dict[str, Any]:
     path, shipped = Path(recipe), _shipped()
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path's own raises where the name is too long
             raise UserError(f"recipe: no such file: {recipe}")
-        text = path.read_text(encoding="utf-8")
-    elif recipe in shipped:
-        text = shipped[recipe].read_text(encoding="utf-8")
-    else:
+        return read_keys(path, f"recipe {recipe}")
+    if recipe not in shipped:
         raise UserError(
             f"recipe: no recipe {recipe!r}{did_you_mean(recipe, names())} "
             "(`scalekd recipes` lists those shipped); anything else must be a .yaml file"
         )
-    try:
-        keys = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"recipe {recipe}: must be a mapping of keys, not a {type(keys).__name__}")
-    return keys
+    return read_keys(shipped[recipe], f"recipe {recipe}")
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

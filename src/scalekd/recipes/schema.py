@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.objective import STAGES, check_parts
 from scalekd.models.sources import FIXED_ARGS
 
-Positive = Annotated[int, Field(gt=0)]
+Name = TypeVar("Name", str, Path)
+
+
+def _nameable(path: Name) -> Name:
+    """A path that the system can be asked for."""
+    if b"\0" in os.fsencode(path):
+        raise ValueError("no file has a name with a NUL character")
+    return path
+
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Place = Annotated[str, Field(min_length=1), BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+Place = Annotated[
+    str,
+    Field(min_length=1),
+    BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v),
+    AfterValidator(_nameable),
+]
+File = Annotated[Path, AfterValidator(_nameable)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
-Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
+Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)]
 
 
 # Keys of some methods only; all others are every method's (a teacher that method none does not read does no harm).
@@ -45,7 +62,7 @@ _METHODS_OF: dict[str, set[str]] = {
 class Keys(BaseModel):
     """A group of recipe keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class MethodKeys(Keys):
@@ -93,9 +110,9 @@ class MethodKeys(Keys):
 class TeacherKeys(Keys):
     """Teacher."""
 
-    teacher: str | None = None
+    teacher: str | None = Field(default=None, min_length=1)
     """timm name (hub weights are loaded unless teacher_weights is given) or a weights file written by scalekd."""
-    teacher_weights: Path | None = None
+    teacher_weights: File | None = None
     """safetensors file for the timm name."""
     teacher_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model, as YAML: '{global_pool: avg}'."""
@@ -105,7 +122,7 @@ class TeacherKeys(Keys):
     """Blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is fixed."""
     check_teacher: bool = True
     """Whether a teacher near chance on the validation images is an error."""
-    cache: Path | None = None
+    cache: File | None = None
     """Folder of caches that `scalekd cache` fills: the teacher's outputs are read there instead of running it."""
     cache_format: Literal["bf16", "int8"] = "bf16"
     """How a cache keeps tokens: as bf16, or in half the space as int8 with a scale a token."""
@@ -114,11 +131,11 @@ class TeacherKeys(Keys):
 class StudentKeys(Keys):
     """Student."""
 
-    student: str | None = None
+    student: str | None = Field(default=None, min_length=1)
     """timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd."""
     student_maps: tuple[Map, Map] | None = None
     """Maps S_prev and S_last: indices (timm) or module names. Default: the paper's choice for timm models."""
-    student_weights: Path | None = None
+    student_weights: File | None = None
     """safetensors file to start from."""
     student_pretrained: bool = False
     """Whether to start from the hub's weights."""
@@ -142,9 +159,9 @@ class DataKeys(Keys):
     labels: Literal["folders", "none"] = "folders"
     """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
     split if there is one."""
-    resolution: Positive = 224
+    resolution: int = Field(default=224, gt=0, le=16384)
     """Image side in pixels the student is trained and evaluated at."""
-    crop_fraction: float = Field(default=0.875, gt=0, le=1)
+    crop_fraction: float = Field(default=0.875, ge=0.1, le=1)
     """Evaluation: resize the short side to resolution / crop_fraction, then cut the centre."""
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Range of the random crop's area, as a share of the image."""
@@ -162,9 +179,9 @@ class DataKeys(Keys):
     """Cutmix alpha; 0 is off."""
     augmentation_epochs: Positive | None = None
     """Epochs after which the augmentations repeat: epoch e is augmented as epoch e mod this. Default: never."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Processes that load images. The result does not depend on it."""
-    max_corrupt: int = Field(default=10, ge=0)
+    max_corrupt: int = Field(default=10, ge=0, lt=2**31)
     """Unreadable images to skip before the run stops."""
     max_pixels: Positive = 178_956_970
     """Pixels an image may have; larger ones count as unreadable."""
@@ -241,7 +258,7 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
     @classmethod
     def _short_runs_warm_up_less(cls, keys: dict[str, Any]) -> dict[str, Any]:
         epochs = str(keys.get("epochs", ""))
-        if "warmup_epochs" in keys or not epochs.isdigit():
+        if "warmup_epochs" in keys or not epochs.isdecimal():
             return keys
         return keys | {"warmup_epochs": min(cls.model_fields["warmup_epochs"].default, int(epochs) // 10)}
 
@@ -295,7 +312,7 @@ GROUPS: tuple[type[Keys], ...] = (MethodKeys, TeacherKeys, StudentKeys, DataKeys
 
 def has_key(method: object, key: str) -> bool:
     """Whether a method has a key."""
-    return key not in _METHODS_OF or method in _METHODS_OF[key]
+    return key not in _METHODS_OF or str(method) in _METHODS_OF[key]
 
 
 def methods_with(key: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from scalekd.models import Classifier, Teacher
 from scalekd.models.families import family_of
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
-from scalekd.training.folder import RunFolder, write_json
+from scalekd.training.folder import RunFolder, read_json, write_json
 from scalekd.training.inputs import evaluation_images
 
 FILE = "teacher.safetensors"
@@ -117,7 +116,9 @@ def finetune(
     """
     run = RunFolder(output)
     if resume and run.finished:  # stopped between its end and the copy below
-        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
+        result = read_json(run.result)
+        if not isinstance(result.get("top1"), float):
+            raise UserError(f"run: {run.result} is damaged; start anew with --overwrite")
     else:
         teacher = Teacher(
             recipe.teacher or "",

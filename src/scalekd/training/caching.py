@@ -16,7 +16,7 @@ from torch import Tensor
 from scalekd.data import CorruptImages, Key, ReplayDataset, Split
 from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, check_shards, fill, list_images
 from scalekd.data.cache.store import size
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import TeacherOutputs
 from scalekd.models import Teacher
@@ -105,7 +105,7 @@ def fill_cache(
     cache.create(identity.ingredients, identity.listing)
     if rebuild:
         for shard, fault in cache.faulty(views).items():
-            say(f"rebuild   {cache.file(shard)} {fault}")
+            say(f"rebuild   {printable(cache.file(shard))} {fault}")
             cache.file(shard).unlink(missing_ok=True)
     check_shards(cache, views)
     cache.check_space(views)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from scalekd.recipes import Recipe
+from scalekd.recipes.schema import validate
 from scalekd.training.fit import fit
 from scalekd.training.group import Group
 from scalekd.training.logs import quieten_lightning
@@ -78,7 +79,8 @@ def _distill(
 ) -> list[dict[str, Any]]:
     quieten_lightning()
     if resume and recipes[0].micro_batch is None:  # what fitted when the run was started
-        at_once = {"micro_batch": group.stored_keys().get("micro_batch")}
+        stored = {key: value for key, value in group.stored_keys().items() if key in ("batch", "micro_batch")}
+        at_once = {"micro_batch": validate(stored, f"run: {group.runs[0].recipe}").micro_batch}
         recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
     setup = Setup(recipes, group, console or Console(stderr=True))
     group.check(recipes, resume=resume, overwrite=overwrite)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from scalekd.data import absolute
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe, dump, resolved
+from scalekd.recipes.text import read_keys
 
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
@@ -106,28 +106,49 @@ class RunFolder:
         """The recipe of the run that is here, as plain keys.
 
         Raises:
-            UserError: If there is none.
+            UserError: If there is none, or it is damaged.
         """
         if (self.path / GROUP).is_file():
             raise UserError(f"run: {self.path} holds a group of runs; name the folder of one of them")
         if not self.exists:
             raise UserError(f"run: {self.path} holds no run (no {self.recipe.name})")
-        keys = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        if not isinstance(keys, dict):
-            raise UserError(f"run: {self.recipe} is damaged; start anew with --overwrite")
-        return keys
+        return read_keys(self.recipe, f"run: {self.recipe}")
 
     def stored_inputs(self) -> dict[str, Any]:
         """What the run that is here was started from."""
-        inputs: dict[str, Any] = json.loads(self.inputs.read_text(encoding="utf-8"))
-        return inputs
+        return read_json(self.inputs)
 
     def trim_metrics(self, step: int) -> None:
         """Drop log lines later than `step`, which a resumed run writes again."""
         if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step(line) <= step]
             self.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a log line; of a damaged one, after all."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return math.inf
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that a run has left.
+
+    Raises:
+        UserError: If it cannot be read or is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"run: {path} cannot be read: {error.strerror}; start anew with --overwrite") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"run: {path} is damaged; start anew with --overwrite")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from scalekd.errors import UserError
 from scalekd.recipes import Recipe
-from scalekd.training.folder import GROUP, RunFolder, write_json
+from scalekd.training.folder import GROUP, RunFolder, read_json, write_json
 
 _CHECKPOINTS = "checkpoints"  # a folder beside the students'
 
@@ -75,10 +74,9 @@ class Group:
         file = path / GROUP
         if not file.is_file():
             return []
-        try:
-            students = json.loads(file.read_text(encoding="utf-8"))["students"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"run: {file} is damaged; delete {path} and start anew") from None
+        students = read_json(file).get("students")
+        if not isinstance(students, list):
+            raise UserError(f"run: {file} is damaged; delete {path} and start anew")
         return [str(student) for student in students]
 
     def stored_keys(self) -> dict[str, Any]:
@@ -107,7 +105,10 @@ class Group:
             return
         for folder in {run.path for run in self.runs}:
             try:
+                str(folder).encode()  # TensorBoard's writer takes no other
                 folder.mkdir(parents=True, exist_ok=True)
+            except UnicodeEncodeError:
+                raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
             except OSError as error:
                 raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
         if (self.path / GROUP).is_file() and not overwrite:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalekd.data import CorruptImages, evaluation_loader
 from scalekd.data.cache import TeacherCache, open_cache
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -160,7 +160,8 @@ class Setup:
         )
         views = self.recipe.augmented_views
         return (
-            f"cache     teacher outputs from {cache.path} ({cache.layout.cache_format}, {views} view(s), {agreement})"
+            f"cache     teacher outputs from {printable(cache.path)} ({cache.layout.cache_format}, {views} view(s), "
+            f"{agreement})"
         )
 
     def _check_teacher(self, teacher: Teacher) -> Accuracy:

@@ -19,7 +19,8 @@ _FORMAT = 1
 
 def list_images(split: Split) -> str:
     """A line an image, in their order: its size in bytes (0 where it cannot be read) and its relative path."""
-    return "".join(f"{_size(split.store, index)}\t{name}\n" for index, name in enumerate(split.store.names))
+    names = (name.replace("\n", r"\n") for name in split.store.names)
+    return "".join(f"{_size(split.store, index)}\t{name}\n" for index, name in enumerate(names))
 
 
 def _size(store: Store, index: int) -> int:

@@ -1,0 +1,56 @@
+"""Nothing phones home: a whole run asks for no address and opens no connection."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY_RUN
+
+# Every question and connection is written down and refused; what is local (a pair of sockets, a file's) is none.
+_WATCH = """
+import os, socket, sys
+def refuse(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.sendto") or (
+        event in ("socket.connect", "socket.bind") and arguments[0].family != socket.AF_UNIX
+    ):
+        with open(os.environ["ASKED"], "a") as file:
+            file.write(f"{event} {arguments[1:] or arguments}\\n")
+        raise OSError(f"no network: {event}")
+sys.addaudithook(refuse)
+"""
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> dict[str, str]:
+    """An environment in which every python process writes down whom it asks."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(_WATCH)
+    path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "ASKED": str(tmp_path / "asked"), "HOME": str(tmp_path)}
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_watch_sees_a_connection(watched: dict[str, str], tmp_path: Path) -> None:
+    for call in ("getaddrinfo('localhost', 1)", "socket().connect(('127.0.0.1', 1))"):
+        assert "no network" in run([sys.executable, "-c", f"import socket; socket.{call}"], watched).stderr
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2
+
+
+def test_a_run_asks_nobody(watched: dict[str, str], data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--net"]  # a network without interfaces
+    if shutil.which("unshare") is None or run([*alone, "true"], watched).returncode:
+        alone = []  # this machine gives none; the watch has to do
+    command = [*alone, sys.executable, "-m", "scalekd", "distill", "--teacher", str(teacher_file), "--no-check-teacher"]
+    ended = run(
+        [*command, "--data", str(data), "--output", str(tmp_path / "run"), *TINY_RUN, "--workers", "1"], watched
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()
