@@ -55,6 +55,11 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (40, 36), see
     return folder
 
 
+def newest_checkpoint(run: Path) -> Path:
+    """The last checkpoint of a run."""
+    return sorted((run / "checkpoints").glob("step-*.ckpt"))[-1]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """12 training and 6 validation images of three classes."""

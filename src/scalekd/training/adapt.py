@@ -71,7 +71,7 @@ def probe(
 
     def batches(split: Split, what: str) -> Any:
         dataset = ReplayDataset(split, evaluation_transform(classifier.resolution, recipe.crop_fraction))
-        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers), what, console)
+        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
 
     features, labels = collect_features(
         classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt

@@ -76,7 +76,7 @@ class Setup:
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
         self.accumulate = recipe.batch // at_once
         validation = ReplayDataset(self.val, evaluation_transform(recipe.resolution, recipe.crop_fraction))
-        self.val_loader = evaluation_loader(validation, at_once, recipe.workers)
+        self.val_loader = evaluation_loader(validation, at_once, recipe.workers, self.say)
 
     def _join(self, recipe: Recipe, name: str) -> Method:
         """A student and its method, with the random weights that they would have alone."""
