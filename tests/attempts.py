@@ -29,7 +29,7 @@ def start(log: Path, *args: str | Path) -> int:
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (until the process ends)
         sys.argv = ["scalekd", *map(str, args)]
         torch.set_num_threads(1)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from attempts import assert_same, ended, lines, result, start
-from conftest import TINY_RUN, Cli, Outcome, newest_checkpoint
+from conftest import TINY_RUN, TINY_SETTINGS, Cli, Outcome, newest_checkpoint
 from torch.nn import functional
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -38,7 +38,8 @@ def distill(cli: Cli, data: Path, tmp_path: Path) -> Distill:
     """`distill` into a folder of this name."""
 
     def call(output: str | Path, *more: str | Path) -> Outcome:
-        return cli("distill", "--data", data, "--output", tmp_path / output, *TINY_RUN, *SMALL, *more)
+        tiny = TINY_SETTINGS if "--student" in more else TINY_RUN
+        return cli("distill", "--data", data, "--output", tmp_path / output, *tiny, *SMALL, *more)
 
     return call
 
@@ -133,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 
 def test_no_byte_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    content = {"run": {"step": 1}, "state": {"a": torch.arange(1000.0), "b": torch.ones(3)}}
+    content: dict[str, Any] = {"run": {"step": 1}, "state": {"a": torch.arange(1000.0), "b": torch.ones(3)}}
     checkpoints.save_checkpoint(content, checkpoints.path(1))
     path, draw = checkpoints.path(1), random.Random(0)
     honest = path.read_bytes()
@@ -171,7 +172,7 @@ def test_a_folder_is_one_runs_at_a_time_and_no_longer_than_that_lives(
     cli("distill", "--resume", "--output", run).refused("is in use by", f"process {child} on")
     assert time.monotonic() - began < 5
     group = ("--student", "test_resnet", "--student", "run")
-    distill(tmp_path, *group, "--student-args", "{}").refused("is in use by")  # one of its folders is
+    distill(tmp_path, *group).refused("is in use by")  # one of its folders is
     os.kill(child, signal.SIGKILL)  # its data workers live on for seconds
     assert ended(child) == -signal.SIGKILL
     assert distill("run", "--overwrite").code == 0
@@ -323,7 +324,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
     named = [word for student in students for word in ("--student", student)]
     second = len(students) * 2  # losses a step; the first micro-batch of the second step is spoilt, for all
     breaks(monkeypatch, *range(second + 1, second + len(students) + 1))
-    flags = (*SKIPS, "--optimizer", optimizer, *named, "--student-args", "{}", "--lr", "0.001")
+    flags = (*SKIPS, "--optimizer", optimizer, *named, "--lr", "0.001")
     outcome = distill("run", *flags, "--keep", "3")
     assert outcome.code == 0, outcome.err
     files = Checkpoints(tmp_path / "run" / "checkpoints").files
