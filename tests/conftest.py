@@ -61,6 +61,11 @@ def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
 
 
+def newest_checkpoint(run: Path) -> Path:
+    """The last checkpoint of a run."""
+    return sorted((run / "checkpoints").glob("step-*.ckpt"))[-1]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """12 training and 6 validation images of three classes."""

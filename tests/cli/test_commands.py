@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TINY_RUN, Cli
+from conftest import TINY_RUN, Cli, newest_checkpoint
 
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
@@ -57,7 +57,7 @@ def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: P
     )
     assert by_folder["top1"] == by_file["top1"] == pytest.approx(trained, abs=1e-3)
     assert by_folder["images"] == 6
-    assert json.loads(cli("evaluate", run / "checkpoints" / "last.ckpt", "--json").out) == by_folder
+    assert json.loads(cli("evaluate", newest_checkpoint(run), "--json").out) == by_folder
     assert "top1" in cli("evaluate", run).out
 
 

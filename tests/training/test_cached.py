@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import TINY_CNN, TINY_RUN, Cli, Outcome
 from PIL import Image
 
 from scalekd.data.cache import layout
 from scalekd.models import Classifier
+from scalekd.training.learner import Learner
 
 BASE = (*TINY_RUN, "--no-check-teacher", "--epochs", "4", "--augmentation-epochs", "2", "--micro-batch", "6")
 
@@ -90,18 +94,16 @@ def test_a_cached_run_is_the_live_one_bit_for_bit(
 def test_a_run_goes_on_from_the_cache_where_it_was_live(
     cli: Cli, common: list[str | Path], filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scalekd.training.callbacks import Keeper
-
     passed(cli("distill", *common, "--output", tmp_path / "whole"))
-    step = Keeper.on_train_batch_end
+    learn, calls = Learner.learn, iter(range(100))
 
-    def stops(self: Keeper, *args: object) -> None:
-        if args[-1] == 4:
-            self._asked_to_stop = True
-        step(self, *args)  # type: ignore[arg-type]
+    def stops(self: Learner, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return learn(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_train_batch_end", stops)
+        patch.setattr(Learner, "learn", stops)
         assert cli("distill", *common, "--output", tmp_path / "run").code == 130
     passed(cli("distill", "--resume", "--output", tmp_path / "run", "--cache", filled.parent))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

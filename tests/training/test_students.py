@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TINY_SETTINGS, Cli, Outcome
+from conftest import TINY_SETTINGS, Cli, Outcome, newest_checkpoint
 from torch.nn import functional
 
 from scalekd.method import Method
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_the_student_and_keeps_the_checkpoint_of
     monkeypatch.setattr("scalekd.method.task.F.cross_entropy", breaks)
     outcome = distill(STUDENTS, "group", "--method", "none", "--micro-batch", "6")
     outcome.refused("student test_vit: loss: task became nan at step 2", "checkpoint is kept")
-    checkpoint = torch.load(tmp_path / "group" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(newest_checkpoint(tmp_path / "group"), weights_only=True)
     assert checkpoint["global_step"] == 2 * len(STUDENTS)
 
 

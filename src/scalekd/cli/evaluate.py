@@ -78,7 +78,7 @@ def evaluate(
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
         classifier.to(device).eval(),
-        watched(evaluation_loader(dataset, recipe.batch, recipe.workers), "evaluate"),
+        watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), "evaluate"),
         num_classes=classifier.num_classes,
         device=device,
         autocast=partial(autocast, device, dtype),

@@ -18,7 +18,7 @@ from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.errors import UserError, printable
-from scalekd.training import Interrupted
+from scalekd.training import Interrupted, Stop
 
 app = typer.Typer(
     name="scalekd",
@@ -53,11 +53,12 @@ def _options(
 
 
 def run() -> None:
-    """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
+    """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
     try:
-        sys.exit(app(standalone_mode=False, prog_name="scalekd"))
+        with Stop():
+            sys.exit(app(standalone_mode=False, prog_name="scalekd"))
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
@@ -74,9 +75,9 @@ def run() -> None:
         _refuse(f"{error.filename or 'file'}: {error.strerror or error}")
     except UserError as error:
         _refuse(error)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(printable(stop) or "stopped", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as stop:
+        print(printable(stop), file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def _refuse(message: object) -> NoReturn:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from scalekd.data.decoding import MAX_PIXELS, ImageTooLargeError, UnreadableImag
 from scalekd.data.patience import Patience
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
+from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
 from scalekd.method import TeacherOutputs
 
@@ -97,8 +99,11 @@ class ReplayDataset(Dataset[Sample]):
             return self.transform(image)
 
 
-def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_stopping_to_the_main_process(_worker: int) -> None:
+    """Ignore what a terminal sends to all of a command's processes."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -164,43 +169,53 @@ class TrainingStream(Sampler[list[Key]]):
             yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch].tolist()]
 
 
-class EvaluationOrder(Sampler[Key]):
-    """Every image once, in order."""
+class EvaluationOrder(Sampler[list[Key]]):
+    """Every image once, in order, as batches."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, batch: int) -> None:
+        self.size, self.batch = size, batch
 
     def __len__(self) -> int:
-        return self.size
+        return math.ceil(self.size / self.batch)
 
-    def __iter__(self) -> Iterator[Key]:
-        return (Key(0, index) for index in range(self.size))
-
-
-def training_loader(dataset: ReplayDataset, stream: Sampler[list[Key]], workers: int) -> DataLoader[Sample]:
-    """Batches of a training run, in the stream's order."""
-    return DataLoader(
-        dataset,
-        batch_sampler=stream,
-        num_workers=workers,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, self.size, self.batch):
+            yield [Key(0, index) for index in range(first, min(first + self.batch, self.size))]
 
 
-def evaluation_loader(dataset: ReplayDataset, batch: int, workers: int) -> DataLoader[Sample]:
-    """Every image of a split once, in order."""
-    return DataLoader(
-        dataset,
-        batch_size=batch,
-        sampler=EvaluationOrder(len(dataset)),
-        num_workers=workers,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
+def training_loader(
+    dataset: ReplayDataset,
+    stream: Sampler[list[Key]],
+    workers: int,
+    report: Callable[[str], object] | None = None,
+) -> SteadyLoader[Batch, Key]:
+    """Batches of a training run, in the stream's order.
+
+    Args:
+        dataset: The images.
+        stream: The keys of each batch.
+        workers: Processes that load images.
+        report: Called with a line when processes that died are replaced.
+    """
+
+    def load(batches: Iterable[list[Key]]) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            worker_init_fn=_leave_stopping_to_the_main_process,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    return SteadyLoader(stream, load, report)
+
+
+def evaluation_loader(
+    dataset: ReplayDataset, batch: int, workers: int, report: Callable[[str], object] | None = None
+) -> SteadyLoader[Batch, Key]:
+    """Every image of a split once, in order; see `training_loader`."""
+    return training_loader(dataset, EvaluationOrder(len(dataset), batch), workers, report)
 
 
 class CorruptImages:

@@ -76,7 +76,8 @@ def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"weights: {path} cannot be written: {error}") from error
+        reason = str(error).rpartition("I/O error: ")[2]  # what safetensors says before it is no news
+        raise UserError(f"weights: {path} cannot be written: {reason}") from error
     return file_hash(path)
 
 

@@ -222,6 +222,9 @@ class OptimisationKeys(Keys):
     """Largest norm of the gradient; longer ones are scaled down to it."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the student's exponential moving average, which is then evaluated and saved."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss that is NaN or infinite does. stop: ends the run. skip: the step's gradients are dropped and the run
+    goes on, unless that happens 10 times in a row."""
 
 
 class RunKeys(Keys):
@@ -242,6 +245,10 @@ class RunKeys(Keys):
     """Device: auto takes the first GPU that is there."""
     validate_every: Positive = 1
     """Epochs between validations (and checkpoints)."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Minutes after which a checkpoint is written between validations too. Default: never."""
+    keep: Positive = 2
+    """Checkpoints to keep: the newest ones."""
     log_every: Positive = 10
     """Steps between log lines; the last step has one too."""
 

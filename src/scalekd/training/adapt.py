@@ -69,7 +69,7 @@ def probe(
 
     def batches(split: Split, what: str) -> Any:
         dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
-        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers), what, console)
+        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
 
     features, labels = collect_features(
         classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt

@@ -1,11 +1,8 @@
-"""What happens around the steps: checkpoints, a clean stop on Ctrl-C, and what the user sees."""
+"""What the user sees of a run."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from types import FrameType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -13,75 +10,8 @@ from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scalekd.training.group import Group
 from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
-
-
-class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
-    """The user stopped the run; a checkpoint is written."""
-
-
-class Keeper(Callback):
-    """Writes the checkpoint and the students at each validation, and on Ctrl-C after the step in progress.
-
-    Args:
-        group: Where to.
-        classes: Class names for the students' cards.
-        interval: Micro-batches between validations.
-        validates: Whether there is a validation; without one it writes when one would be.
-    """
-
-    def __init__(self, group: Group, classes: tuple[str, ...], *, interval: int, validates: bool) -> None:
-        self._group, self._classes = group, classes
-        self._interval, self._validates = interval, validates
-        self._asked_to_stop = False
-        self._former: Any = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        def ask(_signal: int, _frame: FrameType | None) -> None:
-            if self._asked_to_stop:
-                raise Interrupted(f"stopped at once; --resume goes on from the last checkpoint in {self._group.path}")
-            self._asked_to_stop = True
-
-        self._former = signal.signal(signal.SIGINT, ask)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGINT, self._former)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # which Lightning calls after a success only
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, DistillationModule)
-        stepped = (batch_idx + 1) % pl_module.accumulate == 0
-        at_interval = (batch_idx + 1) % self._interval == 0
-        if at_interval and self._validates:
-            return  # the validation comes next
-        if at_interval or (self._asked_to_stop and stepped):
-            self._save(trainer, pl_module, measured=False)
-        if self._asked_to_stop and stepped:
-            self._stop(pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DistillationModule)
-        self._save(trainer, pl_module, measured=True)
-        if self._asked_to_stop:
-            self._stop(pl_module)
-
-    def _stop(self, module: DistillationModule) -> None:
-        raise Interrupted(f"stopped at step {module.step}; --resume goes on with the run in {self._group.path}")
-
-    def _save(self, trainer: Trainer, module: DistillationModule, *, measured: bool) -> None:
-        module.check_finite()
-        partial = self._group.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self._group.checkpoint)
-        for learner in module.learners:
-            learner.save(self._classes, learner.accuracies["top1"] if measured else None)
 
 
 class DataClock(Profiler):

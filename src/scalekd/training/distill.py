@@ -14,6 +14,7 @@ from scalekd.training.fit import fit
 from scalekd.training.group import Group
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.setup import Setup
+from scalekd.training.stopping import Stop
 
 
 def distill(
@@ -38,7 +39,7 @@ def distill(
 
     Raises:
         UserError: For any wrong input.
-        Interrupted: If the user stopped the run; the checkpoint is written.
+        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
     return _distill([recipe], Group(output), resume, overwrite, console)[0]
 
@@ -67,7 +68,7 @@ def distill_students(
 
     Raises:
         UserError: For any wrong input.
-        Interrupted: If the user stopped the runs; the checkpoint is written.
+        Interrupted: If a signal stopped the runs; in training, the checkpoint is written.
     """
     group = Group(output, students)
     recipes = [recipe.model_copy(update={"student": student}) for student in students]
@@ -83,8 +84,10 @@ def _distill(
         at_once = {"micro_batch": validate(stored, f"run: {group.runs[0].recipe}").micro_batch}
         recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
     setup = Setup(recipes, group, console or Console(stderr=True))
-    group.check(recipes, resume=resume, overwrite=overwrite)
-    setup.build()
-    setup.announce()
-    group.prepare(setup.recipes, setup.inputs(), resume=resume)  # last: what cannot start must not delete another run
-    return fit(setup, resume and group.checkpoint.is_file())
+    with Stop() as stop, group.claimed(setup.say, resume=resume):
+        group.check(recipes, resume=resume, overwrite=overwrite)
+        setup.build()
+        setup.announce()
+        # Last: what cannot start must not delete another run.
+        group.prepare(setup.recipes, setup.inputs(), resume=resume)
+        return fit(setup, stop, resume=resume)

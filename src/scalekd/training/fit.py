@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,23 +10,25 @@ from pytorch_lightning import Trainer
 
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
-from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory
 from scalekd.models.weights import file_hash
-from scalekd.training.callbacks import DataClock, Display, Keeper
+from scalekd.training.callbacks import DataClock, Display
 from scalekd.training.folder import write_json
 from scalekd.training.inputs import training_images
+from scalekd.training.keeper import Keeper
 from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
 from scalekd.training.setup import Setup
+from scalekd.training.stopping import Stop
 
 
-def fit(setup: Setup, resume: bool) -> list[dict[str, Any]]:
+def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     """Train, validate, and write the results."""
-    recipe, checkpoint = setup.recipe, setup.group.checkpoint
-    step = _read_step(checkpoint) if resume else 0
-    for folder in setup.group.runs:
-        folder.trim_metrics(step)
+    recipe, group = setup.recipe, setup.group
+    checkpoint = group.checkpoints.newest(setup.say) if resume else None
+    step = 0 if checkpoint is None else checkpoint.run["step"]
+    for number, folder in enumerate(group.runs):
+        folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
     stream = TrainingStream(
         size=len(setup.train),
         batch=recipe.batch,
@@ -48,16 +48,16 @@ def fit(setup: Setup, resume: bool) -> list[dict[str, Any]]:
     module = DistillationModule(
         learners, steps_per_epoch=setup.steps, accumulate=setup.accumulate, corrupt=setup.corrupt
     )
-    trainer = _trainer(setup, learners)
-    started = time.perf_counter()
+    keeper = _keeper(setup, stop)
+    trainer = _trainer(setup, learners, keeper)
     trainer.fit(
         module,
-        training_loader(dataset, stream, recipe.workers),
+        training_loader(dataset, stream, recipe.workers, setup.say),
         setup.val_loader if setup.measured else None,
-        ckpt_path=checkpoint if resume else None,
+        ckpt_path=None if checkpoint is None else checkpoint.path,
         weights_only=True,
     )
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(keeper.seconds, 1)
     return [_conclude(setup, learner, module.step, seconds) for learner in learners]
 
 
@@ -65,13 +65,7 @@ def _conclude(setup: Setup, learner: Learner, steps: int, seconds: float) -> dic
     """Write the result of a student."""
     recipe, folder, accuracies = setup.recipe, learner.folder, learner.accuracies
     assert folder is not None
-    if not setup.measured:
-        learner.save(setup.classes, None)
-    elif not accuracies:  # resumed after its last step
-        student = learner.eval().to(setup.device).final_student
-        measured = setup.measure(lambda images: student(images).logits, student)
-        accuracies = {"top1": measured.top1} | ({} if measured.top5 is None else {"top5": measured.top5})
-        learner.save(setup.classes, measured.top1)
+    learner.save(setup.classes, accuracies.get("top1"))
     result = {
         "method": recipe.method,
         "top1": None,
@@ -79,7 +73,8 @@ def _conclude(setup: Setup, learner: Learner, steps: int, seconds: float) -> dic
         "teacher_top1": None if setup.teacher_accuracy is None else setup.teacher_accuracy.top1,
         "samples": steps * recipe.batch,
         "steps": steps,
-        "seconds_since_start_or_resume": seconds,
+        "seconds": seconds,
+        "skipped_steps": learner.skipped_steps,
         "corrupt_images": sorted(setup.corrupt.paths),
         "device": setup.device.type,
         "dtype": str(setup.dtype).removeprefix("torch."),
@@ -91,9 +86,27 @@ def _conclude(setup: Setup, learner: Learner, steps: int, seconds: float) -> dic
     return result
 
 
-def _trainer(setup: Setup, learners: Sequence[Learner]) -> Trainer:
+def _interval(setup: Setup) -> int:
+    """Micro-batches between validations."""
+    return setup.steps * setup.accumulate * setup.recipe.validate_every
+
+
+def _keeper(setup: Setup, stop: Stop) -> Keeper:
+    return Keeper(
+        setup.group,
+        stop,
+        setup.classes,
+        interval=_interval(setup),
+        validation=setup.val_loader if setup.measured else None,
+        keep=setup.recipe.keep,
+        minutes=setup.recipe.checkpoint_minutes,
+        say=setup.say,
+    )
+
+
+def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Trainer:
     recipe, alone = setup.recipe, len(learners) == 1  # several optimise themselves, see `DistillationModule`
-    interval = setup.steps * setup.accumulate * recipe.validate_every
+    interval = _interval(setup)
     clock = DataClock()
     return Trainer(
         accelerator=setup.device.type,
@@ -123,19 +136,9 @@ def _trainer(setup: Setup, learners: Sequence[Learner]) -> Trainer:
                 epochs=recipe.epochs,
                 interval=None if setup.measured else interval,
             ),
-            Keeper(setup.group, setup.classes, interval=interval, validates=setup.measured),
+            keeper,
         ],
+        plugins=[setup.group.checkpoints],
         profiler=clock,
         default_root_dir=setup.group.path,
     )
-
-
-def _read_step(checkpoint: Path) -> int:
-    """The optimiser step that a checkpoint was written at; Lightning counts those of every optimiser."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["global_step"]) // len(content["optimizer_states"])
-    except Exception as error:
-        raise UserError(
-            f"resume: {checkpoint} cannot be read ({type(error).__name__}); start anew with --overwrite"
-        ) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scalekd.data import absolute
 from scalekd.environment import describe_environment
@@ -16,11 +17,15 @@ from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
-_OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
+# The recipe last: what is cleared away half is a run's folder still.
+_OURS = ("inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors", "recipe.yaml")
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
-_CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "data_patience", "check_teacher"}
+_CONDUCT = {
+    "workers", "accelerator", "log_every", "max_corrupt", "data_patience", "check_teacher", "keep",
+    "checkpoint_minutes",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -31,7 +36,7 @@ class RunFolder:
         inputs: Fingerprints of the data and hashes of the weights that the run reads, JSON.
         environment: Versions, git revision and hardware at the start, JSON.
         metrics: A JSON object a line.
-        checkpoint: Everything needed to go on.
+        tensorboard: Folder of the same figures as TensorBoard reads them.
         student: Plain timm weights, rewritten at each validation.
         result: Final figures; there only when the run is finished.
     """
@@ -42,7 +47,7 @@ class RunFolder:
         self.inputs = path / "inputs.json"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
-        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.tensorboard = path / "tensorboard"
         self.student = path / "student.safetensors"
         self.result = path / "result.json"
 
@@ -78,14 +83,14 @@ class RunFolder:
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
         if recipe.data is not None:
             paths["data"] = absolute(recipe.data)
-        self.recipe.write_text(dump(recipe.model_copy(update=paths)), encoding="utf-8")
+        _write(self.recipe, dump(recipe.model_copy(update=paths)))
 
     def clear(self) -> None:
         """Delete the run that is here."""
-        for name in _OURS:
-            (self.path / name).unlink(missing_ok=True)
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name in _OURS:
+            (self.path / name).unlink(missing_ok=True)
 
     def check_same(self, recipe: Recipe) -> None:
         """Make sure that the run that is here has these settings, but for those that do not bear on the result.
@@ -118,20 +123,60 @@ class RunFolder:
         """What the run that is here was started from."""
         return read_json(self.inputs)
 
-    def trim_metrics(self, step: int) -> None:
-        """Drop log lines later than `step`, which a resumed run writes again."""
-        if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step(line) <= step]
-            self.metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def sync_logs(self) -> dict[str, int]:
+        """Bring the logs to the disk; their files' sizes in bytes, by their paths in the folder."""
+        sizes = {}
+        for path in self._logs():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                sizes[path.relative_to(self.path).as_posix()] = os.fstat(file.fileno()).st_size
+        return sizes
+
+    def cut_logs(self, sizes: Mapping[str, int]) -> None:
+        """Put the logs back to what they were when they had these sizes, which none of them had if it is not named.
+
+        A resumed run then writes again what it does again, and no line is there twice or torn.
+        """
+        for path in self._logs():
+            size = sizes.get(path.relative_to(self.path).as_posix(), 0)
+            if not size:
+                path.unlink()
+            elif size < path.stat().st_size:
+                os.truncate(path, size)
+
+    def _logs(self) -> list[Path]:
+        return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*"))) if path.is_file()]
 
 
-def _step(line: str) -> float:
-    """The step of a log line; of a damaged one, after all."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which is on the disk before it has its name, or is not there at all.
+
+    Raises:
+        OSError: If it cannot be written; names it.
+    """
+    partial = path.with_name(path.name + ".partial")
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return math.inf
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # and its name too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,9 +198,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def weight_hashes(recipe: Recipe) -> dict[str, str]:

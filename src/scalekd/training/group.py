@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from scalekd.errors import UserError
 from scalekd.recipes import Recipe
+from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.folder import GROUP, RunFolder, read_json, write_json
+from scalekd.training.lock import locked
 
 _CHECKPOINTS = "checkpoints"  # a folder beside the students'
 
@@ -54,7 +56,7 @@ class Group:
     Attributes:
         names: What each is called, and its folder; one empty name for a single run.
         runs: The run folder of each.
-        checkpoint: Everything needed to go on with all of them.
+        checkpoints: Everything needed to go on with all of them.
     """
 
     def __init__(self, path: Path, students: Sequence[str] = ()) -> None:
@@ -62,7 +64,7 @@ class Group:
         self.students = list(students) if len(students) > 1 else []
         self.names = folder_names(self.students) or [""]
         self.runs = [RunFolder(path / name) for name in self.names]
-        self.checkpoint = path / _CHECKPOINTS / "last.ckpt"
+        self.checkpoints = Checkpoints(path / _CHECKPOINTS)
 
     @staticmethod
     def stored_students(path: Path) -> list[str]:
@@ -91,26 +93,43 @@ class Group:
             raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; leave --student out")
         return self.runs[0].stored_keys()
 
+    @contextmanager
+    def claimed(self, warn: Callable[[str], object], *, resume: bool) -> Iterator[None]:
+        """Keep other processes out of all folders, which are made unless they are to be resumed.
+
+        Args:
+            warn: Called with a line where the file system knows no locks.
+            resume: Whether the folders must be there.
+
+        Raises:
+            UserError: If a folder is another process's, or cannot be written.
+        """
+        with ExitStack() as stack:
+            for folder in sorted({self.path, *(run.path for run in self.runs)}):
+                try:
+                    str(folder).encode()  # TensorBoard's writer takes no other
+                    if not resume:
+                        folder.mkdir(parents=True, exist_ok=True)
+                except UnicodeEncodeError:
+                    raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
+                except OSError as error:
+                    raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
+                if folder.is_dir():
+                    stack.enter_context(locked(folder, warn))
+            yield
+
     def check(self, recipes: Sequence[Recipe], *, resume: bool, overwrite: bool) -> None:
         """Make sure that the runs may be written here, without changing what is there.
 
         Raises:
             UserError: If there are runs and neither `resume` nor `overwrite` is set; or none, finished or other ones
-                to `resume`; or the folder cannot be written.
+                to `resume`.
         """
         if resume and overwrite:
             raise UserError("output: --resume and --overwrite exclude each other")
         if resume:
             self._check_resumable(recipes)
             return
-        for folder in {run.path for run in self.runs}:
-            try:
-                str(folder).encode()  # TensorBoard's writer takes no other
-                folder.mkdir(parents=True, exist_ok=True)
-            except UnicodeEncodeError:
-                raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
-            except OSError as error:
-                raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
         if (self.path / GROUP).is_file() and not overwrite:
             raise UserError(
                 f"output: {self.path} holds a group of runs; add --resume to go on or --overwrite to replace it"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ from scalekd.method import Losses, Method, TeacherOutputs
 from scalekd.models import Student
 from scalekd.recipes import Recipe
 from scalekd.training.folder import RunFolder
-from scalekd.training.logs import JsonLinesLogger
+from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents
+from scalekd.training.skipping import IN_A_ROW, Skipper
 
 _MEND = "A lower lr, a longer warm-up or clip usually mends it"
 
@@ -47,10 +49,11 @@ class Learner(nn.Module):
         self.figures: dict[str, Any] = {}
         # Of the last loss, until it was looked at: its step, whether it is finite, and when that is known.
         self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._skipper = Skipper(method) if recipe.nonfinite == "skip" else None
+        self._steps = True  # whether the last gradients were of use
         self.loggers: list[Logger] = []
         if folder is not None:
-            tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="")
-            self.loggers = [JsonLinesLogger(folder.metrics), tensorboard]
+            self.loggers = [JsonLinesLogger(folder.metrics), TensorBoardEvents(folder.tensorboard)]
 
     @property
     def final_student(self) -> Student:
@@ -63,6 +66,25 @@ class Learner(nn.Module):
     def accuracies(self) -> dict[str, float]:
         """`top1` and `top5` in percent of the last validation; empty before the first."""
         return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out because their gradients were NaN or infinite."""
+        return 0 if self._skipper is None else self._skipper.skipped
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint holds of this student beside its tensors."""
+        skipper = self._skipper
+        return {
+            "figures": {name: float(value) for name, value in self.figures.items()},
+            "skipped": None if skipper is None else [skipper.skipped, skipper.in_a_row],
+        }
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go on from what `progress` gave."""
+        self.figures = dict(progress["figures"])
+        if self._skipper is not None:
+            self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
 
     def learn(
         self, images: Tensor, labels: Tensor | None, taught: TeacherOutputs | None, *, batch: int, step: int
@@ -79,6 +101,11 @@ class Learner(nn.Module):
         Raises:
             NonFiniteLossError: If the loss of the batch before is NaN or infinite; names the terms.
         """
+        if (
+            self._skipper is not None
+            and batch % (self.recipe.batch // (self.recipe.micro_batch or self.recipe.batch)) == 0
+        ):
+            self._skipper.begin()
         # Dropout and drop path draw from (seed, batch): a resumed run draws the same, whoever learns beside.
         with seeded(self.recipe.seed, batch):
             losses: Losses = self.method(images, labels, taught)
@@ -91,8 +118,24 @@ class Learner(nn.Module):
             there.record()
         self._check_loss()
         self.figures |= {"train/loss": total.detach(), **terms, **cosines}
-        self._unchecked = step, finite, there
+        self._unchecked = (step, finite, there) if self._skipper is None else None
         return total
+
+    def weigh_gradients(self, step: int) -> None:
+        """Drop the gradients of a step if they are not finite and the recipe wants such steps skipped.
+
+        Raises:
+            NonFiniteLossError: If that has happened too often in a row.
+        """
+        self._steps = self._skipper is None or not self._skipper.look()
+        if self._skipper is None or self._steps:
+            return
+        self._log({"skipped_steps": self._skipper.skipped}, step)
+        if self._skipper.in_a_row == IN_A_ROW:
+            raise NonFiniteLossError(
+                f"loss: the gradients of {IN_A_ROW} steps in a row were NaN or infinite, the last of step {step}; "
+                f"the last checkpoint is kept. {_MEND}"
+            )
 
     def _check_loss(self) -> None:
         """Look at the loss of the batch before, once; waits for its forward only, which is long done."""
@@ -119,8 +162,8 @@ class Learner(nn.Module):
         self._log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
 
     def average(self) -> None:
-        """Take the student's weights into the moving average."""
-        if self.ema is not None:
+        """Take the student's weights into the moving average, if the step was one."""
+        if self.ema is not None and self._steps:
             self.ema.update(self.method.student)
 
     def check_finite(self, step: int) -> None:
@@ -163,9 +206,10 @@ class Learner(nn.Module):
         self._log(accuracies, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
-        """Write to the loggers at once: Lightning would after the checkpoint, and a stop between loses the line."""
+        """Write what is finite, as JSON knows no NaN. At once: Lightning would after the checkpoint, too late."""
+        numbers = {name: float(value) for name, value in values.items()}
         for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+            logger.log_metrics({name: value for name, value in numbers.items() if math.isfinite(value)}, step=step)
 
     def save(self, classes: tuple[str, ...], top1: float | None) -> None:
         """Write the student's weights, with class names and accuracy in percent in their card."""

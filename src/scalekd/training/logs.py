@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from scalekd.errors import UserError
 
 
-class JsonLinesLogger(Logger):
-    """Appends one JSON object a call, with the optimiser step as `step`, to a file.
+class FileLogger(Logger):
+    """A log that is in its file when a call returns: no thread writes it later, so that a checkpoint can tell its size.
 
     Args:
         path: The file.
@@ -25,7 +32,7 @@ class JsonLinesLogger(Logger):
 
     @property
     def name(self) -> str:
-        return "jsonl"
+        return self._path.name
 
     @property
     def version(self) -> str:
@@ -35,11 +42,44 @@ class JsonLinesLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The recipe is a file of its own."""
 
+    def _append(self, content: bytes) -> None:
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise UserError(f"log: {self._path} cannot be written: {error.strerror or error}") from error
+
+
+class JsonLinesLogger(FileLogger):
+    """One JSON object a call, with the optimiser step as `step`."""
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        line = {"step": step} | metrics
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(json.dumps({"step": step} | metrics).encode() + b"\n")
+
+
+class TensorBoardEvents(FileLogger):
+    """TensorBoard's events, in a file of its own for each start of the run.
+
+    Args:
+        folder: TensorBoard's folder of the run, which may hold the files of former starts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # TensorBoard reads them in the order of their names, which no clock has a part in.
+        super().__init__(folder / f"events.out.tfevents.{len(list(folder.glob('*'))):06}.scalekd")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        events = [event] if self._path.exists() else [Event(wall_time=time.time(), file_version="brain.Event:2"), event]
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for record in events:
+            writer.write(record.SerializeToString())
+        self._append(records.getvalue())
 
 
 def quieten_lightning() -> None:

@@ -113,6 +113,21 @@ class DistillationModule(LightningModule):
             with naming(learner.name):
                 learner.check_finite(self.step)
 
+    def save(self, classes: tuple[str, ...], *, measured: bool = False) -> None:
+        """Write the students' weights; see `Learner.save`.
+
+        Args:
+            classes: Class names for their cards.
+            measured: Whether the accuracies are these weights'.
+        """
+        for learner in self.learners:
+            learner.save(classes, learner.accuracies["top1"] if measured else None)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        index = next(number for number, other in enumerate(self.trainer.optimizers) if other is optimizer)
+        with naming(self.learners[index].name):
+            self.learners[index].weigh_gradients(self.step + 1)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.learners[0].average()
@@ -122,12 +137,16 @@ class DistillationModule(LightningModule):
             learner.start_validation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validate(batch, self.step)
+
+    def validate(self, batch: Batch, step: int) -> None:
+        """Count the students' right answers of a batch, which is on their device."""
         self.corrupt.add(batch.corrupt)
         if not len(batch.images):
             return
         for learner in self.learners:
             with naming(learner.name):
-                learner.validate(batch.images, batch.labels, self.step)
+                learner.validate(batch.images, batch.labels, step)
 
     def on_validation_epoch_end(self) -> None:
         for learner in self.learners:

@@ -75,7 +75,8 @@ class Setup:
         # Part of the recipes, for the runs are to be repeatable.
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
         self.accumulate = recipe.batch // at_once
-        self.val_loader = evaluation_loader(evaluation_images(recipe, self.val), at_once, recipe.workers)
+        validation = evaluation_images(recipe, self.val)
+        self.val_loader = evaluation_loader(validation, at_once, recipe.workers, self.say)
 
     def _join(self, recipe: Recipe, name: str) -> Method:
         """A student and its method, with the random weights that they would have alone."""

@@ -50,7 +50,7 @@ def fill(
     while missing := cache.missing(views):
         claims = _Claims(cache, views, batch)
         try:
-            _fill_free(claims, training_loader(dataset, claims, workers), teach, corrupt, progress)
+            _fill_free(claims, training_loader(dataset, claims, workers, corrupt.report), teach, corrupt, progress)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -1,0 +1,120 @@
+"""Checkpoints on disk: there whole or not at all, verified when read, the newest ones kept."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from scalekd.errors import UserError
+from scalekd.training.folder import written_whole
+
+RUN = "run"  # the part of a checkpoint that Lightning knows nothing of
+_UNREADABLE = ".unreadable"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+        path: Its file.
+        run: What the run has put in beside Lightning's state, see `Keeper`.
+    """
+
+    path: Path
+    run: dict[str, Any]
+
+
+class Checkpoints(TorchCheckpointIO):
+    """The checkpoints of a run, `step-00001234.ckpt` each; Lightning writes and reads them through this.
+
+    The files are torch's: zip archives, with a checksum (CRC-32) of each entry and the index at the end.
+
+    Args:
+        folder: Where they are; made when the first is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"step-{step:08}.ckpt"
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are there, oldest first."""
+        return sorted(self.folder.glob("step-*.ckpt"), key=lambda path: (len(path.name), path.name))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, which is on the disk before it has its name.
+
+        Raises:
+            UserError: If it cannot be written; nothing of it is left then.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob("*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        try:
+            with written_whole(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            kept = f"the one before it, {self.files[-1].name}, is kept" if self.files else "there is none before it"
+            raise UserError(
+                f"checkpoint: {path} cannot be written: {error.strerror or error}; {kept}; "
+                "mend it, and --resume goes on"
+            ) from error
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`."""
+        for old in self.files[:-keep]:
+            old.unlink(missing_ok=True)
+
+    def newest(self, say: Callable[[str], object]) -> Checkpoint | None:
+        """The newest checkpoint that is whole, None where there is none at all. Damaged ones are put aside.
+
+        Args:
+            say: Called with a line for each damaged one.
+
+        Raises:
+            UserError: If none of them is whole.
+        """
+        damaged: list[tuple[Path, Exception]] = []
+        for path in reversed(self.files):
+            try:
+                checkpoint = Checkpoint(path, _read(path))
+            except Exception as error:  # damage shows as any of them
+                damaged.append((path, error))
+                continue
+            for bad, fault in damaged:
+                say(f"warning: {bad} cannot be read ({_reason(fault)}); going on from {path.name}, the one before it")
+                os.replace(bad, bad.with_name(bad.name + _UNREADABLE))
+            return checkpoint
+        if damaged:
+            path, fault = damaged[0]
+            others = f", nor can the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
+            raise UserError(f"resume: {path} cannot be read ({_reason(fault)}){others}; start anew with --overwrite")
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """An exception's first line."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The run's own part of a checkpoint, if all of it is as it was written; nothing in it is executed."""
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"the checksum of {bad} is another")
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    run: dict[str, Any] = content[RUN]
+    return run

@@ -1,0 +1,182 @@
+"""What of a run is kept, and when: checkpoints, the students' weights, and a clean stop."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from scalekd.data import Batch
+from scalekd.errors import UserError
+from scalekd.training.checkpoints import RUN
+from scalekd.training.group import Group
+from scalekd.training.learner import NonFiniteLossError
+from scalekd.training.module import DistillationModule
+from scalekd.training.stopping import Interrupted, Stop
+
+
+class Keeper(Callback):
+    """Writes a checkpoint at each validation, in between as often as asked for, and where a run is stopped.
+
+    A checkpoint is of the end of an optimiser step. One that is written during a validation says so: the run that is
+    resumed from it begins with that validation.
+
+    Args:
+        group: Where to.
+        stop: Whether somebody asks to stop.
+        classes: Class names for the students' cards.
+        interval: Micro-batches between validations.
+        validation: The validation batches; without any it writes when a validation would be.
+        keep: Checkpoints to keep.
+        minutes: Minutes between checkpoints; None for those of the validations only.
+        say: Called with a line for the user.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        stop: Stop,
+        classes: tuple[str, ...],
+        *,
+        interval: int,
+        validation: Iterable[Batch] | None,
+        keep: int,
+        minutes: float | None,
+        say: Callable[[str], object],
+    ) -> None:
+        self._group, self._stop, self._classes, self._say = group, stop, classes, say
+        self._interval, self._validation, self._keep = interval, validation, keep
+        self._seconds_between = float("inf") if minutes is None else 60 * minutes
+        self._before, self._started = 0.0, time.perf_counter()
+        self._saved_at = self._started
+        self._saved: int | None = None  # the step of the newest checkpoint
+        self._exact = False  # whether the state is that of the end of a step
+        self._unmeasured: dict[str, Any] | None = None  # during a validation: Lightning's state as it was before
+        self._validation_due: int | None = None  # the step of a validation that was not ended
+        self._logs: list[dict[str, int]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has trained, former starts included."""
+        return self._before + time.perf_counter() - self._started
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if self._unmeasured is None:
+            self._logs = self._sync_logs()
+        else:
+            checkpoint["loops"]["fit_loop"] = self._unmeasured
+        checkpoint[RUN] = {
+            "step": pl_module.step,
+            "validation_due": self._unmeasured is not None,
+            "logs": self._logs,
+            "seconds": self.seconds,
+            "corrupt_images": sorted(pl_module.corrupt.paths),
+            "students": [learner.progress() for learner in pl_module.learners],
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        run = checkpoint[RUN]
+        self._before, self._saved = run["seconds"], run["step"]
+        self._validation_due = run["step"] if run["validation_due"] else None
+        pl_module.corrupt.paths.update(run["corrupt_images"])
+        for learner, progress in zip(pl_module.learners, run["students"], strict=True):
+            learner.restore_progress(progress)
+
+    @torch.inference_mode()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do the validation that was not ended; Lightning takes it for done."""
+        assert isinstance(pl_module, DistillationModule)
+        if self._validation_due is None or self._validation is None:
+            return
+        pl_module.eval()
+        for learner in pl_module.learners:
+            learner.start_validation()
+        for batch in self._validation:
+            on_device = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.val_step_context():
+                pl_module.validate(on_device, self._validation_due)
+        for learner in pl_module.learners:
+            learner.end_validation(self._validation_due)
+        pl_module.save(self._classes, measured=True)
+        pl_module.train()
+
+    def _sync_logs(self) -> list[dict[str, int]]:
+        return [folder.sync_logs() for folder in self._group.runs]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop.listen()  # Lightning has put its own in between
+        self._stop.patient = self._exact = True
+        self._saved_at = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._exact = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if (batch_idx + 1) % pl_module.accumulate:
+            return
+        self._exact = True
+        if (batch_idx + 1) % self._interval == 0:
+            if self._validation is not None:
+                self._unmeasured = copy.deepcopy(trainer.fit_loop.state_dict())
+                return  # the validation comes next
+            self._save(trainer, pl_module)
+            pl_module.save(self._classes)
+        elif self._stop.asked or time.perf_counter() - self._saved_at >= self._seconds_between:
+            self._save(trainer, pl_module)
+            if self._stop.asked:
+                pl_module.save(self._classes)
+        self._stop_if_asked(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logs = self._sync_logs()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if self._stop.asked:
+            self._save(trainer, pl_module)
+            self._stop_if_asked(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self._unmeasured = None
+        self._save(trainer, pl_module)
+        pl_module.save(self._classes, measured=True)
+        self._stop_if_asked(pl_module)
+
+    def _stop_if_asked(self, module: DistillationModule) -> None:
+        if self._stop.asked:
+            where = f"--resume goes on with the run in {self._group.path}"
+            raise Interrupted(f"stopped at step {module.step}; {where}", self._stop.asked)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        if self._stop.patient and not isinstance(exception, Interrupted):
+            if self._exact and self._saved != pl_module.step and not isinstance(exception, NonFiniteLossError):
+                try:
+                    self._save(trainer, pl_module)
+                except (UserError, OSError) as error:  # what is told is why the run ends
+                    self._say(f"warning: {error}")
+            last = "no checkpoint was written" if self._saved is None else f"the checkpoint is of step {self._saved}"
+            self._say(f"stopped in step {pl_module.step + 1}; {last}")
+        self._stop.patient = False
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop.patient = False
+
+    def _save(self, trainer: Trainer, module: DistillationModule) -> None:
+        module.check_finite()
+        checkpoints = self._group.checkpoints
+        trainer.save_checkpoint(checkpoints.path(module.step))
+        checkpoints.prune(self._keep)
+        self._saved, self._saved_at = module.step, time.perf_counter()
