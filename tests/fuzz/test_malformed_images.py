@@ -123,6 +123,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Picture:
     path = root / "train" / "picture.png"
     path.parent.mkdir()
     PICTURE.save(path)
+    (path.parent / "beside.txt").touch()  # an empty folder would be waited for
     split = read_unlabelled(root, "train")
     return Picture(path, tuple(ReplayDataset(split, transform) for transform in TRANSFORMS))
 

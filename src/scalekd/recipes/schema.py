@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.objective import STAGES, check_parts
@@ -22,15 +31,17 @@ def _nameable(path: Name) -> Name:
     return path
 
 
+def _place(value: object) -> str:
+    """Where data is: a path, or a source's name."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("input should be a folder or another source's name")
+    return _nameable(str(value))
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Place = Annotated[
-    str,
-    Field(min_length=1),
-    BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v),
-    AfterValidator(_nameable),
-]
+Place = Annotated[str, PlainValidator(_place)]  # pydantic's own text holds no undecodable bytes, which names may
 File = Annotated[Path, AfterValidator(_nameable)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
