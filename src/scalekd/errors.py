@@ -18,7 +18,8 @@ class UserError(Exception):
 
     def __init__(self, message: object) -> None:
         # A loader's worker hands on a whole traceback, which ends in the error's name and line.
-        line = printable(str(message).rpartition(f"{type(self).__name__}: ")[2].rstrip())
+        _, _, line = str(message).rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")
+        line = printable(line.rstrip("\n") if line != message else message)
         if len(line) > _LONGEST:  # its beginning names the key, its end the mend
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         super().__init__(line)
