@@ -307,7 +307,7 @@ def test_a_damaged_shard_is_named(data: Path, tmp_path: Path) -> None:
     for wrong, told in (
         (whole[: len(whole) // 2], "truncated|unexpected end"),
         (whole[:512], "truncated|unexpected end"),
-        (whole[: -(-len(whole.rstrip(b"\0")) // 512) * 512], "truncated after"),
+        (whole[: -(-len(whole.rstrip(b"\0")) // 512) * 512], "truncated or damaged after"),
         (gzip.compress(whole), "uncompressed tar"),
         (b"", "uncompressed tar"),
         (bytes(10240), "holds no images"),
