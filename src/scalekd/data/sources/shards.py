@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,14 @@ class ShardPattern:
         return _read(shards, classes if classes and classes.is_file() else None, labelled)
 
     def _expand(self, name: str) -> list[str]:
+        pattern = self.pattern.replace(_PLACE, name)
         try:
-            places = list(islice(braceexpand(self.pattern.replace(_PLACE, name)), _MOST_SHARDS + 1))
+            ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", pattern)]
+            if math.prod(ranges) > _MOST_SHARDS:  # which braceexpand would hold in memory
+                raise UserError(f"data: {pattern} names more than {_MOST_SHARDS:,} shards")
+            return list(braceexpand(pattern))
         except ValueError:
-            raise UserError(f"data: {self.pattern}: a brace is not closed, or not opened") from None
-        if len(places) > _MOST_SHARDS:
-            raise UserError(f"data: {self.pattern} names more than {_MOST_SHARDS} shards")
-        return places
+            raise UserError(f"data: {pattern}: a brace is not closed, or not opened") from None
 
 
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:

@@ -1,0 +1,71 @@
+"""`scalekd data check`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Cli, write_images
+from PIL import Image
+
+
+def test_whole_data_is_counted_and_ends_with_0(cli: Cli, data: Path) -> None:
+    outcome = cli("data", "check", data, "--workers", "1", "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    train = report["splits"]["train"]
+    assert (train["images"], train["classes"]) == (12, {"blue": 4, "green": 4, "red": 4})
+    assert train["width"] == {"min": 36, "median": 36, "max": 36}
+    assert train["height"] == {"min": 40, "median": 40, "max": 40}
+    assert train["modes"] == {"RGB": 12}
+    assert (train["corrupt"], train["duplicates"], report["leaks"]) == ([], [], [])
+    assert report["images_per_second"] > 0
+
+
+@pytest.fixture
+def spoilt(data: Path) -> Path:
+    """A corrupt, two equal and a leaked file, another mode, and names with what a terminal would act on."""
+    train = data / "train"
+    (train / "red" / "0.png").write_bytes((train / "red" / "0.png").read_bytes()[:300])
+    (train / "red" / "1.png").write_bytes(b"")
+    (train / "red" / "2.png").unlink()
+    shutil.copy(train / "blue" / "0.png", train / "green" / "[bold]\x1b[31m.png")
+    shutil.copy(train / "blue" / "1.png", data / "val" / "blue" / "leaked.png")
+    Image.new("L", (9, 70)).save(train / "red" / "2.png")
+    write_images(data / "unlabelled", 1, seed=9)
+    return data
+
+
+def test_what_is_wrong_is_listed_and_ends_with_1(cli: Cli, spoilt: Path) -> None:
+    outcome = cli("data", "check", spoilt, "--workers", "0", "--json")
+    assert outcome.code == 1, outcome.err
+    report = json.loads(outcome.out)
+    train = report["splits"]["train"]
+    assert train["corrupt"] == [str(spoilt / "train" / "red" / f"{n}.png") for n in (0, 1)]
+    assert train["duplicates"] == [[str(spoilt / "train" / p) for p in ("blue/0.png", "green/[bold]\x1b[31m.png")]]
+    assert report["leaks"] == [[str(spoilt / "train/blue/1.png"), str(spoilt / "val/blue/leaked.png")]]
+    assert train["modes"] == {"RGB": 10, "L": 1}
+    assert (train["width"]["min"], train["height"]["max"]) == (9, 70)
+    assert report["splits"]["unlabelled"]["images"] == 3
+    free = json.loads(cli("data", "check", spoilt, "--workers", "0", "--labels", "none", "--json").out)
+    assert (free["splits"]["train"]["images"], free["splits"]["train"]["classes"]) == (16, {})
+
+
+def test_the_table_shows_names_as_they_are(cli: Cli, spoilt: Path) -> None:
+    outcome = cli("data", "check", spoilt, "--workers", "0")
+    assert outcome.code == 1, outcome.err
+    assert "green/[bold]\\x1b[31m.png" in outcome.out
+    assert "\x1b" not in outcome.out
+    for part in ("blue", "min / median / max", "corrupt", "equal", "leak", "images a second"):
+        assert part in outcome.out
+
+
+def test_a_wrong_input_ends_with_2(cli: Cli, data: Path, tmp_path: Path) -> None:
+    cli("data", "check", tmp_path / "nowhere").refused("no such folder")
+    cli("data", "check", data, "--val-split", "vla").refused("did you mean 'val'")
+    cli("data", "check").refused("DATA")
+    assert "Exit code" in cli("data", "check", "--help").out
+    shutil.rmtree(data / "train")
+    assert cli("data", "check", data, "--workers", "0").code == 0, "validation images alone, as for evaluate"
