@@ -15,7 +15,7 @@ from attempts import CODES, assert_same, ended, start
 from conftest import TINY_RUN
 
 SETTINGS = (
-    *("--ema", "0.9", "--mixup", "0.2", "--batch", "4", "--micro-batch", "2", "--epochs", "60"),
+    *("--ema", "0.9", "--mixup", "0.2", "--batch", "4", "--micro-batch", "2", "--epochs", "24"),
     *("--validate-every", "3", "--workers", "1", "--checkpoint-minutes", "0.001", "--no-check-teacher"),
 )
 SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
