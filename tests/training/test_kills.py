@@ -15,7 +15,7 @@ from attempts import CODES, assert_same, ended, start
 from conftest import TINY_RUN
 
 SETTINGS = (
-    *("--ema", "0.9", "--mixup", "0.2", "--batch", "4", "--micro-batch", "2", "--epochs", "60"),
+    *("--ema", "0.9", "--mixup", "0.2", "--batch", "4", "--micro-batch", "2", "--epochs", "24"),
     *("--validate-every", "3", "--workers", "1", "--checkpoint-minutes", "0.001", "--no-check-teacher"),
 )
 SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -33,6 +33,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(
     draw, done = random.Random(0), Counter[str]()
     while True:
         resumes = (run / "recipe.yaml").exists()
+        log.unlink(missing_ok=True)
         child = start(log, "distill", "--output", run, *(("--resume",) if resumes else settings))
         last = done.total() >= kills
         if not last:
@@ -43,11 +44,12 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(
         if code:
             assert not last, log.read_text()
             assert code == CODES[number], log.read_text()
+            # Workers whose main process is gone may say so.
+            assert number == signal.SIGKILL or "Traceback" not in log.read_text(), log.read_text()
             done[number.name] += 1
             continue
         assert_same(run, whole)
         if last:
             break
         shutil.rmtree(run)  # it was faster: once more
-    assert "Traceback" not in log.read_text()
     print(dict(done))

@@ -88,12 +88,13 @@ class Keeper(Callback):
         for learner, progress in zip(pl_module.learners, run["students"], strict=True):
             learner.restore_progress(progress)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would spoil for training what a model keeps from its first forward
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do the validation that was not ended; Lightning takes it for done."""
         assert isinstance(pl_module, DistillationModule)
         if self._validation_due is None or self._validation is None:
             return
+        modes = [(part, part.training) for part in pl_module.modules()]
         pl_module.eval()
         for learner in pl_module.learners:
             learner.start_validation()
@@ -104,7 +105,8 @@ class Keeper(Callback):
         for learner in pl_module.learners:
             learner.end_validation(self._validation_due)
         pl_module.save(self._classes, measured=True)
-        pl_module.train()
+        for part, training in modes:
+            part.training = training
 
     def _sync_logs(self) -> list[dict[str, int]]:
         return [folder.sync_logs() for folder in self._group.runs]
