@@ -9,6 +9,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A wrong input, told in one line: the key or file, its value, and the mend. Commands exit with code 2."""
 
+    exit_code = 2
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near."""

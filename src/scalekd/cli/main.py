@@ -17,7 +17,7 @@ from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.errors import UserError
-from scalekd.training import Interrupted
+from scalekd.training import Interrupted, Stopped, joined
 
 app = typer.Typer(
     name="scalekd",
@@ -53,7 +53,9 @@ def _options(
 def run() -> None:
     """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in exit code 130."""
     try:
-        sys.exit(app(standalone_mode=False, prog_name="scalekd"))
+        with joined():
+            code = app(standalone_mode=False, prog_name="scalekd")
+        sys.exit(code)
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
@@ -69,6 +71,10 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+    except (Interrupted, Stopped) as stop:
+        if str(stop):
+            print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -109,15 +109,18 @@ class TrainingStream(Sampler[list[Key]]):
     """All batches of a run as one stream, so that a run can be taken up at any of them.
 
     Each epoch is a permutation drawn from (seed, epoch); what does not fill a last batch is left out. A global batch
-    is cut into `accumulate` micro-batches, so that memory does not change what it holds.
+    is cut into `accumulate * count` micro-batches, so that neither memory nor the number of processes changes what it
+    holds: each process has one of every `count` that follow each other.
 
     Args:
         size: Images in the split.
         batch: Global batch.
         epochs: Passes over the split.
         seed: Seed of the run.
-        accumulate: Micro-batches a step.
-        start: Micro-batches to leave out at the beginning.
+        accumulate: Micro-batches a step and process.
+        rank: Number of this process.
+        count: Processes that share the batch.
+        start: Micro-batches of this process to leave out at the beginning.
         views: Epochs after which the augmentations repeat; by default they never do. The order never does.
     """
 
@@ -129,12 +132,15 @@ class TrainingStream(Sampler[list[Key]]):
         epochs: int,
         seed: int,
         accumulate: int = 1,
+        rank: int = 0,
+        count: int = 1,
         start: int = 0,
         views: int | None = None,
     ) -> None:
         self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
         self.start, self.views = start, views or epochs
-        self.micro_batch = batch // accumulate
+        self.rank, self.count = rank, count
+        self.micro_batch = batch // (accumulate * count)
         self.batches_per_epoch = size // batch * accumulate
 
     def __len__(self) -> int:
@@ -147,21 +153,21 @@ class TrainingStream(Sampler[list[Key]]):
             if position == 0 or not order:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
                 order = torch.randperm(self.size, generator=generator).tolist()
-            first = position * self.micro_batch
+            first = (position * self.count + self.rank) * self.micro_batch
             yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch]]
 
 
 class EvaluationOrder(Sampler[Key]):
-    """Every image once, in order."""
+    """Every image once, in order; of several processes each has every `count`-th, without filling up."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, rank: int = 0, count: int = 1) -> None:
+        self._images = range(rank, size, count)
 
     def __len__(self) -> int:
-        return self.size
+        return len(self._images)
 
     def __iter__(self) -> Iterator[Key]:
-        return (Key(0, index) for index in range(self.size))
+        return (Key(0, index) for index in self._images)
 
 
 def training_loader(dataset: ReplayDataset, stream: Sampler[list[Key]], workers: int) -> DataLoader[Sample]:
@@ -177,12 +183,14 @@ def training_loader(dataset: ReplayDataset, stream: Sampler[list[Key]], workers:
     )
 
 
-def evaluation_loader(dataset: ReplayDataset, batch: int, workers: int) -> DataLoader[Sample]:
-    """Every image of a split once, in order."""
+def evaluation_loader(
+    dataset: ReplayDataset, batch: int, workers: int, *, rank: int = 0, count: int = 1
+) -> DataLoader[Sample]:
+    """Every image of a split once, in order; see `EvaluationOrder` for several processes."""
     return DataLoader(
         dataset,
         batch_size=batch,
-        sampler=EvaluationOrder(len(dataset)),
+        sampler=EvaluationOrder(len(dataset), rank, count),
         num_workers=workers,
         worker_init_fn=_leave_ctrl_c_to_the_main_process,
         collate_fn=collate,

@@ -16,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scalekd.training.group import Group
 from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
+from scalekd.training.processes import Vote
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
-    """The user stopped the run; a checkpoint is written."""
+    """The user stopped the run; a checkpoint is written. Empty in all processes but the first."""
+
+    exit_code = 130
 
 
 class Keeper(Callback):
@@ -36,6 +39,7 @@ class Keeper(Callback):
         self._group, self._classes = group, classes
         self._interval, self._validates = interval, validates
         self._asked_to_stop = False
+        self._vote: Vote | None = None
         self._former: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,6 +48,8 @@ class Keeper(Callback):
                 raise Interrupted(f"stopped at once; --resume goes on from the last checkpoint in {self._group.path}")
             self._asked_to_stop = True
 
+        assert isinstance(pl_module, DistillationModule)
+        self._vote = Vote(pl_module.processes)
         self._former = signal.signal(signal.SIGINT, ask)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,28 +63,34 @@ class Keeper(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
+        assert self._vote is not None
         stepped = (batch_idx + 1) % pl_module.accumulate == 0
+        stopping = stepped and self._vote.cast(self._asked_to_stop)
         at_interval = (batch_idx + 1) % self._interval == 0
         if at_interval and self._validates:
             return  # the validation comes next
-        if at_interval or (self._asked_to_stop and stepped):
+        if at_interval or stopping:
             self._save(trainer, pl_module, measured=False)
-        if self._asked_to_stop and stepped:
+        if stopping:
             self._stop(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         self._save(trainer, pl_module, measured=True)
-        if self._asked_to_stop:
+        assert self._vote is not None
+        if self._vote.wished:
             self._stop(pl_module)
 
     def _stop(self, module: DistillationModule) -> None:
-        raise Interrupted(f"stopped at step {module.step}; --resume goes on with the run in {self._group.path}")
+        told = f"stopped at step {module.step}; --resume goes on with the run in {self._group.path}"
+        raise Interrupted(told if module.processes.first else "")
 
     def _save(self, trainer: Trainer, module: DistillationModule, *, measured: bool) -> None:
         module.check_finite()
         partial = self._group.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial)
+        if not trainer.is_global_zero:
+            return
         os.replace(partial, self._group.checkpoint)
         for learner in module.learners:
             learner.save(self._classes, learner.accuracies["top1"] if measured else None)

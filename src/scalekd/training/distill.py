@@ -8,10 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
+from scalekd.errors import UserError
 from scalekd.recipes import Recipe
 from scalekd.training.fit import fit
 from scalekd.training.group import Group
 from scalekd.training.logs import quieten_lightning
+from scalekd.training.processes import Processes, joined, launched
 from scalekd.training.setup import Setup
 
 
@@ -77,12 +79,25 @@ def _distill(
     recipes: list[Recipe], group: Group, resume: bool, overwrite: bool, console: Console | None
 ) -> list[dict[str, Any]]:
     quieten_lightning()
-    if resume and recipes[0].micro_batch is None:  # what fitted when the run was started
-        at_once = {"micro_batch": group.stored_keys().get("micro_batch")}
-        recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
-    setup = Setup(recipes, group, console or Console(stderr=True))
-    group.check(recipes, resume=resume, overwrite=overwrite)
-    setup.build()
-    setup.announce()
-    group.prepare(setup.recipes, setup.inputs(), resume=resume)  # last: what cannot start must not delete another run
-    return fit(setup, resume and group.checkpoint.is_file())
+    if recipes[0].devices > 1 and not launched():
+        raise UserError(f"devices: {recipes[0].devices} need as many processes; start them with torchrun")
+    with joined() as processes:
+        if resume and recipes[0].micro_batch is None:
+            at_once = {"micro_batch": processes.first_says(lambda: _stored_micro_batch(group, recipes[0], processes))}
+            recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
+        console = (console or Console(stderr=True)) if processes.first else Console(quiet=True)
+        setup = Setup(recipes, group, console, processes)
+        processes.first_says(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
+        setup.build()
+        setup.announce()
+        inputs = setup.inputs()
+        # Last: what cannot start must not delete another run.
+        processes.first_says(lambda: group.prepare(setup.recipes, inputs, resume=resume))
+        return fit(setup, resume and processes.first_says(group.checkpoint.is_file))
+
+
+def _stored_micro_batch(group: Group, recipe: Recipe, processes: Processes) -> int | None:
+    """What fitted when the run was started; None to look anew where it bears on nothing and no longer fits."""
+    stored: int | None = group.stored_keys().get("micro_batch")
+    free = isinstance(recipe.batchnorm_over, int)
+    return None if stored is None or (free and recipe.batch % (stored * processes.count)) else stored

@@ -19,7 +19,7 @@ _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "res
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
-_CONDUCT = {"workers", "accelerator", "log_every", "max_corrupt", "check_teacher"}
+_CONDUCT = {"workers", "accelerator", "devices", "log_every", "max_corrupt", "check_teacher"}
 
 
 class RunFolder:
@@ -91,7 +91,8 @@ class RunFolder:
             UserError: If there is no run or a setting is another; names it.
         """
         stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
-        changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
+        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe.batchnorm_over, int) else set())
+        changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
             raise UserError(
