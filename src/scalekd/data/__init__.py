@@ -5,6 +5,7 @@ from scalekd.data.folder import join, read_label_free, read_split, read_splits, 
 from scalekd.data.loader import (
     Batch,
     CorruptImages,
+    EvaluationOrder,
     Key,
     ReplayDataset,
     TrainingStream,
@@ -17,6 +18,7 @@ from scalekd.data.split import Files, Split, Store
 __all__ = [
     "Batch",
     "CorruptImages",
+    "EvaluationOrder",
     "Files",
     "Key",
     "ReplayDataset",

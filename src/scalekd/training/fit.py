@@ -76,9 +76,11 @@ def fit(setup: Setup, resume: bool) -> list[dict[str, Any]]:
         "seconds_since_start_or_resume": seconds,
         "corrupt_images": corrupt,
     }
-    return processes.first_says(
+    results = processes.first_says(
         lambda: [_conclude(setup, *parts, facts) for parts in zip(learners, measured, strict=True)]
     )
+    processes.training = False
+    return results
 
 
 def _measured(setup: Setup, learner: Learner) -> dict[str, float]:
