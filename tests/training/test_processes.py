@@ -33,7 +33,7 @@ HEADLESS = (*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--ep
 # What is trained by 2 processes, each with 4 images at once.
 RUNS = {
     "groups": (*TINY_STUDENT, "--batchnorm-over", "4"),
-    "all": (*TINY_STUDENT, "--batchnorm-over", "all"),
+    "all": (*TINY_STUDENT, "--batchnorm-over", "all", "--lr", "0.00005"),
     "vit": VIT,
     "headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5"),
 }
@@ -97,6 +97,14 @@ def furthest(one: Path, other: Path) -> float:
     return max(abs(a - b) / abs(a) for a, b in losses)
 
 
+def assert_close(one: Path, other: Path) -> None:
+    """Weights and running statistics of two runs; how many forwards those took is counted, and may differ."""
+    state, others = (read_weights(run / "student.safetensors")[0] for run in (one, other))
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training images, and 9 for validation: the processes have 5 and 4 of them."""
@@ -137,9 +145,7 @@ def test_however_the_batch_is_cut_the_curve_is_the_same(
         assert furthest(whole, other) < 1e-4
     assert result(together / name)["processes"] == 2
     assert result(together / name)["teacher_top1"] == result(whole)["teacher_top1"]
-    states = [read_weights(run / "student.safetensors")[0] for run in (cut, together / name)]
-    for key, tensor in states[0].items():  # running statistics too
-        torch.testing.assert_close(tensor, states[1][key], rtol=1e-4, atol=1e-5)
+    assert_close(cut, together / name)
     if name == "groups":  # what `batchnorm_over` is for
         apart = ("--batchnorm-over", "process", "--micro-batch", "8")
         other = alone(cli, images, teacher_file, tmp_path / "apart", *RUNS[name], *apart)
@@ -152,9 +158,7 @@ def test_batch_norm_over_all_processes_is_that_of_one(
 ) -> None:
     whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS["all"], "--micro-batch", "8")
     assert furthest(whole, together / "all") < 1e-4
-    state, other = (read_weights(run / "student.safetensors")[0] for run in (whole, together / "all"))
-    for key, tensor in state.items():
-        torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=1e-5)
+    assert_close(whole, together / "all")
 
 
 def test_parameters_without_gradient_are_left_alone_as_in_one_process(
@@ -162,14 +166,21 @@ def test_parameters_without_gradient_are_left_alone_as_in_one_process(
 ) -> None:
     """The last norm of a ViT whose logits nobody reads; 2 x 2 micro-batches of 4."""
     cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS["headless"], "--micro-batch", "4")
-    state, other = (read_weights(run / "student.safetensors")[0] for run in (cut, together / "headless"))
-    for key, tensor in state.items():
-        torch.testing.assert_close(tensor, other[key], rtol=1e-4, atol=1e-5)
+    assert_close(cut, together / "headless")
 
 
 def test_a_wrong_input_gives_one_line_and_its_code(images: Path, tmp_path: Path) -> None:
     (images / "lone").mkdir(exist_ok=True)
-    flags = ("--data", images, "--val-split", "lone", "--output", tmp_path / "run", *SETTINGS, *TINY_STUDENT)
+    flags: tuple[str | Path, ...] = (
+        "--data",
+        images,
+        "--val-split",
+        "lone",
+        "--output",
+        tmp_path / "run",
+        *SETTINGS,
+        *TINY_STUDENT,
+    )
     process = start("-m", "scalekd", "distill", "--devices", "2", "--method", "none", *flags)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
@@ -181,7 +192,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
     cli: Cli, images: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
     base = ("--data", images, "--teacher", teacher_file, *SETTINGS, *RUNS["groups"], "--ema", "0.9")
-    flags = (*base, "--epochs", "170", "--validate-every", "170", "--micro-batch", "4")
+    flags = (*base, "--epochs", "30", "--validate-every", "30", "--micro-batch", "4")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = start("-m", "scalekd", "distill", "--output", stopped, "--devices", "2", *flags)
     log = stopped / "metrics.jsonl"
@@ -199,9 +210,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
     undisturbed = cli("distill", *flags, "--output", whole, "--auto-resume")
     assert undisturbed.code == 0, undisturbed.err
     assert [line["step"] for line in lines(stopped)] == [line["step"] for line in lines(whole)]
-    one, other = (read_weights(run / "student.safetensors")[0] for run in (stopped, whole))
-    for key, tensor in one.items():
-        torch.testing.assert_close(tensor, other[key], rtol=1e-3, atol=1e-4)
+    assert_close(stopped, whole)
     again = cli("distill", *flags, "--output", stopped, "--auto-resume", "--json")
     assert json.loads(again.out) == result(stopped), "a finished run only gives its result"
 

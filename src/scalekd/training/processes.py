@@ -202,13 +202,16 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
-def _is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process is no longer there."""
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("closed by peer", "reset by peer", "gloo/transport", "Broken pipe")
-    )
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether an error says, or came up while handling one that says, that another process is no longer there."""
+    words = ("closed by peer", "reset by peer", "gloo/transport", "Broken pipe")
+    while error is not None and not isinstance(error, UserError):
+        if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in words):
+            return True
+        error = error.__context__
+    return False
 
 
 def _write_note(code: int) -> None:
