@@ -16,6 +16,8 @@ def printable(text: object) -> str:
 class UserError(Exception):
     """A wrong input, told in one line: the key or file, its value, and the mend. Commands exit with code 2."""
 
+    exit_code = 2
+
     def __init__(self, message: object) -> None:
         # A loader's worker hands on a whole traceback, which ends in the error's name and line.
         _, _, line = str(message).rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")

@@ -477,7 +477,8 @@ def test_torchvision_sets_in_memory_and_in_files(data: Path, tmp_path: Path) -> 
     write_mnist(tmp_path)
     train, val = read_splits(f"torchvision:MNIST@{tmp_path}", "train", "val")
     assert (len(train), len(val), len(train.classes)) == (6, 4, 10)
-    assert train.open(0).size == (28, 28)
+    with train.open(0) as image:
+        assert image.size == (28, 28)
     assert train.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert train.store.size(0) > 28 * 28
     wnids = ("n01440764", "n02102040", "n03888257")

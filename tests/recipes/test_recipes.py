@@ -139,7 +139,7 @@ def test_the_pairs_settings_are_the_papers(pair: str) -> None:
     assert r.schedule == ("step" if strategy == "traditional" else "cosine")
     assert r.task_loss == ("bce" if strategy == "resnet" else "cross_entropy")
     assert (r.mixup, r.cutmix, r.resolution, r.micro_batch) == (0, 0, 224, None)
-    assert r.sync_batchnorm == (strategy == "traditional")
+    assert (r.batchnorm_over == "all") == (strategy == "traditional")
 
 
 def write(folder: Path, **files: str) -> Path:

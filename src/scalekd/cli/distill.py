@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
 from scalekd.recipes import load
-from scalekd.training import Group, distill_students
+from scalekd.training import Group, distill_students, joined, launched, restarted
 from scalekd.training import check as try_out
 from scalekd.training import distill as run
+from scalekd.training.processes import Processes
 
+_say = partial(typer.echo, err=True)
 _STUDENT = (
     "timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd. Given "
     "several times, these are trained beside each other with one teacher, each in a folder of its own in OUTPUT."
@@ -31,6 +35,14 @@ def distill(
         bool, typer.Option("--check", help="Only try it out: random weights, one step on 2 generated images.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume",
+            help="Start, or go on with the run in the output folder; a finished one only gives its result. For "
+            "schedulers that run the same command again.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     student: Annotated[list[str] | None, typer.Option(help=_STUDENT, rich_help_panel="Student")] = None,
@@ -40,32 +52,78 @@ def distill(
 
     Flags are recipe keys and win over the recipe. The weights in OUTPUT/student.safetensors are plain timm weights.
     """
-    say = partial(typer.echo, err=True)
     students = student or []
     if len(students) == 1:
         flags = flags | {"student": students[0]}
     if check:
-        if resume or overwrite or output is not None:
-            raise UserError("check: writes nothing; leave out --output, --resume and --overwrite")
-        if len(students) > 1:
-            raise UserError(f"check: tries one student at a time, not {len(students)}; give one --student")
-        checked = try_out(load(recipe, flags, say))
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
-        moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"
-        typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters moved")
+        if resume or auto_resume or overwrite or output is not None:
+            raise UserError("check: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
+        _try_out(recipe, flags, students, as_json)
         return
     if output is None:
         raise UserError("output: none is given; give --output (a folder for weights, logs and checkpoints)")
+    if auto_resume and (resume or overwrite):
+        raise UserError("auto-resume: decides by itself; leave out --resume and --overwrite")
+    with joined() as processes:
+        found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
+        if found == "finished":
+            results = processes.first_says(lambda: _results(output))
+        else:
+            resume, overwrite = resume or found is not None, overwrite and found is None
+            results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
+        if not processes.first:
+            return
+    if as_json:
+        typer.echo(json.dumps(results.get("", results)))
+    else:
+        typer.echo("\n".join(_line(output / name, result, name or "student") for name, result in results.items()))
+
+
+def _try_out(recipe: str | None, flags: Flags, students: list[str], as_json: bool) -> None:
+    if len(students) > 1:
+        raise UserError(f"check: tries one student at a time, not {len(students)}; give one --student")
+    checked = try_out(load(recipe, flags, _say))
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
+    moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"
+    typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters moved")
+
+
+def _train(
+    processes: Processes,
+    recipe: str | None,
+    flags: Flags,
+    students: list[str],
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, dict[str, Any]]:
+    """Train in these processes, or in those that `devices` asks for; results by folder, '' for a single run's."""
     if resume and not students:
-        students = Group.stored_students(output)
+        students = processes.first_says(lambda: Group.stored_students(output))
     group = Group(output, students)
-    settings = load(group.stored_keys() if resume and recipe is None else recipe, flags, say)
+    stored = processes.first_says(group.stored_keys) if resume and recipe is None else recipe
+    settings = load(stored, flags, _say if processes.first else lambda _line: None)
+    if settings.devices > 1 and not launched():
+        raise SystemExit(launch(settings.devices, sys.argv[1:]))
     if group.students:
-        results = distill_students(settings, students, output, resume=resume, overwrite=overwrite)
-        typer.echo(json.dumps(results) if as_json else "\n".join(_line(output / n, r, n) for n, r in results.items()))
-        return
-    result = run(settings, output, resume=resume, overwrite=overwrite)
-    typer.echo(json.dumps(result) if as_json else _line(output, result, "student"))
+        return distill_students(settings, students, output, resume=resume, overwrite=overwrite)
+    return {"": run(settings, output, resume=resume, overwrite=overwrite)}
+
+
+def _found(output: Path) -> str | None:
+    """What is in a folder: a finished run or group, an unfinished one, or neither."""
+    group = Group(output, Group.stored_students(output))
+    if all(run.finished for run in group.runs):
+        return "finished"
+    return "unfinished" if any(run.exists for run in group.runs) else None
+
+
+def _results(output: Path) -> dict[str, dict[str, Any]]:
+    """The results of a finished run, or of each of a group, by the folder's name."""
+    group = Group(output, Group.stored_students(output))
+    files = [run.result.read_text(encoding="utf-8") for run in group.runs]
+    return dict(zip(group.names, map(json.loads, files), strict=True))
 
 
 def _line(folder: Path, result: dict[str, Any], name: str) -> str:

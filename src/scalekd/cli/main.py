@@ -18,7 +18,7 @@ from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.errors import UserError, printable
-from scalekd.training import Interrupted, Stop
+from scalekd.training import Interrupted, Stop, Stopped, joined
 
 app = typer.Typer(
     name="scalekd",
@@ -57,8 +57,9 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
     try:
-        with Stop():
-            sys.exit(app(standalone_mode=False, prog_name="scalekd"))
+        with Stop(), joined():
+            code = app(standalone_mode=False, prog_name="scalekd")
+        sys.exit(code)
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
         if message:  # without one, the help was printed
@@ -75,9 +76,10 @@ def run() -> None:
         _refuse(f"{error.filename or 'file'}: {error.strerror or error}")
     except UserError as error:
         _refuse(error)
-    except Interrupted as stop:
-        print(printable(stop), file=sys.stderr)
-        sys.exit(stop.code)
+    except (Interrupted, Stopped) as stop:
+        if str(stop):
+            print(printable(stop), file=sys.stderr)
+        sys.exit(stop.exit_code)
 
 
 def _refuse(message: object) -> NoReturn:

@@ -4,6 +4,7 @@ from scalekd.data.augmentation import evaluation_transform, training_transform
 from scalekd.data.loader import (
     Batch,
     CorruptImages,
+    EvaluationOrder,
     Key,
     ReplayDataset,
     TrainingStream,
@@ -26,6 +27,7 @@ from scalekd.data.split import Files, Split, Store
 __all__ = [
     "Batch",
     "CorruptImages",
+    "EvaluationOrder",
     "Files",
     "Key",
     "ReplayDataset",

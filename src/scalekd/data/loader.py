@@ -127,15 +127,18 @@ class TrainingStream(Sampler[list[Key]]):
     """All batches of a run as one stream, so that a run can be taken up at any of them.
 
     Each epoch is a permutation drawn from (seed, epoch); what does not fill a last batch is left out. A global batch
-    is cut into `accumulate` micro-batches, so that memory does not change what it holds.
+    is cut into `accumulate * count` micro-batches, so that neither memory nor the number of processes changes what it
+    holds: each process has one of every `count` that follow each other.
 
     Args:
         size: Images in the split.
         batch: Global batch.
         epochs: Passes over the split.
         seed: Seed of the run.
-        accumulate: Micro-batches a step.
-        start: Micro-batches to leave out at the beginning.
+        accumulate: Micro-batches a step and process.
+        rank: Number of this process.
+        count: Processes that share the batch.
+        start: Micro-batches of this process to leave out at the beginning.
         views: Epochs after which the augmentations repeat; by default they never do. The order never does.
     """
 
@@ -147,12 +150,15 @@ class TrainingStream(Sampler[list[Key]]):
         epochs: int,
         seed: int,
         accumulate: int = 1,
+        rank: int = 0,
+        count: int = 1,
         start: int = 0,
         views: int | None = None,
     ) -> None:
         self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
         self.start, self.views = start, views or epochs
-        self.micro_batch = batch // accumulate
+        self.rank, self.count = rank, count
+        self.micro_batch = batch // (accumulate * count)
         self.batches_per_epoch = size // batch * accumulate
 
     def __len__(self) -> int:
@@ -165,22 +171,22 @@ class TrainingStream(Sampler[list[Key]]):
             if position == 0 or not len(order):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
                 order = torch.randperm(self.size, generator=generator)
-            first = position * self.micro_batch
+            first = (position * self.count + self.rank) * self.micro_batch
             yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch].tolist()]
 
 
 class EvaluationOrder(Sampler[list[Key]]):
-    """Every image once, in order, as batches."""
+    """Every image once, in order, as batches; of several processes each has every `count`-th, without filling up."""
 
-    def __init__(self, size: int, batch: int) -> None:
-        self.size, self.batch = size, batch
+    def __init__(self, size: int, batch: int, rank: int = 0, count: int = 1) -> None:
+        self.batch, self._images = batch, range(rank, size, count)
 
     def __len__(self) -> int:
-        return math.ceil(self.size / self.batch)
+        return math.ceil(len(self._images) / self.batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, self.size, self.batch):
-            yield [Key(0, index) for index in range(first, min(first + self.batch, self.size))]
+        for first in range(0, len(self._images), self.batch):
+            yield [Key(0, index) for index in self._images[first : first + self.batch]]
 
 
 def training_loader(
@@ -212,10 +218,16 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: ReplayDataset, batch: int, workers: int, report: Callable[[str], object] | None = None
+    dataset: ReplayDataset,
+    batch: int,
+    workers: int,
+    report: Callable[[str], object] | None = None,
+    *,
+    rank: int = 0,
+    count: int = 1,
 ) -> SteadyLoader[Batch, Key]:
-    """Every image of a split once, in order; see `training_loader`."""
-    return training_loader(dataset, EvaluationOrder(len(dataset), batch), workers, report)
+    """Every image of a split once, in order; see `EvaluationOrder` for several processes and `training_loader`."""
+    return training_loader(dataset, EvaluationOrder(len(dataset), batch, rank, count), workers, report)
 
 
 class CorruptImages:

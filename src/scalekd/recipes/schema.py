@@ -245,8 +245,11 @@ class RunKeys(Keys):
     """Seed of everything random."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
-    sync_batchnorm: bool = False
-    """Whether batch norm takes its statistics over all devices; no difference on one."""
+    devices: Positive = 1
+    """Processes on this machine, one a GPU, that share a batch. Under torchrun its own number counts."""
+    batchnorm_over: Literal["process", "all"] | Positive = "process"
+    """Images that batch norm takes its statistics over: those at once in a process, in all processes, or a number of
+    them, which makes the result independent of devices and memory."""
     compile: bool = False
     """Whether the step runs through torch.compile, which takes minutes at the start. It did not pay on the
     CPU and is unmeasured on GPUs."""
@@ -294,6 +297,14 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
         return self
 
     @model_validator(mode="after")
+    def _parts_of_the_batch(self) -> Recipe:
+        for key in ("micro_batch", "batchnorm_over"):
+            part = getattr(self, key)
+            if isinstance(part, int) and self.batch % part:
+                raise ValueError(f"{key}: {part} does not divide the batch of {self.batch}")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         for key, args in (("teacher_args", self.teacher_args), ("student_args", self.student_args)):
             fixed = sorted(args.keys() & FIXED_ARGS)
@@ -305,8 +316,6 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             values = getattr(self, key) or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"{key}: give each value once")
-        if self.micro_batch is not None and self.batch % self.micro_batch:
-            raise ValueError(f"micro_batch: {self.micro_batch} does not divide the batch of {self.batch}")
         if (self.mixup or self.cutmix) and (self.micro_batch or self.batch) % 2:
             raise ValueError("mixup: mixes pairs; give an even batch (and micro_batch)")
         if self.unlabelled_split in (self.train_split, self.val_split):

@@ -62,7 +62,9 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     console = console or Console(stderr=True)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
-    small = recipe.model_copy(update={"batch": BATCH, "micro_batch": BATCH, "student_pretrained": False})
+    small = recipe.model_copy(
+        update={"batch": BATCH, "micro_batch": BATCH, "student_pretrained": False, "batchnorm_over": "process"}
+    )
     seed_everything(recipe.seed, verbose=False)
     teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
     if teacher is not None and not teacher.num_classes and logit_weight(small):
@@ -85,7 +87,6 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         precision="bf16-mixed" if dtype == torch.bfloat16 else "32-true",
         max_steps=1,
         limit_val_batches=0,
-        sync_batchnorm=recipe.sync_batchnorm,
         gradient_clip_val=recipe.clip,
         logger=False,
         enable_checkpointing=False,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from scalekd.errors import UserError
 from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.training.fit import fit
 from scalekd.training.group import Group
 from scalekd.training.logs import quieten_lightning
+from scalekd.training.processes import Processes, joined, launched
 from scalekd.training.setup import Setup
 from scalekd.training.stopping import Stop
 
@@ -79,15 +82,28 @@ def _distill(
     recipes: list[Recipe], group: Group, resume: bool, overwrite: bool, console: Console | None
 ) -> list[dict[str, Any]]:
     quieten_lightning()
-    if resume and recipes[0].micro_batch is None:  # what fitted when the run was started
-        stored = {key: value for key, value in group.stored_keys().items() if key in ("batch", "micro_batch")}
-        at_once = {"micro_batch": validate(stored, f"run: {group.runs[0].recipe}").micro_batch}
-        recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
-    setup = Setup(recipes, group, console or Console(stderr=True))
-    with Stop() as stop, group.claimed(setup.say, resume=resume):
-        group.check(recipes, resume=resume, overwrite=overwrite)
+    if recipes[0].devices > 1 and not launched():
+        raise UserError(f"devices: {recipes[0].devices} need as many processes; start them with torchrun")
+    with Stop() as stop, joined() as processes, ExitStack() as stack:
+        if resume and recipes[0].micro_batch is None:
+            at_once = {"micro_batch": processes.first_says(lambda: _stored_micro_batch(group, recipes[0], processes))}
+            recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
+        console = (console or Console(stderr=True)) if processes.first else Console(quiet=True)
+        setup = Setup(recipes, group, console, processes)
+        if processes.first:
+            stack.enter_context(group.claimed(setup.say, resume=resume))
+        processes.first_says(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
         setup.build()
         setup.announce()
+        inputs = setup.inputs()
         # Last: what cannot start must not delete another run.
-        group.prepare(setup.recipes, setup.inputs(), resume=resume)
+        processes.first_says(lambda: group.prepare(setup.recipes, inputs, resume=resume))
         return fit(setup, stop, resume=resume)
+
+
+def _stored_micro_batch(group: Group, recipe: Recipe, processes: Processes) -> int | None:
+    """What fitted when the run was started; None to look anew where it bears on nothing and no longer fits."""
+    keys = {key: value for key, value in group.stored_keys().items() if key in ("batch", "micro_batch")}
+    stored = validate(keys, f"run: {group.runs[0].recipe}").micro_batch
+    free = isinstance(recipe.batchnorm_over, int)
+    return None if stored is None or (free and recipe.batch % (stored * processes.count)) else stored

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
-from scalekd.data import TrainingStream, training_loader
+from scalekd.data import TrainingStream, seeded, training_loader
 from scalekd.data.cache import CacheReader
-from scalekd.hardware import keep_freed_memory
+from scalekd.hardware import autocast, keep_freed_memory
 from scalekd.models.weights import file_hash
 from scalekd.training.callbacks import DataClock, Display
 from scalekd.training.folder import write_json
@@ -24,17 +26,20 @@ from scalekd.training.stopping import Stop
 
 def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     """Train, validate, and write the results."""
-    recipe, group = setup.recipe, setup.group
-    checkpoint = group.checkpoints.newest(setup.say) if resume else None
+    recipe, group, processes = setup.recipe, setup.group, setup.processes
+    checkpoint = processes.first_says(lambda: group.checkpoints.newest(setup.say)) if resume else None
     step = 0 if checkpoint is None else checkpoint.run["step"]
-    for number, folder in enumerate(group.runs):
-        folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
+    if processes.first:
+        for number, folder in enumerate(group.runs):
+            folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
     stream = TrainingStream(
         size=len(setup.train),
         batch=recipe.batch,
         epochs=recipe.epochs,
         seed=recipe.seed,
         accumulate=setup.accumulate,
+        rank=processes.rank,
+        count=processes.count,
         start=step * setup.accumulate,
         views=recipe.augmented_views,
     )
@@ -43,13 +48,18 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     for method in setup.methods if recipe.compile else ():
         method.compile()
     learners = [
-        Learner(*parts) for parts in zip(setup.recipes, setup.methods, setup.group.runs, setup.group.names, strict=True)
+        Learner(*parts, processes=processes, batchnorm=setup.batchnorm)
+        for parts in zip(setup.recipes, setup.methods, setup.group.runs, setup.group.names, strict=True)
     ]
     module = DistillationModule(
         learners, steps_per_epoch=setup.steps, accumulate=setup.accumulate, corrupt=setup.corrupt
     )
+    if processes.count > 1:
+        _leave_out_unused(module, setup)
     keeper = _keeper(setup, stop)
     trainer = _trainer(setup, learners, keeper)
+    processes.gather(None)
+    processes.training = True
     trainer.fit(
         module,
         training_loader(dataset, stream, recipe.workers, setup.say),
@@ -57,11 +67,18 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
         ckpt_path=None if checkpoint is None else checkpoint.path,
         weights_only=True,
     )
-    seconds = round(keeper.seconds, 1)
-    return [_conclude(setup, learner, module.step, seconds) for learner in learners]
+    facts = {
+        "samples": module.step * recipe.batch,
+        "steps": module.step,
+        "seconds": round(keeper.seconds, 1),
+        "corrupt_images": sorted(set().union(*processes.gather(setup.corrupt.paths))),
+    }
+    results = processes.first_says(lambda: [_conclude(setup, learner, facts) for learner in learners])
+    processes.training = False
+    return results
 
 
-def _conclude(setup: Setup, learner: Learner, steps: int, seconds: float) -> dict[str, Any]:
+def _conclude(setup: Setup, learner: Learner, facts: dict[str, Any]) -> dict[str, Any]:
     """Write the result of a student."""
     recipe, folder, accuracies = setup.recipe, learner.folder, learner.accuracies
     assert folder is not None
@@ -71,11 +88,9 @@ def _conclude(setup: Setup, learner: Learner, steps: int, seconds: float) -> dic
         "top1": None,
         **accuracies,
         "teacher_top1": None if setup.teacher_accuracy is None else setup.teacher_accuracy.top1,
-        "samples": steps * recipe.batch,
-        "steps": steps,
-        "seconds": seconds,
+        **facts,
         "skipped_steps": learner.skipped_steps,
-        "corrupt_images": sorted(setup.corrupt.paths),
+        "processes": setup.processes.count,
         "device": setup.device.type,
         "dtype": str(setup.dtype).removeprefix("torch."),
         "student": folder.student.name,
@@ -110,7 +125,9 @@ def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Train
     clock = DataClock()
     return Trainer(
         accelerator=setup.device.type,
-        devices=1,
+        devices=setup.processes.local_count,
+        num_nodes=setup.processes.count // setup.processes.local_count,
+        strategy=_strategy() if setup.processes.count > 1 else "auto",
         accumulate_grad_batches=setup.accumulate if alone else 1,
         precision="bf16-mixed" if setup.dtype == torch.bfloat16 else "32-true",
         # The whole run is one stream of batches (see TrainingStream): Lightning counts steps, not epochs.
@@ -118,7 +135,6 @@ def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Train
         max_epochs=-1,
         val_check_interval=interval if setup.measured else None,
         limit_val_batches=None if setup.measured else 0,
-        sync_batchnorm=recipe.sync_batchnorm,
         check_val_every_n_epoch=None,
         gradient_clip_val=recipe.clip if alone else None,
         num_sanity_val_steps=0,
@@ -142,3 +158,35 @@ def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Train
         profiler=clock,
         default_root_dir=setup.group.path,
     )
+
+
+def _strategy() -> DDPStrategy:
+    """Gradients are averaged in place; buffers are shared at validations only (`DistillationModule.share_buffers`)."""
+    return DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _leave_out_unused(module: DistillationModule, setup: Setup) -> None:
+    """Tell DDP which parameters get no gradient (a last norm, say, where nobody reads the logits): it waits for all.
+
+    They are those that the loss of two random images does not lead back to. The optimiser leaves them alone as it
+    does in one process, which a search in each step (`find_unused_parameters`) would not change.
+    """
+    (learner,) = module.learners
+    method, side = learner.method.to(setup.device).train(), setup.recipe.resolution
+    kept = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    images = torch.rand(2, 3, side, side, device=setup.device)
+    labels = None if setup.recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=setup.device)
+    with seeded(setup.recipe.seed), autocast(setup.device, setup.dtype):
+        total = method(images, labels).total
+    with torch.no_grad():
+        for name, buffer in method.named_buffers():
+            buffer.copy_(kept[name])
+    waiting, seen = [total.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    used = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    unused = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in used]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unused)  # type: ignore[no-untyped-call]

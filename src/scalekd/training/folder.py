@@ -23,7 +23,7 @@ GROUP = "group.json"  # names the students of a group of runs, in the folder tha
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
 _CONDUCT = {
-    "workers", "accelerator", "log_every", "max_corrupt", "data_patience", "check_teacher", "keep",
+    "workers", "accelerator", "devices", "log_every", "max_corrupt", "data_patience", "check_teacher", "keep",
     "checkpoint_minutes",
 }  # fmt: skip
 
@@ -99,7 +99,8 @@ class RunFolder:
             UserError: If there is no run or a setting is another; names it.
         """
         stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
-        changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
+        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe.batchnorm_over, int) else set())
+        changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,7 +17,10 @@ from scalekd.training.checkpoints import RUN
 from scalekd.training.group import Group
 from scalekd.training.learner import NonFiniteLossError
 from scalekd.training.module import DistillationModule
+from scalekd.training.processes import Vote
 from scalekd.training.stopping import Interrupted, Stop
+
+_CHECKPOINT = 1  # a wish, see `Keeper._wish`
 
 
 class Keeper(Callback):
@@ -67,7 +71,7 @@ class Keeper(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, DistillationModule)
         if self._unmeasured is None:
-            self._logs = self._sync_logs()
+            self._logs = self._sync_logs(pl_module)
         else:
             checkpoint["loops"]["fit_loop"] = self._unmeasured
         checkpoint[RUN] = {
@@ -75,7 +79,7 @@ class Keeper(Callback):
             "validation_due": self._unmeasured is not None,
             "logs": self._logs,
             "seconds": self.seconds,
-            "corrupt_images": sorted(pl_module.corrupt.paths),
+            "corrupt_images": sorted(set().union(*pl_module.processes.gather(pl_module.corrupt.paths))),
             "students": [learner.progress() for learner in pl_module.learners],
         }
 
@@ -108,10 +112,12 @@ class Keeper(Callback):
         for part, training in modes:
             part.training = training
 
-    def _sync_logs(self) -> list[dict[str, int]]:
-        return [folder.sync_logs() for folder in self._group.runs]
+    def _sync_logs(self, module: DistillationModule) -> list[dict[str, int]]:
+        return [folder.sync_logs() for folder in self._group.runs] if module.processes.first else []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        self._vote = Vote(pl_module.processes)
         self._stop.listen()  # Lightning has put its own in between
         self._stop.patient = self._exact = True
         self._saved_at = time.perf_counter()
@@ -126,45 +132,54 @@ class Keeper(Callback):
         if (batch_idx + 1) % pl_module.accumulate:
             return
         self._exact = True
+        wish = self._vote.cast(self._wish())
         if (batch_idx + 1) % self._interval == 0:
             if self._validation is not None:
                 self._unmeasured = copy.deepcopy(trainer.fit_loop.state_dict())
                 return  # the validation comes next
             self._save(trainer, pl_module)
             pl_module.save(self._classes)
-        elif self._stop.asked or time.perf_counter() - self._saved_at >= self._seconds_between:
+        elif wish > _CHECKPOINT or (wish and self._saved != pl_module.step - 1):  # an answer may be a step late
             self._save(trainer, pl_module)
-            if self._stop.asked:
+            if wish > _CHECKPOINT:
                 pl_module.save(self._classes)
-        self._stop_if_asked(pl_module)
+        self._stop_if_wished(pl_module, wish)
+
+    def _wish(self) -> int:
+        """Nothing (0), a checkpoint (1), or to be stopped by a signal (1 and its number)."""
+        if self._stop.asked is not None:
+            return _CHECKPOINT + self._stop.asked
+        return _CHECKPOINT if time.perf_counter() - self._saved_at >= self._seconds_between else 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._logs = self._sync_logs()
+        assert isinstance(pl_module, DistillationModule)
+        self._logs = self._sync_logs(pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
-        if self._stop.asked:
+        if self._stop.asked and pl_module.processes.count == 1:  # several have other numbers of batches
             self._save(trainer, pl_module)
-            self._stop_if_asked(pl_module)
+            self._stop_if_wished(pl_module, self._wish())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         self._unmeasured = None
         self._save(trainer, pl_module)
         pl_module.save(self._classes, measured=True)
-        self._stop_if_asked(pl_module)
+        self._stop_if_wished(pl_module, max(pl_module.processes.gather(self._wish())))
 
-    def _stop_if_asked(self, module: DistillationModule) -> None:
-        if self._stop.asked:
+    def _stop_if_wished(self, module: DistillationModule, wish: int) -> None:
+        if wish > _CHECKPOINT:
             where = f"--resume goes on with the run in {self._group.path}"
-            raise Interrupted(f"stopped at step {module.step}; {where}", self._stop.asked)
+            raise Interrupted(f"stopped at step {module.step}; {where}", signal.Signals(wish - _CHECKPOINT))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, DistillationModule)
         if self._stop.patient and not isinstance(exception, Interrupted):
-            if self._exact and self._saved != pl_module.step and not isinstance(exception, NonFiniteLossError):
+            fit_to_save = pl_module.processes.count == 1 and not isinstance(exception, NonFiniteLossError)
+            if fit_to_save and self._exact and self._saved != pl_module.step:
                 try:
                     self._save(trainer, pl_module)
                 except (UserError, OSError) as error:  # what is told is why the run ends
@@ -180,5 +195,6 @@ class Keeper(Callback):
         module.check_finite()
         checkpoints = self._group.checkpoints
         trainer.save_checkpoint(checkpoints.path(module.step))
-        checkpoints.prune(self._keep)
+        if module.processes.first:
+            checkpoints.prune(self._keep)
         self._saved, self._saved_at = module.step, time.perf_counter()

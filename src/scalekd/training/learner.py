@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from scalekd.models import Student
 from scalekd.recipes import Recipe
 from scalekd.training.folder import RunFolder
 from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents
+from scalekd.training.processes import Processes
 from scalekd.training.skipping import IN_A_ROW, Skipper
 
 _MEND = "A lower lr, a longer warm-up or clip usually mends it"
@@ -35,18 +37,29 @@ class Learner(nn.Module):
         method: The joined pair.
         folder: Where the run leaves its files; None to leave none.
         name: What it is called beside others; empty where it is alone.
-
-    Attributes:
-        figures: The last value of each figure: losses and cosines, learning rate, accuracies in percent.
+        processes: Those that train it together.
+        batchnorm: What the method's forward runs in, see `batchnorm_over`.
     """
 
-    def __init__(self, recipe: Recipe, method: Method, folder: RunFolder | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        folder: RunFolder | None = None,
+        name: str = "",
+        *,
+        processes: Processes | None = None,
+        batchnorm: AbstractContextManager[Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.processes, self._batchnorm = processes or Processes(), batchnorm or nullcontext()
         self.recipe, self.method, self.folder, self.name = recipe, method, folder, name
         self.ema = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
         num_classes = method.student.num_classes
         self.metrics = accuracy_metrics(num_classes) if num_classes else None  # a student without a head has none
-        self.figures: dict[str, Any] = {}
+        self._rest: dict[str, Any] = {}  # learning rate, accuracies
+        # Losses and cosines of each micro-batch of a step, and which step it is.
+        self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])
         # Of the last loss, until it was looked at: its step, whether it is finite, and when that is known.
         self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         self._skipper = Skipper(method) if recipe.nonfinite == "skip" else None
@@ -61,6 +74,15 @@ class Learner(nn.Module):
         student = self.method.student if self.ema is None else self.ema.module
         assert isinstance(student, Student)
         return student
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The last value of each: losses and cosines (means over a step's images here), learning rate, accuracies."""
+        parts = self._parts[1]
+        means = dict(parts[0]) if parts else {}
+        if len(parts) > 1:
+            means = {name: torch.stack([part[name] for part in parts]).mean() for name in means}
+        return self._rest | means
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -82,7 +104,7 @@ class Learner(nn.Module):
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
         """Go on from what `progress` gave."""
-        self.figures = dict(progress["figures"])
+        self._rest = dict(progress["figures"])
         if self._skipper is not None:
             self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
 
@@ -95,19 +117,18 @@ class Learner(nn.Module):
             images: `[B, 3, h, w]`.
             labels: `[B]` or `[B, K]`.
             taught: The teacher's outputs where they are at hand.
-            batch: Number of the batch in the run.
+            batch: Number of the micro-batch in the run, over all processes.
             step: Optimiser steps taken, for the message.
 
         Raises:
             NonFiniteLossError: If the loss of the batch before is NaN or infinite; names the terms.
         """
-        if (
-            self._skipper is not None
-            and batch % (self.recipe.batch // (self.recipe.micro_batch or self.recipe.batch)) == 0
-        ):
-            self._skipper.begin()
+        if self._parts[0] != step:
+            self._parts = step, []
+            if self._skipper is not None:
+                self._skipper.begin()
         # Dropout and drop path draw from (seed, batch): a resumed run draws the same, whoever learns beside.
-        with seeded(self.recipe.seed, batch):
+        with seeded(self.recipe.seed, batch), self._batchnorm:
             losses: Losses = self.method(images, labels, taught)
         total = losses.total
         terms = {f"train/{name}": value.detach() for name, value in losses.terms.items()}
@@ -117,7 +138,7 @@ class Learner(nn.Module):
         if there is not None:
             there.record()
         self._check_loss()
-        self.figures |= {"train/loss": total.detach(), **terms, **cosines}
+        self._parts[1].append({"train/loss": total.detach(), **terms, **cosines})
         self._unchecked = (step, finite, there) if self._skipper is None else None
         return total
 
@@ -147,8 +168,9 @@ class Learner(nn.Module):
             there.synchronize()
         if finite:
             return
-        total = self.figures["train/loss"]
-        values = {name.removeprefix("train/"): value for name, value in self.figures.items() if "train/" in name}
+        figures = self.figures
+        total = figures["train/loss"]
+        values = {name.removeprefix("train/"): value for name, value in figures.items() if "train/" in name}
         bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
         raise NonFiniteLossError(
             f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
@@ -156,9 +178,13 @@ class Learner(nn.Module):
         )
 
     def log_training(self, learning_rate: float, step: int) -> None:
-        """Write the figures of the last batch to the logs, if its loss is finite."""
+        """Write the figures of the last step to the logs, over all its images, if the last loss is finite."""
         self._check_loss()
-        self.figures["lr"] = learning_rate
+        figures = self.figures
+        names = [name for name in figures if name.startswith(("train/", "cosine/"))]
+        means = self.processes.mean(torch.stack([figures[name].float() for name in names]))
+        self._parts = self._parts[0], [dict(zip(names, means.unbind(), strict=True))]
+        self._rest["lr"] = learning_rate
         self._log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
 
     def average(self) -> None:
@@ -202,7 +228,7 @@ class Learner(nn.Module):
         """Work out the accuracies and write them to the logs."""
         assert self.metrics is not None
         accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}
-        self.figures |= accuracies
+        self._rest |= accuracies
         self._log(accuracies, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:

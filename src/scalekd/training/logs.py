@@ -95,5 +95,6 @@ def quieten_lightning() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory.*",
         ".*no `val_dataloader`.*",
+        ".*broadcast_buffers.*",
     ):
         warnings.filterwarnings("ignore", message)

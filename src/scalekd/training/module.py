@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import LightningModule
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class DistillationModule(LightningModule):
     Args:
         learners: The students; their recipes differ in `student` only.
         steps_per_epoch: Optimiser steps an epoch, for the schedule.
-        accumulate: Micro-batches an optimiser step.
+        accumulate: Micro-batches an optimiser step and process.
         corrupt: Counter of unreadable images.
     """
 
@@ -36,6 +37,7 @@ class DistillationModule(LightningModule):
         self.learners, self.corrupt = tuple(learners), corrupt
         self._registered = nn.ModuleList(learners)  # what Lightning moves to the device and saves
         self.recipe = recipe = learners[0].recipe
+        self.processes = learners[0].processes
         self.steps_per_epoch, self.accumulate = steps_per_epoch, accumulate
         self.automatic_optimization = len(learners) == 1
         self.mixup = None
@@ -54,10 +56,11 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.corrupt.add(batch.corrupt)
-        images, labels = self._mix(batch.images, batch.labels, batch_idx)
+        number = batch_idx * self.processes.count + self.processes.rank
+        images, labels = self._mix(batch.images, batch.labels, number)
         taught = batch.taught
         if self.automatic_optimization:
-            total = self.learners[0].learn(images, labels, taught, batch=batch_idx, step=self.step)
+            total = self.learners[0].learn(images, labels, taught, batch=number, step=self.step)
             self._log(0, batch_idx)
             return total
         teacher = self.learners[0].method.teacher
@@ -65,17 +68,17 @@ class DistillationModule(LightningModule):
             taught = teacher(images)
         for index, learner in enumerate(self.learners):
             with naming(learner.name):
-                total = learner.learn(images, labels, taught, batch=batch_idx, step=self.step)
+                total = learner.learn(images, labels, taught, batch=number, step=self.step)
                 self._log(index, batch_idx)
             with torch.autocast(self.device.type, enabled=False):  # Lightning's own steps are outside of it too
                 self._descend(index, total, batch_idx)
             torch.clear_autocast_cache()  # copies of this student's weights, which the next one has no use for
         return None
 
-    def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        """Mixup, drawn from (seed, batch): teacher and students see the same mixture, with or without labels."""
+    def _mix(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
+        """Mixup, drawn from (seed, number): teacher and students see the same mixture, with or without labels."""
         if self.mixup is not None:
-            with seeded(self.recipe.seed, batch_idx):
+            with seeded(self.recipe.seed, number):
                 images, labels = self.mixup(images, labels.clamp(min=0))
         return images, None if self.recipe.labels == "none" else labels
 
@@ -114,13 +117,13 @@ class DistillationModule(LightningModule):
                 learner.check_finite(self.step)
 
     def save(self, classes: tuple[str, ...], *, measured: bool = False) -> None:
-        """Write the students' weights; see `Learner.save`.
+        """Write the students' weights, in the first process; see `Learner.save`.
 
         Args:
             classes: Class names for their cards.
             measured: Whether the accuracies are these weights'.
         """
-        for learner in self.learners:
+        for learner in self.learners if self.processes.first else ():
             learner.save(classes, learner.accuracies["top1"] if measured else None)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -132,7 +135,24 @@ class DistillationModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.learners[0].average()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count batches as they are cut now: with other processes or memory a step has another number of them."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        steps = checkpoint["global_step"] // len(self.learners)
+        later = steps * self.accumulate - progress["current"]["ready"]
+        for counts in (progress["current"], progress["total"]):
+            for name in counts:
+                counts[name] += later
+
+    def share_buffers(self) -> None:
+        """Give all processes the first one's running statistics, which are those that are saved."""
+        if self.processes.count > 1:
+            for learner in self.learners:
+                for buffer in (*learner.method.buffers(), *(learner.ema.buffers() if learner.ema else ())):
+                    dist.broadcast(buffer, 0)
+
     def on_validation_epoch_start(self) -> None:
+        self.share_buffers()
         for learner in self.learners:
             learner.start_validation()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from pytorch_lightning import seed_everything
 from rich.console import Console
 from torch import Tensor, nn
 
-from scalekd.data import CorruptImages, evaluation_loader
+from scalekd.data import Batch, CorruptImages, evaluation_loader
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
@@ -23,11 +23,13 @@ from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
 from scalekd.recipes import Recipe
+from scalekd.training.batchnorm import batchnorm_over
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
 from scalekd.training.caching import compare_sample, describe_cache
 from scalekd.training.folder import weight_hashes
 from scalekd.training.group import Group, naming
 from scalekd.training.inputs import evaluation_images, read_data, training_images
+from scalekd.training.processes import Processes
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Setup:
     recipes: list[Recipe]
     group: Group
     console: Console
+    processes: Processes
 
     @property
     def recipe(self) -> Recipe:
@@ -48,7 +51,7 @@ class Setup:
 
     def build(self) -> None:
         """Read the data's listing and build the pairs; touches no file of the run."""
-        recipe = self.recipe
+        recipe, count = self.recipe, self.processes.count
         self.train, self.val = read_data(recipe)
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
@@ -58,9 +61,11 @@ class Setup:
                 f"batch: {recipe.batch} is larger than the {len(self.train)} training images; "
                 f"set it to {len(self.train)} or less"
             )
+        self._check_processes()
         self.steps = len(self.train) // recipe.batch
+        warn = self.console if self.processes.first else Console(stderr=True)  # each reads images of its own
         self.corrupt = CorruptImages(
-            recipe.max_corrupt, partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
+            recipe.max_corrupt, partial(warn.print, highlight=False, soft_wrap=True, markup=False)
         )
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         self.cache = None
@@ -71,12 +76,30 @@ class Setup:
         self.measured = len(self.val) > 0 and self.methods[0].student.num_classes > 0
         for method in self.methods:
             prepare(method, self.device, self.dtype, channels_last=recipe.channels_last)
-        at_once = recipe.micro_batch or self._fitting_batch()
+        at_once = recipe.micro_batch or min(self.processes.gather(self._fitting_batch()))
         # Part of the recipes, for the runs are to be repeatable.
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
-        self.accumulate = recipe.batch // at_once
+        self.accumulate = recipe.batch // (at_once * count)
+        self.batchnorm = batchnorm_over(recipe, self.processes, at_once)
         validation = evaluation_images(recipe, self.val)
-        self.val_loader = evaluation_loader(validation, at_once, recipe.workers, self.say)
+        self.val_loader = evaluation_loader(
+            validation, at_once, recipe.workers, self.say, rank=self.processes.rank, count=count
+        )
+
+    def _check_processes(self) -> None:
+        """Make sure that the processes can share the batch and the validation."""
+        recipe, count = self.recipe, self.processes.count
+        if count == 1:
+            return
+        if len(self.recipes) > 1:
+            raise UserError(f"student: several students train in one process, not in {count}; give one --student")
+        if recipe.accelerator == "mps":
+            raise UserError(f"accelerator: mps trains in one process, not in {count}; set it to cpu")
+        if recipe.batch % (count * (recipe.micro_batch or 1)):
+            at_once = f" with {recipe.micro_batch} images at once (micro_batch)" if recipe.micro_batch else ""
+            raise UserError(f"batch: {recipe.batch} cannot be shared equally by {count} processes{at_once}")
+        if 0 < len(self.val) < count:
+            raise UserError(f"data: {len(self.val)} validation image(s) for {count} processes; start fewer")
 
     def _join(self, recipe: Recipe, name: str) -> Method:
         """A student and its method, with the random weights that they would have alone."""
@@ -89,8 +112,10 @@ class Setup:
 
     def _fitting_batch(self) -> int:
         """As many images of the batch as fit into the device's memory at once, whichever student's turn it is."""
-        recipe = self.recipe
+        recipe, share = self.recipe, self.recipe.batch // self.processes.count
         free = available_memory(self.device)  # before the methods move there, which is part of the prediction
+        if self.device.type == "cpu":
+            free //= self.processes.local_count
         held = [
             held_memory(method.to(self.device), optimizer=recipe.optimizer, ema=recipe.ema is not None)
             for method in self.methods
@@ -102,17 +127,25 @@ class Setup:
                     size = largest_batch(
                         method,
                         budget_bytes=round(USABLE * free) - (sum(held) - own),
-                        batch=recipe.batch,
+                        batch=share,
                         optimizer=recipe.optimizer,
                         ema=recipe.ema is not None,
                         dtype=self.dtype,
                         even=recipe.mixup > 0 or recipe.cutmix > 0,
                     )
             except UnpredictableError as error:
-                self.say(f"warning: {error}; taking the whole batch of {recipe.batch} at once")
-                size = recipe.batch
+                self.say(f"warning: {error}; taking the whole batch of {share} at once")
+                size = share
             sizes.append(size)
-        return min(sizes)
+        return self._joinable(min(sizes), share)
+
+    def _joinable(self, most: int, share: int) -> int:
+        """The largest part of a process's `share` of the batch, `most` at most, that `batchnorm_over` can do with."""
+        over, count = self.recipe.batchnorm_over, self.processes.count
+        if not isinstance(over, int):
+            return most
+        sizes = [n for n in range(over, most + 1, over) if share % n == 0]
+        return max(sizes, default=over // count if over % count == 0 and over // count <= most else most)
 
     def say(self, text: str) -> None:
         """Print text as it is, file names with brackets included."""
@@ -132,10 +165,13 @@ class Setup:
             f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
-        if self.accumulate > 1:
+        count, bare = self.processes.count, recipe.batchnorm_over == "process"
+        each = f" in each of {count} processes" if count > 1 else ""
+        over = f"batch norm over {recipe.batchnorm_over} images"
+        if self.accumulate * count > 1:
             self.say(
-                f"batch     {recipe.batch} as {self.accumulate} times {recipe.micro_batch} images at once; batch norm "
-                "sees these: compare runs of equal micro_batch"
+                f"batch     {recipe.batch} as {self.accumulate} times {recipe.micro_batch} images at once{each}; "
+                + ("batch norm sees these: compare runs of equal micro_batch" if bare else over)
             )
             if recipe.method == "dist":
                 self.say("warning: dist's intra-class relation is over the images at once, not over the batch")
@@ -184,16 +220,31 @@ class Setup:
         assert not model.training
         return measure_accuracy(
             logits,
-            watched(self.val_loader, "measure", self.console),
+            self._own_validation(),
             num_classes=len(self.classes),
             device=self.device,
             autocast=partial(autocast, self.device, self.dtype),
             corrupt=self.corrupt,
         )
 
+    def _own_validation(self) -> Iterator[Batch]:
+        """This process's validation images; ends when all processes are through with theirs."""
+        yield from watched(self.val_loader, "measure", self.console)
+        self.processes.gather(None)
+
     def inputs(self) -> list[dict[str, Any]]:
-        """What each run reads: the listing of each split, the hashes of local weights, rounded teacher outputs."""
+        """What each run reads: the listing of each split, the hashes of local weights, rounded teacher outputs.
+
+        Raises:
+            UserError: If not all processes read the same.
+        """
         common: dict[str, Any] = {"training data": self.train.fingerprint, "validation data": self.val.fingerprint}
         if self.cache is not None and not self.cache.layout.exact:
             common["teacher outputs"] = f"from a cache, as {self.recipe.cache_format}"
-        return [common | weight_hashes(recipe) for recipe in self.recipes]
+        own = [common | weight_hashes(recipe) for recipe in self.recipes]
+        everyone = self.processes.gather(own)
+        for rank, other in enumerate(everyone):
+            if other != everyone[0]:
+                what = next(k for k, v in other[0].items() if v != everyone[0][0].get(k))
+                raise UserError(f"data: {what} of process {rank} are not those of process 0; give all the same")
+        return own

@@ -20,7 +20,7 @@ class Interrupted(BaseException):
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
-        self.code = 128 + number  # as shells have it
+        self.exit_code = 128 + number  # as shells have it
 
 
 class Stop:

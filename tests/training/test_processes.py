@@ -1,0 +1,247 @@
+"""Several processes: real ones, started by torch's launcher; what they compute is what one computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY_STUDENT, Cli, write_images
+
+from scalekd.data import EvaluationOrder, TrainingStream
+from scalekd.models.weights import read_weights
+
+# 3 steps an epoch, 51 in all. Small steps: tiny networks with random teachers amplify the last bit by 1e5 otherwise.
+SETTINGS = (
+    *("--resolution", "32", "--crop-fraction", "1", "--workers", "0", "--log-every", "1", "--precision", "float32"),
+    *("--batch", "8", "--epochs", "17", "--validate-every", "17", "--warmup-epochs", "0", "--no-check-teacher"),
+    *("--optimizer", "sgd", "--lr", "0.0002", "--clip", "1"),
+)
+VIT = (
+    *("--student", "vit_tiny_patch16_224", "--stem-norm", "layernorm2d"),
+    *("--student-args", "{patch_size: 8, depth: 4, embed_dim: 24, num_heads: 2}"),
+)
+HEADLESS = (*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--epochs", "1", "--validate-every", "1")
+# What is trained by 2 processes, each with 4 images at once.
+RUNS = {
+    "groups": (*TINY_STUDENT, "--batchnorm-over", "4"),
+    "all": (*TINY_STUDENT, "--batchnorm-over", "all", "--lr", "0.00005"),
+    "vit": VIT,
+    "headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5"),
+}
+SCRIPT = """
+import json, sys
+from pytorch_lightning.strategies import DDPStrategy
+from scalekd.cli.main import run
+from scalekd.training.processes import joined
+
+honest, wrapped = DDPStrategy._setup_model, []
+def setup(self, model):
+    wrapped.append((model.learners[0].method, honest(self, model)))
+    return wrapped[-1][1]
+DDPStrategy._setup_model = setup
+
+with joined() as processes:
+    for arguments in json.loads(sys.argv[1]):
+        sys.argv[1:] = arguments
+        try:
+            run()
+        except SystemExit as stop:
+            assert not stop.code, stop.code
+        method, ddp = wrapped.pop()
+        shared = {id(parameter) for parameter in ddp.parameters()} | {id(buffer) for buffer in ddp.buffers()}
+        teacher = [*method.teacher.parameters(), *method.teacher.buffers()]
+        assert teacher
+        assert not any(id(tensor) in shared or tensor.requires_grad for tensor in teacher)
+        assert not ddp.find_unused_parameters
+"""
+
+
+def start(*command: str | Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in logged if "images_per_second" not in line]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return content
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest relative difference of two loss curves, which have the same steps and validations."""
+    pairs = list(zip(lines(one), lines(other), strict=True))
+    assert [a["step"] for a, _ in pairs] == [b["step"] for _, b in pairs]
+    assert [a.get("val/top1") for a, _ in pairs] == [b.get("val/top1") for _, b in pairs]
+    losses = [(a["train/loss"], b["train/loss"]) for a, b in pairs if "train/loss" in a]
+    return max(abs(a - b) / abs(a) for a, b in losses)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Weights and running statistics of two runs; how many forwards those took is counted, and may differ."""
+    state, others = (read_weights(run / "student.safetensors")[0] for run in (one, other))
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training images, and 9 for validation: the processes have 5 and 4 of them."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", 8, seed=0)
+    write_images(folder / "val", 3, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(images: Path, teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of `RUNS` by the same 2 processes of torchrun, one after the other."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "train.py").write_text(SCRIPT)
+    common = ("distill", "--data", str(images), "--teacher", str(teacher_file), *SETTINGS, "--micro-batch", "4")
+    commands = [[*common, "--output", str(folder / name), *more] for name, more in RUNS.items()]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(*launcher, folder / "train.py", json.dumps(commands))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder
+
+
+def alone(cli: Cli, images: Path, teacher: Path, output: Path, *more: str) -> Path:
+    outcome = cli("distill", "--data", images, "--teacher", teacher, "--output", output, *SETTINGS, *more)
+    assert outcome.code == 0, outcome.err
+    return output
+
+
+@pytest.mark.parametrize("name", ["groups", "vit"])
+def test_however_the_batch_is_cut_the_curve_is_the_same(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path, name: str
+) -> None:
+    whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS[name], "--micro-batch", "8")
+    cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS[name], "--micro-batch", "4")
+    assert len([line for line in lines(whole) if "train/loss" in line]) == 51
+    for other in (cut, together / name):
+        assert furthest(whole, other) < 1e-4
+    assert result(together / name)["processes"] == 2
+    assert result(together / name)["teacher_top1"] == result(whole)["teacher_top1"]
+    assert_close(cut, together / name)
+    if name == "groups":  # what `batchnorm_over` is for
+        apart = ("--batchnorm-over", "process", "--micro-batch", "8")
+        other = alone(cli, images, teacher_file, tmp_path / "apart", *RUNS[name], *apart)
+        with pytest.raises(AssertionError):
+            assert furthest(whole, other) < 1e-4
+
+
+def test_batch_norm_over_all_processes_is_that_of_one(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
+) -> None:
+    whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS["all"], "--micro-batch", "8")
+    assert furthest(whole, together / "all") < 1e-4
+    assert_close(whole, together / "all")
+
+
+def test_parameters_without_gradient_are_left_alone_as_in_one_process(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
+) -> None:
+    """The last norm of a ViT whose logits nobody reads; 2 x 2 micro-batches of 4."""
+    cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS["headless"], "--micro-batch", "4")
+    assert_close(cut, together / "headless")
+
+
+def test_a_wrong_input_gives_one_line_and_its_code(images: Path, tmp_path: Path) -> None:
+    (images / "lone").mkdir(exist_ok=True)
+    flags: tuple[str | Path, ...] = (
+        "--data",
+        images,
+        "--val-split",
+        "lone",
+        "--output",
+        tmp_path / "run",
+        *SETTINGS,
+        *TINY_STUDENT,
+    )
+    process = start("-m", "scalekd", "distill", "--devices", "2", "--method", "none", *flags)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert (out, err.count("error:"), err.strip().count("\n")) == ("", 1, 0), err
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    base: tuple[str | Path, ...] = (
+        "--data",
+        images,
+        "--teacher",
+        teacher_file,
+        *SETTINGS,
+        *RUNS["groups"],
+        "--ema",
+        "0.9",
+    )
+    flags = (*base, "--epochs", "30", "--validate-every", "30", "--micro-batch", "4")
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    process = start("-m", "scalekd", "distill", "--output", stopped, "--devices", "2", *flags)
+    log = stopped / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 20:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)  # the launcher hands it on
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith(f"--resume goes on with the run in {stopped}")
+    assert not (stopped / "result.json").exists()
+    resumed = cli("distill", *flags, "--output", stopped, "--devices", "1", "--auto-resume")
+    assert resumed.code == 0, resumed.err
+    undisturbed = cli("distill", *flags, "--output", whole, "--auto-resume")
+    assert undisturbed.code == 0, undisturbed.err
+    assert [line["step"] for line in lines(stopped)] == [line["step"] for line in lines(whole)]
+    assert_close(stopped, whole)
+    again = cli("distill", *flags, "--output", stopped, "--auto-resume", "--json")
+    assert json.loads(again.out) == result(stopped), "a finished run only gives its result"
+
+
+def test_what_cannot_be_shared_is_refused(cli: Cli, images: Path, tmp_path: Path) -> None:
+    flags = ("distill", "--method", "none", "--data", images, "--output", tmp_path / "run", *SETTINGS, *TINY_STUDENT)
+    cli(*flags, "--batchnorm-over", "3").refused("batchnorm_over: 3 does not divide the batch of 8")
+    cut = ("--batchnorm-over", "8", "--micro-batch", "4")
+    cli(*flags, *cut).refused("batchnorm_over: 8 images cannot be put together from the 4 at once")
+    cli(*flags, "--batchnorm-over", "2", "--compile").refused("compile", "batchnorm_over")
+    cli(*flags, "--auto-resume", "--overwrite").refused("auto-resume")
+    outcome = cli(*flags, "--batchnorm-over", "2")
+    assert outcome.code == 0, outcome.err
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["batchnorm_over"] == 2
+
+
+def test_processes_cut_a_batch_as_accumulation_does() -> None:
+    settings: dict[str, Any] = {"size": 50, "batch": 12, "epochs": 2, "seed": 3}
+    parts = list(TrainingStream(**settings, accumulate=6))
+    for count in (2, 3):
+        streams = [TrainingStream(**settings, accumulate=6 // count, rank=r, count=count) for r in range(count)]
+        assert [batch for batches in zip(*streams, strict=True) for batch in batches] == parts
+    ranks = [EvaluationOrder(7, 2, rank, 3) for rank in range(3)]
+    assert sorted(key.image for order in ranks for batch in order for key in batch) == list(range(7))
+    assert [len(order) for order in ranks] == [len(list(order)) for order in ranks] == [2, 1, 1]
