@@ -102,7 +102,7 @@ def assert_close(one: Path, other: Path) -> None:
     state, others = (read_weights(run / "student.safetensors")[0] for run in (one, other))
     for name, tensor in state.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,17 @@ def test_a_wrong_input_gives_one_line_and_its_code(images: Path, tmp_path: Path)
 def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
     cli: Cli, images: Path, teacher_file: Path, tmp_path: Path
 ) -> None:
-    base = ("--data", images, "--teacher", teacher_file, *SETTINGS, *RUNS["groups"], "--ema", "0.9")
-    flags = (*base, "--epochs", "30", "--validate-every", "30", "--micro-batch", "4")
+    base: tuple[str | Path, ...] = (
+        "--data",
+        images,
+        "--teacher",
+        teacher_file,
+        *SETTINGS,
+        *RUNS["groups"],
+        "--ema",
+        "0.9",
+    )
+    flags: tuple[str | Path, ...] = (*base, "--epochs", "30", "--validate-every", "30", "--micro-batch", "4")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = start("-m", "scalekd", "distill", "--output", stopped, "--devices", "2", *flags)
     log = stopped / "metrics.jsonl"
