@@ -134,6 +134,12 @@ class Vote:
         self._asked = question, dist.all_reduce(question, dist.ReduceOp.MAX, async_op=True)
         return last
 
+    def close(self) -> None:
+        """Wait for the answer that is still on its way: the processes must not part before."""
+        if self._asked is not None:
+            self._asked[1].wait()
+            self._asked = None
+
 
 _joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
 
