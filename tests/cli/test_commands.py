@@ -10,7 +10,7 @@ from conftest import TINY_RUN, Cli, newest_checkpoint
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
 
-COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "recipes")
+COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "data", "recipes")
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,8 +41,9 @@ def test_every_command_shown_has_the_flags_it_is_shown_with(cli: Cli) -> None:
     commands = shown_commands()
     assert len(commands) >= 5
     for command in commands:
-        name = command.split()[1]
-        known = set(re.findall(r"--[a-z-]+", cli(name, "--help").out))
+        words = command.split()[1:3]
+        name = words if words[0] == "data" else words[:1]  # a group of commands
+        known = set(re.findall(r"--[a-z-]+", cli(*name, "--help").out))
         for flag in re.findall(r"(?<=\s)--[a-z-]+", command):
             assert flag in known, f"{flag} of: {command}"
 
