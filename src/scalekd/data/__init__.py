@@ -11,14 +11,18 @@ from scalekd.data.loader import (
     evaluation_loader,
     training_loader,
 )
+from scalekd.data.names import Names
+from scalekd.data.patience import DataGoneError
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Files, Split, Store
 
 __all__ = [
     "Batch",
     "CorruptImages",
+    "DataGoneError",
     "Files",
     "Key",
+    "Names",
     "ReplayDataset",
     "Split",
     "Store",
