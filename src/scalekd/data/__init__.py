@@ -11,6 +11,8 @@ from scalekd.data.loader import (
     evaluation_loader,
     training_loader,
 )
+from scalekd.data.names import Names
+from scalekd.data.patience import DataGoneError
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.sources import (
     Source,
@@ -27,9 +29,11 @@ from scalekd.data.split import Files, Split, Store
 __all__ = [
     "Batch",
     "CorruptImages",
+    "DataGoneError",
     "EvaluationOrder",
     "Files",
     "Key",
+    "Names",
     "ReplayDataset",
     "Source",
     "Split",

@@ -62,7 +62,7 @@ class Patience:
                 if left <= 0:
                     raise DataGoneError(
                         f"data: {root} is gone: {reason}; waited {self.seconds:g} s for it (data_patience); "
-                        "--resume goes on when it is back"
+                        "bring it back, then go on (a training with --resume)"
                     ) from None
                 self._tell(True, f"warning: data: {root} is gone: {reason}; waiting up to {self.seconds:g} s for it")
                 time.sleep(min(pause, left))
