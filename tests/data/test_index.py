@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from conftest import write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
@@ -211,3 +212,16 @@ def test_processes_may_list_at_once(data: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
+
+
+@pytest.mark.parametrize("list_images", [list_classes, list_unlabelled])
+def test_links_to_what_they_are_in_have_an_end(tmp_path: Path, list_images: Callable[[Path], Listing]) -> None:
+    write_images(tmp_path / "train", 1)
+    for number in range(3):
+        (tmp_path / "train" / "red" / f"up{number}").symlink_to("..")
+        (tmp_path / "train" / "blue" / f"here{number}").symlink_to(".")
+    names = list_images(tmp_path / "train").names
+    assert {os.path.realpath(tmp_path / "train" / name) for name in names} == set(
+        map(os.path.realpath, (tmp_path / "train").glob("*/*.png"))
+    )
+    assert len(names) < 100

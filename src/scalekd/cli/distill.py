@@ -66,10 +66,10 @@ def distill(
         raise UserError("auto-resume: decides by itself; leave out --resume and --overwrite")
     with joined() as processes:
         found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
-        if found == "finished":
+        if found == "finished" and not overwrite:
             results = processes.first_says(lambda: _results(output))
         else:
-            resume, overwrite = resume or found is not None, overwrite and found is None
+            resume, overwrite = resume or found == "unfinished", overwrite and found != "unfinished"
             results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
         if not processes.first:
             return

@@ -98,18 +98,25 @@ class _Walk:
         return folders, images
 
     def images(self, top: str) -> Iterator[tuple[str, list[str]]]:
-        """Each folder in `top`, itself included, and the images in it; what may not be listed is left out."""
-        pending = [top]
+        """Each folder in `top`, itself included, and the images in it.
+
+        What may not be listed is left out, and links to a folder that they are in, which would have no end.
+        """
+        pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
         while pending:
-            folder = pending.pop()
+            folder, above = pending.pop()
             try:
+                status = os.stat(os.path.join(self.root, folder))
+                own = status.st_dev, status.st_ino
+                if own in above:
+                    continue
                 folders, images = self.read(folder)
             except (PermissionError, FileNotFoundError, NotADirectoryError):
                 if not folder:
                     raise
                 self.complete = False
                 continue
-            pending += [os.path.join(folder, name) for name in folders]
+            pending += [(os.path.join(folder, name), above | {own}) for name in folders]
             yield folder, images
 
     @property

@@ -38,11 +38,19 @@ def _place(value: object) -> str:
     return _nameable(str(value))
 
 
+def _inside(name: str) -> str:
+    """A split's name, which must stay inside of the data."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError("a split is inside of the data; name the folder that holds it with data")
+    return _nameable(name)
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Place = Annotated[str, PlainValidator(_place)]  # pydantic's own text holds no undecodable bytes, which names may
 File = Annotated[Path, AfterValidator(_nameable)]
+SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
 Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)]
@@ -161,11 +169,11 @@ class DataKeys(Keys):
     """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg. Or a list (.csv, .jsonl), tar
     shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME; see
     docs/data.md."""
-    train_split: str = Field(default="train", min_length=1)
+    train_split: SplitName = "train"
     """Name of the training split: its folder's, list's, shards'."""
-    val_split: str = Field(default="val", min_length=1)
+    val_split: SplitName = "val"
     """Name of the validation split."""
-    unlabelled_split: str = Field(default="unlabelled", min_length=1)
+    unlabelled_split: SplitName = "unlabelled"
     """Name of a split of images without labels (in any subfolders); used beside the training split where it exists."""
     labels: Literal["folders", "none"] = "folders"
     """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
