@@ -188,8 +188,9 @@ def test_a_wrong_input_gives_one_line_and_its_code(images: Path, tmp_path: Path)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
-    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_leaves_a_checkpoint_that_one_process_goes_on_from(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     base: tuple[str | Path, ...] = (
         "--data",
@@ -208,9 +209,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_one_process_goes_on_from(
     while not log.exists() or log.read_text().count("\n") < 20:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)  # the launcher hands it on
+    process.send_signal(number)  # the launcher hands it on
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1].endswith(f"--resume goes on with the run in {stopped}")
     assert not (stopped / "result.json").exists()
