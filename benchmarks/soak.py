@@ -71,11 +71,14 @@ class Run:
         own = _proportional_mib(self.process.pid)
         self.samples.append((now, own, own + sum(map(_proportional_mib, self.children()))))
 
-    def kill_worker(self) -> bool:
-        """Kill a data worker as the kernel does when memory runs out; whether there was one."""
-        workers = self.children()
+    def kill_worker(self, turn: int) -> bool:
+        """Kill a data worker as the kernel does when memory runs out; whether there was one.
+
+        The first of them load training images; any others are a validation's, and are done with soon.
+        """
+        workers = self.children()[:WORKERS]
         if workers:
-            os.kill(workers[-1], signal.SIGKILL)
+            os.kill(workers[turn % len(workers)], signal.SIGKILL)
         return bool(workers)
 
     def report(self, warm_up: float) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def watch(disturbed: Run, calm: Run, kill_seconds: float) -> list[float]:
             now = time.monotonic() - begun
             for run in (disturbed, calm):
                 run.sample(now)
-            if now > kill_seconds * (len(kills) + 1) and disturbed.ended is None and disturbed.kill_worker():
+            if now > kill_seconds * (len(kills) + 1) and disturbed.ended is None and disturbed.kill_worker(len(kills)):
                 kills.append(now)
                 say(f"{now / 60:5.1f} min: worker {len(kills)} killed; {disturbed.samples[-1][2]:.0f} MiB in all")
     finally:
@@ -209,7 +212,7 @@ def describe(args: Namespace, disturbed: Run, calm: Run, kills: list[float]) -> 
         "settings": {"recipe": " ".join(RECIPE), "epochs": args.epochs, "kill_minutes": args.kill_minutes},
         "minutes": round(disturbed.ended / 60, 1),
         "workers_killed": len(kills),
-        "warnings_of_killed_workers": printed.count("worker"),
+        "workers_replaced": printed.count("was killed"),
         "nothing_lost": alike and reports[0]["sha256"] is not None and not reports[0]["log_lines_repeated"],
         "memory": {key: reports[0][key] for key in ("memory_main", "memory_with_workers")},
         "disturbed": reports[0],

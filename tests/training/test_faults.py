@@ -290,10 +290,10 @@ def test_workers_that_always_die_end_the_run(
 ) -> None:
     here, honest = os.getpid(), Split.open
 
-    def dies(self: Split, index: int) -> Any:
+    def dies(self: Split, index: int, max_pixels: int) -> Any:
         if os.getpid() != here:
             os.kill(os.getpid(), signal.SIGKILL)
-        return honest(self, index)
+        return honest(self, index, max_pixels)
 
     monkeypatch.setattr(Split, "open", dies)
     outcome = distill("run", "--workers", "1")
