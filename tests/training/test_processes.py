@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
-from conftest import TINY_STUDENT, Cli, write_images
+from conftest import TINY_STUDENT, Cli, newest_checkpoint, write_images
 
 from scalekd.data import EvaluationOrder, TrainingStream
 from scalekd.models.weights import read_weights
@@ -30,33 +32,62 @@ VIT = (
     *("--student-args", "{patch_size: 8, depth: 4, embed_dim: 24, num_heads: 2}"),
 )
 HEADLESS = (*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--epochs", "1", "--validate-every", "1")
+SHARDED = (*VIT, "--strategy", "fsdp")
+STOPPED = (
+    *("--epochs", "2", "--validate-every", "1", "--optimizer", "adamw", "--ema", "0.9", "--nonfinite", "skip"),
+    *("--mixup", "0.2"),
+)
 # What is trained by 2 processes, each with 4 images at once.
 RUNS = {
     "groups": (*TINY_STUDENT, "--batchnorm-over", "4"),
     "all": (*TINY_STUDENT, "--batchnorm-over", "all", "--lr", "0.00005"),
     "vit": VIT,
     "headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5"),
+    "sharded": SHARDED,
+    "sharded headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5", *SHARDED[-2:]),
+    "stopped": (*SHARDED, *STOPPED),
 }
 SCRIPT = """
-import json, sys
+import json, shutil, sys
+from pathlib import Path
 from pytorch_lightning.strategies import DDPStrategy
 from scalekd.cli.main import run
 from scalekd.training.processes import joined
+from scalekd.training.sharding import ShardedStrategy, own_part
 
 honest, wrapped = DDPStrategy._setup_model, []
 def setup(self, model):
     wrapped.append((model.learners[0].method, honest(self, model)))
     return wrapped[-1][1]
 DDPStrategy._setup_model = setup
+ShardedStrategy.configure_ddp = lambda self: wrapped.append((self.lightning_module.learners[0].method, None))
+
+def kill(run):  # a finished run before its last checkpoint
+    (run / "result.json").unlink()
+    sorted((run / "checkpoints").glob("step-*.ckpt"))[-1].unlink()
+
+def share(parameters):
+    parameters = list(parameters)
+    return sum(own_part(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
 
 with joined() as processes:
     for arguments in json.loads(sys.argv[1]):
+        if "--resume" in arguments and processes.first:
+            stopped = Path(arguments[arguments.index("--output") + 1])
+            shutil.copytree(stopped, stopped.with_name("kept"))
+            kill(stopped)
+        processes.gather(None)
         sys.argv[1:] = arguments
         try:
             run()
         except SystemExit as stop:
             assert not stop.code, stop.code
         method, ddp = wrapped.pop()
+        if ddp is None:
+            output = Path(arguments[arguments.index("--output") + 1])
+            shares = [share(module.parameters()) for module in (method.student, method, method.teacher)]
+            (output / f"shares-{processes.rank}.json").write_text(json.dumps(shares))
+            continue
         shared = {id(parameter) for parameter in ddp.parameters()} | {id(buffer) for buffer in ddp.buffers()}
         teacher = [*method.teacher.parameters(), *method.teacher.buffers()]
         assert teacher
@@ -121,6 +152,7 @@ def together(images: Path, teacher_file: Path, tmp_path_factory: pytest.TempPath
     (folder / "train.py").write_text(SCRIPT)
     common = ("distill", "--data", str(images), "--teacher", str(teacher_file), *SETTINGS, "--micro-batch", "4")
     commands = [[*common, "--output", str(folder / name), *more] for name, more in RUNS.items()]
+    commands.append([*commands[-1], "--resume"])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start(*launcher, folder / "train.py", json.dumps(commands))
     _, err = process.communicate(timeout=300)
@@ -159,6 +191,39 @@ def test_batch_norm_over_all_processes_is_that_of_one(
     whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS["all"], "--micro-batch", "8")
     assert furthest(whole, together / "all") < 1e-4
     assert_close(whole, together / "all")
+
+
+def test_sharded_models_train_as_whole_ones(together: Path) -> None:
+    assert furthest(together / "vit", together / "sharded") < 1e-4
+    assert_close(together / "vit", together / "sharded")
+    assert result(together / "sharded")["teacher_top1"] == result(together / "vit")["teacher_top1"]
+    size = {"patch_size": 8, "depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 32, "num_classes": 3}
+    timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(together / "sharded" / "student.safetensors"), **size)
+    assert_close(together / "headless", together / "sharded headless")
+
+
+def test_each_process_holds_about_half_of_sharded_models(together: Path) -> None:
+    shares = [json.loads((together / "sharded" / f"shares-{rank}.json").read_text()) for rank in range(2)]
+    for first, second in zip(*shares, strict=True):
+        assert 0.4 < first < 0.6
+        assert 0.4 < second < 0.6
+    for first, second in list(zip(*shares, strict=True))[:2]:
+        assert first + second == pytest.approx(1)
+
+
+def test_a_sharded_run_goes_on_sharded_or_whole(
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
+) -> None:
+    """With the moving average and AdamW's state; from a checkpoint in the middle."""
+    flags = (*VIT, *STOPPED, "--micro-batch", "4")
+    undisturbed = alone(cli, images, teacher_file, tmp_path / "undisturbed", *flags)
+    assert_close(undisturbed, together / "kept")
+    assert_close(undisturbed, together / "stopped")
+    run = tmp_path / "run"
+    shutil.copytree(together / "kept", run)
+    (run / "result.json").unlink()
+    newest_checkpoint(run).unlink()
+    assert_close(undisturbed, alone(cli, images, teacher_file, run, *flags, "--resume"))
 
 
 def test_parameters_without_gradient_are_left_alone_as_in_one_process(
@@ -245,4 +310,4 @@ def test_processes_cut_a_batch_as_accumulation_does() -> None:
         assert [batch for batches in zip(*streams, strict=True) for batch in batches] == parts
     ranks = [EvaluationOrder(7, 2, rank, 3) for rank in range(3)]
     assert sorted(key.image for order in ranks for batch in order for key in batch) == list(range(7))
-    assert [len(order) for order in ranks] == [len(list(order)) for order in ranks] == [2, 1, 1]
+    assert [len(order) for order in ranks] == [len(list(order)) for order in ranks] == [2, 2, 2]

@@ -176,16 +176,20 @@ class TrainingStream(Sampler[list[Key]]):
 
 
 class EvaluationOrder(Sampler[list[Key]]):
-    """Every image once, in order, as batches; of several processes each has every `count`-th, without filling up."""
+    """Every image once, in order, as batches; of several processes each has every `count`-th.
+
+    All have the same number of batches, whose last may be empty, as they put sharded weights together for each.
+    """
 
     def __init__(self, size: int, batch: int, rank: int = 0, count: int = 1) -> None:
         self.batch, self._images = batch, range(rank, size, count)
+        self._length = math.ceil(len(range(0, size, count)) / batch)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._images) / self.batch)
+        return self._length
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self._images), self.batch):
+        for first in range(0, self._length * self.batch, self.batch):
             yield [Key(0, index) for index in self._images[first : first + self.batch]]
 
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from scalekd.data import Batch, CorruptImages
 
 Autocast = Callable[[], torch.autocast]
+BLANK = torch.zeros(1, 3, 1, 1)  # stands for a batch without images, which all processes run as they run the others'
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def accuracy_metrics(num_classes: int) -> MetricCollection:
     return MetricCollection(dict(metrics))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would spoil for training what a sharded model keeps from its first forward
 def measure_accuracy(
     logits: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
@@ -51,10 +52,10 @@ def measure_accuracy(
     images = 0
     for batch in batches:
         corrupt.add(batch.corrupt)
+        with autocast():
+            output = logits((batch.images if len(batch.images) else BLANK).to(device, non_blocking=True))
         if not len(batch.images):
             continue
-        with autocast():
-            output = logits(batch.images.to(device, non_blocking=True))
         metrics.update(output.float(), batch.labels.to(device, non_blocking=True))
         images += len(batch.images)
     result = {name: 100 * value.item() for name, value in metrics.compute().items()} if images else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,18 +161,27 @@ class ImageModel(nn.Module):
         if differ:
             raise UserError(f"model: {self.name} knows class {differ[0][0]!r} where the data has {differ[0][1]!r}")
 
-    def save(self, path: str | Path, classes: tuple[str, ...] = (), top1: float | None = None) -> str:
+    def save(
+        self,
+        path: str | Path,
+        classes: tuple[str, ...] = (),
+        top1: float | None = None,
+        *,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> str:
         """Write plain timm weights: `timm.create_model(name, checkpoint_path=path)` loads them.
 
         Args:
             path: A `.safetensors` file, replaced whole or not at all.
             classes: Class names in the order of the logits, kept in the file's card.
             top1: Accuracy in percent to keep in the card.
+            state: The weights, where this process does not hold all of them.
 
         Returns:
             The SHA-256 of the file.
         """
-        return save_weights(path, self.model, self._card(classes, top1))
+        weights = self.model.state_dict() if state is None else state
+        return save_weights(path, weights, self._card(classes, top1))
 
     def _card(self, classes: tuple[str, ...], top1: float | None) -> Card:
         """The card to save this model's weights with."""

@@ -55,7 +55,7 @@ class Card:
 _CARDS = TypeAdapter(Card)
 
 
-def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
+def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> str:
     """Write plain timm weights and their card, whole or not at all.
 
     Returns:
@@ -65,8 +65,7 @@ def save_weights(path: str | Path, model: nn.Module, card: Card) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Copies, since safetensors refuses tensors that share memory (modules used twice, as in CoaT).
     state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
     }
     partial = path.with_name(path.name + ".partial")
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.

@@ -255,6 +255,9 @@ class RunKeys(Keys):
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
     devices: Positive = 1
     """Processes on this machine, one a GPU, that share a batch. Under torchrun its own number counts."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes hold: all of teacher and student each, or a part of every block (fsdp); see
+    docs/cluster.md. One process holds all."""
     batchnorm_over: Literal["process", "all"] | Positive = "process"
     """Images that batch norm takes its statistics over: those at once in a process, in all processes, or a number of
     them, which makes the result independent of devices and memory."""

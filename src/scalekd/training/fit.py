@@ -10,9 +10,9 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from scalekd.data import TrainingStream, seeded, training_loader
+from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
-from scalekd.hardware import autocast, keep_freed_memory
+from scalekd.hardware import keep_freed_memory
 from scalekd.models.weights import file_hash
 from scalekd.training.callbacks import DataClock, Display
 from scalekd.training.folder import write_json
@@ -21,6 +21,7 @@ from scalekd.training.keeper import Keeper
 from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
 from scalekd.training.setup import Setup
+from scalekd.training.sharding import ShardedStrategy, shard_trained
 from scalekd.training.stopping import Stop
 
 
@@ -54,7 +55,9 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     module = DistillationModule(
         learners, steps_per_epoch=setup.steps, accumulate=setup.accumulate, corrupt=setup.corrupt
     )
-    if processes.count > 1:
+    if setup.sharded:
+        shard_trained(learners[0].method, learners[0].ema, setup.device, setup.probe)
+    elif processes.count > 1:
         _leave_out_unused(module, setup)
     keeper = _keeper(setup, stop)
     trainer = _trainer(setup, learners, keeper)
@@ -67,6 +70,8 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
         ckpt_path=None if checkpoint is None else checkpoint.path,
         weights_only=True,
     )
+    for learner in learners:
+        learner.save(setup.classes, learner.accuracies.get("top1"))
     facts = {
         "samples": module.step * recipe.batch,
         "steps": module.step,
@@ -82,7 +87,6 @@ def _conclude(setup: Setup, learner: Learner, facts: dict[str, Any]) -> dict[str
     """Write the result of a student."""
     recipe, folder, accuracies = setup.recipe, learner.folder, learner.accuracies
     assert folder is not None
-    learner.save(setup.classes, accuracies.get("top1"))
     result = {
         "method": recipe.method,
         "top1": None,
@@ -127,7 +131,7 @@ def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Train
         accelerator=setup.device.type,
         devices=setup.processes.local_count,
         num_nodes=setup.processes.count // setup.processes.local_count,
-        strategy=_strategy() if setup.processes.count > 1 else "auto",
+        strategy=_strategy(setup),
         accumulate_grad_batches=setup.accumulate if alone else 1,
         precision="bf16-mixed" if setup.dtype == torch.bfloat16 else "32-true",
         # The whole run is one stream of batches (see TrainingStream): Lightning counts steps, not epochs.
@@ -160,8 +164,12 @@ def _trainer(setup: Setup, learners: Sequence[Learner], keeper: Keeper) -> Train
     )
 
 
-def _strategy() -> DDPStrategy:
+def _strategy(setup: Setup) -> DDPStrategy | str:
     """Gradients are averaged in place; buffers are shared at validations only (`DistillationModule.share_buffers`)."""
+    if setup.processes.count == 1:
+        return "auto"
+    if setup.sharded:
+        return ShardedStrategy()
     return DDPStrategy(find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
@@ -172,12 +180,9 @@ def _leave_out_unused(module: DistillationModule, setup: Setup) -> None:
     does in one process, which a search in each step (`find_unused_parameters`) would not change.
     """
     (learner,) = module.learners
-    method, side = learner.method.to(setup.device).train(), setup.recipe.resolution
+    method = learner.method.to(setup.device)
     kept = {name: buffer.clone() for name, buffer in method.named_buffers()}
-    images = torch.rand(2, 3, side, side, device=setup.device)
-    labels = None if setup.recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=setup.device)
-    with seeded(setup.recipe.seed), autocast(setup.device, setup.dtype):
-        total = method(images, labels).total
+    total = setup.probe(training=True).total
     with torch.no_grad():
         for name, buffer in method.named_buffers():
             buffer.copy_(kept[name])

@@ -23,8 +23,8 @@ GROUP = "group.json"  # names the students of a group of runs, in the folder tha
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
 _CONDUCT = {
-    "workers", "accelerator", "devices", "log_every", "max_corrupt", "data_patience", "check_teacher", "keep",
-    "checkpoint_minutes",
+    "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
+    "keep", "checkpoint_minutes",
 }  # fmt: skip
 
 

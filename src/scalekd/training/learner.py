@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from scalekd.data import seeded
 from scalekd.errors import UserError
-from scalekd.evaluation import accuracy_metrics
+from scalekd.evaluation import BLANK, accuracy_metrics
 from scalekd.method import Losses, Method, TeacherOutputs
 from scalekd.models import Student
 from scalekd.recipes import Recipe
 from scalekd.training.folder import RunFolder
 from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents
 from scalekd.training.processes import Processes
+from scalekd.training.sharding import own_part, whole
 from scalekd.training.skipping import IN_A_ROW, Skipper
 
 _MEND = "A lower lr, a longer warm-up or clip usually mends it"
@@ -200,7 +201,7 @@ class Learner(nn.Module):
         """
         self._check_loss()
         for name, parameter in self.final_student.named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not torch.isfinite(own_part(parameter)).all():
                 raise NonFiniteLossError(
                     f"student: {name} became NaN or infinite by step {step}; the last checkpoint is kept. {_MEND}"
                 )
@@ -211,12 +212,14 @@ class Learner(nn.Module):
         self.metrics.reset()
 
     def validate(self, images: Tensor, labels: Tensor, step: int) -> None:
-        """Count the right answers of a batch.
+        """Count the right answers of a batch; a process without images runs a blank one (see `EvaluationOrder`).
 
         Raises:
             NonFiniteLossError: If a logit is NaN or infinite.
         """
-        logits = self.final_student(images).logits.float()
+        logits = self.final_student(images if len(images) else BLANK.to(images.device)).logits.float()
+        if not len(images):
+            return
         if not torch.isfinite(logits).all():
             raise NonFiniteLossError(
                 f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {_MEND}"
@@ -238,6 +241,9 @@ class Learner(nn.Module):
             logger.log_metrics({name: value for name, value in numbers.items() if math.isfinite(value)}, step=step)
 
     def save(self, classes: tuple[str, ...], top1: float | None) -> None:
-        """Write the student's weights, with class names and accuracy in percent in their card."""
+        """Write the student's weights, with class names and accuracy in percent; called by all processes."""
         assert self.folder is not None
-        self.final_student.save(self.folder.student, classes, None if top1 is None else round(top1, 2))
+        student = self.final_student
+        state = {name: whole(tensor) for name, tensor in student.model.state_dict().items()}
+        if self.processes.first:
+            student.save(self.folder.student, classes, None if top1 is None else round(top1, 2), state=state)

@@ -117,13 +117,13 @@ class DistillationModule(LightningModule):
                 learner.check_finite(self.step)
 
     def save(self, classes: tuple[str, ...], *, measured: bool = False) -> None:
-        """Write the students' weights, in the first process; see `Learner.save`.
+        """Write the students' weights, in all processes at once; see `Learner.save`.
 
         Args:
             classes: Class names for their cards.
             measured: Whether the accuracies are these weights'.
         """
-        for learner in self.learners if self.processes.first else ():
+        for learner in self.learners:
             learner.save(classes, learner.accuracies["top1"] if measured else None)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -162,8 +162,6 @@ class DistillationModule(LightningModule):
     def validate(self, batch: Batch, step: int) -> None:
         """Count the students' right answers of a batch, which is on their device."""
         self.corrupt.add(batch.corrupt)
-        if not len(batch.images):
-            return
         for learner in self.learners:
             with naming(learner.name):
                 learner.validate(batch.images, batch.labels, step)

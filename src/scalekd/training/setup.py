@@ -12,13 +12,13 @@ from pytorch_lightning import seed_everything
 from rich.console import Console
 from torch import Tensor, nn
 
-from scalekd.data import Batch, CorruptImages, evaluation_loader
+from scalekd.data import Batch, CorruptImages, evaluation_loader, seeded
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
-from scalekd.method import Method
+from scalekd.method import Losses, Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
@@ -30,6 +30,7 @@ from scalekd.training.folder import weight_hashes
 from scalekd.training.group import Group, naming
 from scalekd.training.inputs import evaluation_images, read_data, training_images
 from scalekd.training.processes import Processes
+from scalekd.training.sharding import shard_teacher
 
 
 @dataclass
@@ -48,6 +49,11 @@ class Setup:
     def recipe(self) -> Recipe:
         """What all share."""
         return self.recipes[0]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the models only."""
+        return self.recipe.strategy == "fsdp" and self.processes.count > 1
 
     def build(self) -> None:
         """Read the data's listing and build the pairs; touches no file of the run."""
@@ -75,7 +81,10 @@ class Setup:
         self.methods = [self._join(*named) for named in zip(self.recipes, self.group.names, strict=True)]
         self.measured = len(self.val) > 0 and self.methods[0].student.num_classes > 0
         for method in self.methods:
-            prepare(method, self.device, self.dtype, channels_last=recipe.channels_last)
+            # FSDP takes parameters in their own layout only.
+            prepare(method, self.device, self.dtype, channels_last=recipe.channels_last and not self.sharded)
+        if self.sharded and self.teacher is not None:
+            shard_teacher(self.teacher, self.device, self.probe)
         at_once = recipe.micro_batch or min(self.processes.gather(self._fitting_batch()))
         # Part of the recipes, for the runs are to be repeatable.
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
@@ -98,6 +107,11 @@ class Setup:
         if recipe.batch % (count * (recipe.micro_batch or 1)):
             at_once = f" with {recipe.micro_batch} images at once (micro_batch)" if recipe.micro_batch else ""
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {count} processes{at_once}")
+        if self.sharded and recipe.micro_batch is None:
+            raise UserError("micro_batch: strategy fsdp needs it, as what fits is predicted for whole models; give one")
+        for key, value in (("compile", True), ("optimizer", "lamb")):
+            if self.sharded and getattr(recipe, key) == value:
+                raise UserError(f"{key}: {value} cannot be joined with strategy fsdp; change one of them")
         if 0 < len(self.val) < count:
             raise UserError(f"data: {len(self.val)} validation image(s) for {count} processes; start fewer")
 
@@ -138,6 +152,17 @@ class Setup:
                 size = share
             sizes.append(size)
         return self._joinable(min(sizes), share)
+
+    def probe(self, *, training: bool = False) -> Losses:
+        """The losses of two random images, where the models are; training, batch norm's statistics are changed."""
+        (method,), side = self.methods, self.recipe.resolution
+        device = next(method.parameters()).device
+        images = torch.rand(2, 3, side, side, device=device)
+        labels = None if self.recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=device)
+        with seeded(self.recipe.seed), autocast(device, self.dtype):
+            losses: Losses = method.train(training)(images, labels)
+        method.train()
+        return losses
 
     def _joinable(self, most: int, share: int) -> int:
         """The largest part of a process's `share` of the batch, `most` at most, that `batchnorm_over` can do with."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from scalekd.training.sharding import whole
+
 IN_A_ROW = 10  # steps that are left out before the run stops all the same
 
 
@@ -35,7 +37,7 @@ class Skipper:
     def look(self) -> bool:
         """Whether the step is to be left out; its gradients are gone then."""
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        if torch.isfinite(get_total_norm(gradients)):
+        if torch.isfinite(whole(get_total_norm(gradients))):
             self.in_a_row = 0
             return False
         self.skipped += 1
