@@ -13,7 +13,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from scalekd.data import Batch, CorruptImages
 
 Autocast = Callable[[], torch.autocast]
-BLANK = torch.zeros(1, 3, 1, 1)  # stands for a batch without images, which all processes run as they run the others'
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,18 @@ def measure_accuracy(
     device: torch.device,
     autocast: Autocast,
     corrupt: CorruptImages,
+    blank: Tensor | None = None,
 ) -> Accuracy:
     """Accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
+
+    Args:
+        logits: The classifier.
+        batches: All batches, or those of this process.
+        num_classes: Width of the logits.
+        device: Where the classifier is.
+        autocast: What it runs in.
+        corrupt: Counter of unreadable images.
+        blank: `[1, 3, h, w]`, run in place of a batch without images where processes must run equally many.
 
     Raises:
         UserError: If more images than `corrupt` puts up with cannot be read.
@@ -52,9 +61,12 @@ def measure_accuracy(
     images = 0
     for batch in batches:
         corrupt.add(batch.corrupt)
+        inputs = batch.images if len(batch.images) else blank
+        if inputs is None:
+            continue
         with autocast():
-            output = logits((batch.images if len(batch.images) else BLANK).to(device, non_blocking=True))
-        if not len(batch.images):
+            output = logits(inputs.to(device, non_blocking=True))
+        if inputs is blank:
             continue
         metrics.update(output.float(), batch.labels.to(device, non_blocking=True))
         images += len(batch.images)

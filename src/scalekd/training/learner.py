@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scalekd.data import seeded
 from scalekd.errors import UserError
-from scalekd.evaluation import BLANK, accuracy_metrics
+from scalekd.evaluation import accuracy_metrics
 from scalekd.method import Losses, Method, TeacherOutputs
 from scalekd.models import Student
 from scalekd.recipes import Recipe
@@ -212,14 +212,16 @@ class Learner(nn.Module):
         self.metrics.reset()
 
     def validate(self, images: Tensor, labels: Tensor, step: int) -> None:
-        """Count the right answers of a batch; a process without images runs a blank one (see `EvaluationOrder`).
+        """Count the right answers of a batch; of several that shard, one without images runs a blank one.
 
         Raises:
             NonFiniteLossError: If a logit is NaN or infinite.
         """
-        logits = self.final_student(images if len(images) else BLANK.to(images.device)).logits.float()
         if not len(images):
+            if self.recipe.strategy == "fsdp" and self.processes.count > 1:
+                self.final_student(images.new_zeros(1, 3, self.recipe.resolution, self.recipe.resolution))
             return
+        logits = self.final_student(images).logits.float()
         if not torch.isfinite(logits).all():
             raise NonFiniteLossError(
                 f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {_MEND}"

@@ -250,6 +250,7 @@ class Setup:
             device=self.device,
             autocast=partial(autocast, self.device, self.dtype),
             corrupt=self.corrupt,
+            blank=torch.zeros(1, 3, self.recipe.resolution, self.recipe.resolution) if self.sharded else None,
         )
 
     def _own_validation(self) -> Iterator[Batch]:
