@@ -22,9 +22,12 @@ from PIL import Image
 
 from scalekd.data import Split, join, open_data, read_label_free, read_split, read_splits, read_unlabelled
 from scalekd.data.sources import downloads
+from scalekd.data.sources.tarindex import read_index
 from scalekd.errors import UserError
 
 datasets = pytest.importorskip("datasets")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -505,3 +508,108 @@ def test_torchvision_refuses_what_it_cannot_vouch_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *_args, **_kwargs: None)
     with pytest.raises(UserError, match="cannot be downloaded: Dataset not found or corrupted"):
         read_split(f"torchvision:CIFAR10@{tmp_path}", "train")
+
+
+def test_classes_that_are_called_by_numbers_are_not_merged(data: Path, tmp_path: Path) -> None:
+    paths = images_of(data, "train")
+    names = ("blue", "green", "red")
+    (tmp_path / "classes.txt").write_text("1\n2\n3\n")
+    for first in (0, 1):  # indices, and names
+        write_tar(
+            tmp_path / "train-0.tar", samples(paths, lambda p, first=first: str(names.index(p.parent.name) + first))
+        )
+        split = read_split(tmp_path, "train")
+        assert (split.classes, split.labels.tolist()) == (("1", "2", "3"), [0] * 4 + [1] * 4 + [2] * 4)
+    write_tar(tmp_path / "train-0.tar", samples(paths, lambda p: "1" if p.parent.name == "red" else "2"))
+    with pytest.raises(UserError, match=r"'[12]' is a class's name and another one's index"):
+        read_split(tmp_path, "train")
+
+
+def test_braces_behind_a_urls_path_are_refused() -> None:
+    for pattern, name in (("get?f={split}-0.tar", "train"), ("{split}.tar?f={0..1}", "train"), ("{split}", "x?f=1")):
+        with pytest.raises(UserError, match=r"not after \? or #|without \? and #"):
+            read_split(f"http://127.0.0.1:9/{pattern}", name)
+
+
+def test_a_pattern_of_too_many_words_is_refused() -> None:
+    with pytest.raises(UserError, match="more than"):
+        read_split("/nowhere/{split}-" + "{a,b}" * 40 + ".tar", "train")
+
+
+def test_a_shard_of_the_same_size_and_time_is_indexed_anew(data: Path, tmp_path: Path) -> None:
+    shards = write_shards(data, tmp_path / "shards")
+    before = read_split(shards, "train")
+    shard = shards / "train-00.tar"
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    shard.write_bytes(shard.read_bytes().replace(b"blue/0.", b"blue/9."))
+    content = bytearray(shard.read_bytes())
+    for start in range(0, len(content), 512):
+        block = content[start : start + 512]
+        if block[257:262] == b"ustar":
+            block[148:156] = b"        "
+            content[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+    shard.write_bytes(content)
+    os.utime(shard, ns=times)
+    assert list(read_split(shards, "train").store.names) != list(before.store.names)
+
+
+def test_an_index_with_any_bit_flipped_is_made_again(data: Path, tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "train-0.tar", samples(images_of(data, "train")))
+    expected = list(read_index(shard).names)
+    (kept,) = (tmp_path / "cache" / "scalekd" / "indexes").iterdir()
+    whole = kept.read_bytes()
+    for place in (4, 6, 8, whole.rindex(b"PK\1\2") + 6, whole.rindex(b"PK\1\2") + 8, whole.rindex(b"PK\1\2") + 10):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 0x41
+        kept.write_bytes(spoilt)
+        assert list(read_index(shard).names) == expected
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train-0.tar")
+    with pytest.raises(UserError, match="no regular file"):
+        read_split(tmp_path, "train")
+
+
+def save_table(file: Path, pictures: Sequence[bytes], labels: Sequence[int], names: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    rows = {"image": [{"bytes": each, "path": None} for each in pictures], "label": [0] * len(labels)}
+    table = datasets.Dataset.from_dict(rows, features=kinds).data.table
+    column = pa.array(labels, pa.int64())
+    pq.write_table(table.set_column(1, "label", column).replace_schema_metadata(table.schema.metadata), file)
+
+
+def test_indices_of_no_class_are_refused_and_of_any_taken(data: Path, tmp_path: Path) -> None:
+    pictures = [path.read_bytes() for path in images_of(data, "train")[:2]]
+    for wrong in (-2, 3):
+        save_table(tmp_path / str(wrong) / "train.parquet", pictures, [0, wrong], "abc")
+        with pytest.raises(UserError, match=f"images of {wrong}, which is none of its classes"):
+            read_split(f"hf:{tmp_path}/{wrong}", "train")
+    save_table(tmp_path / "t" / "train.parquet", pictures, [0, 1], "123")
+    assert read_split(f"hf:{tmp_path / 't'}", "train").labels.tolist() == [0, 1]
+
+
+def test_the_files_of_a_table_are_told_apart(data: Path, tmp_path: Path) -> None:
+    pictures = [path.read_bytes() for path in images_of(data, "train")[:6]]
+    for position, name in enumerate(("hub/mnist/train-0", "hub/mnist/test-0", "spark/train/part-0", "spark/test/part-0",
+                                   "two/a/train-0", "two/a/test-0", "two/b/train-0", "two/b/test-0")):  # fmt: skip
+        number = position % 2
+        save_table(tmp_path / f"{name}.parquet", pictures[2 * number :][: 2 + number], [0, 1, 0][: 2 + number], "ab")
+    for folder in ("hub", "spark"):
+        train, test = read_splits(f"hf:{tmp_path / folder}", "train", "test")
+        assert (len(train), len(test)) == (2, 3)
+        assert not set(train.store.names) & set(test.store.names), "a name says of which table"
+        shutil.copytree(tmp_path / folder, tmp_path / "copy" / folder)
+        assert read_split(f"hf:{tmp_path / 'copy' / folder}", "train").fingerprint == train.fingerprint
+    with pytest.raises(UserError, match=r"'t[a-z]*' is both in"):
+        read_split(f"hf:{tmp_path / 'two'}", "train")
+
+
+def test_columns_of_numbers_are_no_images(tmp_path: Path) -> None:
+    for number, values in enumerate(([1, 2], [[1, 2], [3, 4]])):
+        (tmp_path / str(number)).mkdir()
+        rows = {"image": values, "label": ["a", "b"]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / str(number) / "train.parquet")
+        with pytest.raises(UserError, match="'image' holds no image files"):
+            read_split(f"hf:{tmp_path}/{number}", "train")

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ class ShardPattern:
         self.remote = "://" in pattern
         if self.remote and not pattern.startswith(("http://", "https://")):
             raise UserError(f"data: {pattern}: shards are read from files, http:// and https:// only")
+        if self.remote and re.search(r"[?#].*[{}]", pattern):  # files are kept by the URL's path
+            raise UserError(f"data: {pattern}: braces may be in a URL's path only, not after ? or #")
 
     def has(self, name: str) -> bool:
         first = self._expand(name)[0]
@@ -114,14 +117,18 @@ class ShardPattern:
         return _read(shards, classes if classes and classes.is_file() else None, labelled)
 
     def _expand(self, name: str) -> list[str]:
+        if self.remote and re.search("[?#]", name):
+            raise UserError(f"data: the split {name!r} is part of a URL's path; write it without ? and #")
         pattern = self.pattern.replace(_PLACE, name)
         try:
             ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", pattern)]
-            if math.prod(ranges) > _MOST_SHARDS:  # which braceexpand would hold in memory
-                raise UserError(f"data: {pattern} names more than {_MOST_SHARDS:,} shards")
-            return list(braceexpand(pattern))
+            few = math.prod(ranges) <= _MOST_SHARDS  # of more, braceexpand would hold a range in memory
+            places = list(islice(braceexpand(pattern), _MOST_SHARDS + 1)) if few else []
         except ValueError:
             raise UserError(f"data: {pattern}: a brace is not closed, or not opened") from None
+        if not 0 < len(places) <= _MOST_SHARDS:
+            raise UserError(f"data: {pattern} names more than {_MOST_SHARDS:,} shards")
+        return places
 
 
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:

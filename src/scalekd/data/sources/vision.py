@@ -47,7 +47,7 @@ class Items:
 
     Attributes:
         root: The data set and its split, for messages.
-        names: The images' numbers.
+        names: The images' names.
         items: The data set; its images are paths, or small ones in memory.
     """
 
@@ -104,8 +104,8 @@ class VisionSource:
         labels = Labelling()
         for index in range(len(items)):
             label = int(items[index][1])
-            labels.add(names[label] if names else str(label), str(index))
-        return labels.split(Items(root, RowNames(len(items)), items), names, labelled=labelled)
+            labels.add(label if names else str(label), str(index))
+        return labels.split(Items(root, RowNames(str(root), len(items)), items), names, labelled=labelled)
 
     def _own(self, name: str) -> str | None:
         """The set's own name for a split."""
