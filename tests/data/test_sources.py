@@ -420,8 +420,11 @@ def test_unlabelled_images_join_from_every_kind_of_split(data: Path, tmp_path: P
     write_tar(
         data / "unlabelled-0.tar", [(p.parent.name + p.name, p.read_bytes()) for p in images_of(data, "unlabelled")]
     )
+    expected = content(folder)
+    assert content(listed) == expected
+    shutil.rmtree(data / "unlabelled")
     sharded = join(train, read_unlabelled(data, "unlabelled"))
-    assert content(folder) == content(listed) == content(sharded)
+    assert content(sharded) == expected
     assert list(folder.store.names) == list(listed.store.names)
     assert (len(sharded), sharded.unlabelled, sharded.root) == (18, 6, data)
     assert "unlabelled-0.tar" in sharded.locate(17)
@@ -503,21 +506,26 @@ def test_torchvision_refuses_what_it_cannot_vouch_for(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="no split 'dev'; it has train, test"):
         read_split(f"torchvision:CIFAR10@{tmp_path}", "dev")
     (tmp_path / "cifar-10-batches-py").mkdir()
+    ran = tmp_path / "ran"
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "batches.meta"):
-        (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % os.fsencode(ran))
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *_args, **_kwargs: None)
     with pytest.raises(UserError, match="cannot be downloaded: Dataset not found or corrupted"):
         read_split(f"torchvision:CIFAR10@{tmp_path}", "train")
+    assert not ran.exists()
+
+
+def by_class(labels: dict[str, str]) -> Callable[[Path], str]:
+    return lambda path: labels[path.parent.name]
 
 
 def test_classes_that_are_called_by_numbers_are_not_merged(data: Path, tmp_path: Path) -> None:
     paths = images_of(data, "train")
     names = ("blue", "green", "red")
     (tmp_path / "classes.txt").write_text("1\n2\n3\n")
-    for first in (0, 1):  # indices, and names
-        write_tar(
-            tmp_path / "train-0.tar", samples(paths, lambda p, first=first: str(names.index(p.parent.name) + first))
-        )
+    for texts in ("012", "123"):  # indices, and names
+        label = by_class(dict(zip(names, texts, strict=True)))
+        write_tar(tmp_path / "train-0.tar", samples(paths, label))
         split = read_split(tmp_path, "train")
         assert (split.classes, split.labels.tolist()) == (("1", "2", "3"), [0] * 4 + [1] * 4 + [2] * 4)
     write_tar(tmp_path / "train-0.tar", samples(paths, lambda p: "1" if p.parent.name == "red" else "2"))
@@ -613,3 +621,60 @@ def test_columns_of_numbers_are_no_images(tmp_path: Path) -> None:
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / str(number) / "train.parquet")
         with pytest.raises(UserError, match="'image' holds no image files"):
             read_split(f"hf:{tmp_path}/{number}", "train")
+
+
+def test_shards_join_a_folder_named_from_here(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(data / "unlabelled-0.tar", [("a.png", images_of(data, "train")[0].read_bytes())])
+    monkeypatch.chdir(tmp_path)
+    assert len(join(read_split("data", "train"), read_unlabelled("data", "unlabelled"))) == 13
+
+
+def test_a_path_that_no_file_can_have_is_refused(data: Path) -> None:
+    (data / "list.jsonl").write_text('{"path": "a\\ud800.png", "label": "a", "split": "train"}\n')
+    with pytest.raises(UserError, match="line 1 names"):
+        read_split(data / "list.jsonl", "train")
+
+
+def test_evaluation_takes_the_order_of_the_weights_classes(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "t" / "val" / "0.tar", samples(images_of(data, "val")))
+    (tmp_path / "t" / "val" / "classes.txt").write_text("red\nblue\ngreen\n")
+    accuracies = [
+        json.loads(cli("evaluate", teacher_file, "--data", place, "--workers", "0", "--json").out)["top1"]
+        for place in (data, tmp_path / "t")
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_an_image_folder_comes_before_stray_shards(data: Path, tmp_path: Path) -> None:
+    expected = read_split(data, "train")
+    for stray in ("train-backup.tar", "train-0.tar", "train/n01440764.tar"):
+        write_tar(data / stray, samples(images_of(data, "val")))
+        assert content(read_split(data, "train")) == content(expected), stray
+    write_shards(data, tmp_path / "shards")
+    write_tar(tmp_path / "shards" / "train-extra-0.tar", samples(images_of(data, "val")))
+    assert len(read_split(tmp_path / "shards", "train")) == 12
+
+
+def test_a_damaged_torchvision_set_is_named(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for wrong in (b"junk", struct.pack(">2i", 0x801, 6), struct.pack(">2i", 0x101, 6) + bytes(6), b""):
+        (tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(wrong)
+        with pytest.raises(UserError, match="damaged"):
+            read_split(f"torchvision:MNIST@{tmp_path}", "train")
+
+
+def test_names_of_classes_that_were_not_there_are_asked_for_once(
+    everywhere: dict[str, str], server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_split(everywhere["URL"], "train")
+    tries: list[str] = []
+
+    def fail(url: str, timeout: float) -> None:
+        tries.append(url)
+        raise ConnectionError(str(timeout))
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    read_split(everywhere["URL"], "train")
+    assert len(tries) == 1

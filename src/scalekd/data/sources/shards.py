@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.names import Names
 from scalekd.data.sources.downloads import fetch, fetch_if_there
@@ -60,7 +61,7 @@ class Shards:
 
 
 class ShardFolder:
-    """Shards in a folder, as `train/*.tar` or `train-*.tar`; see `Source`.
+    """Shards in a folder, as `train/*.tar` or `train-0*.tar`; not where `train` is an image folder. See `Source`.
 
     Args:
         folder: The folder; a `classes.txt` in it or beside the shards names the classes, a line each.
@@ -78,9 +79,35 @@ class ShardFolder:
         return _read(shards, next((file for file in beside if file.is_file()), None), labelled)
 
     def _shards(self, name: str) -> list[Path]:
-        inside = self.folder / name
-        found = inside.glob("*.tar") if inside.is_dir() else ()
-        return sorted(found) or sorted(p for p in self.folder.glob("*.tar") if p.name.startswith(f"{name}-"))
+        inside = _tars(self.folder / name)
+        if inside is None:
+            return []
+        numbered = re.compile(re.escape(name) + r"-\d.*")
+        return inside or [shard for shard in _tars(self.folder, at_top=True) or () if numbered.fullmatch(shard.name)]
+
+
+def _tars(folder: Path, *, at_top: bool = False) -> list[Path] | None:
+    """The shards in a folder, sorted; None where it is one of images, of which there may be millions: the first tells.
+
+    Args:
+        folder: A split's, which need not be there.
+        at_top: Whether it is the data's own, in which there may be folders of other splits.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".tar"):
+                    found.append(folder / entry.name)
+                elif (
+                    not at_top
+                    and not entry.name.startswith(".")
+                    and (entry.name.lower().endswith(IMG_EXTENSIONS) or entry.is_dir())
+                ):
+                    return None
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found)
 
 
 class ShardPattern:

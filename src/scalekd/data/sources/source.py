@@ -128,10 +128,15 @@ def same_classes(training: Split, validation: Split) -> Split:
                 f"data: classes differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
                 f"in {have.root} but not in {lack.root}"
             )
-    if training.classes == validation.classes:
-        return validation
-    order = np.array([training.classes.index(name) for name in validation.classes], np.int32)
-    return Split(validation.store, order[validation.labels], training.classes)
+    return in_order(validation, training.classes)
+
+
+def in_order(split: Split, classes: tuple[str, ...]) -> Split:
+    """The same images, labelled in an order of the same classes."""
+    if classes == split.classes:
+        return split
+    order = np.array([classes.index(name) for name in split.classes], np.int32)
+    return Split(split.store, order[split.labels], classes)
 
 
 def escapes(entry: str) -> bool:
