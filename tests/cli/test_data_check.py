@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
+import signal
+import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Cli, write_images
 from PIL import Image
+
+from scalekd.data import Files, Split, read_split
+from scalekd.data.check import check_split
 
 
 def test_whole_data_is_counted_and_ends_with_0(cli: Cli, data: Path) -> None:
@@ -69,3 +77,63 @@ def test_a_wrong_input_ends_with_2(cli: Cli, data: Path, tmp_path: Path) -> None
     assert "Exit code" in cli("data", "check", "--help").out
     shutil.rmtree(data / "train")
     assert cli("data", "check", data, "--workers", "0").code == 0, "validation images alone, as for evaluate"
+
+
+def test_what_is_no_image_file_is_corrupt(cli: Cli, data: Path) -> None:
+    os.mkfifo(data / "train" / "red" / "pipe.png")
+    os.symlink("/dev/zero", data / "train" / "red" / "zero.png")
+    outcome = cli("data", "check", data, "--workers", "0", "--json")
+    corrupt = json.loads(outcome.out)["splits"]["train"]["corrupt"]
+    assert [Path(path).name for path in corrupt] == ["pipe.png", "zero.png"]
+    outcome = cli("data", "check", data, "--workers", "0", "--max-pixels", "100", "--json")
+    assert len(json.loads(outcome.out)["splits"]["val"]["corrupt"]) == 6
+
+
+def test_a_leak_from_unlabelled_images_is_found(cli: Cli, data: Path) -> None:
+    (data / "unlabelled").mkdir()
+    shutil.copy(data / "val" / "red" / "0.png", data / "unlabelled" / "x.png")
+    outcome = cli("data", "check", data, "--workers", "0", "--json")
+    assert outcome.code == 1, outcome.err
+    assert json.loads(outcome.out)["leaks"] == [[str(data / "unlabelled/x.png"), str(data / "val/red/0.png")]]
+
+
+class Deadly(Files):
+    """Files whose first reader in a process of its own dies."""
+
+    def open(self, index: int) -> str:
+        if torch.utils.data.get_worker_info() is not None and not (self.root / "died").exists():
+            (self.root / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().open(index)
+
+
+@pytest.mark.slow  # torch looks after its processes every five seconds
+def test_a_killed_process_is_replaced(data: Path) -> None:
+    split = read_split(data, "train")
+    split = Split(Deadly(split.root, split.store.names), split.labels, split.classes)
+    told: list[str] = []
+    found = check_split(split, 1, lambda _count: None, told.append)
+    assert len(found.sizes) == 12
+    assert [line for line in told if "was killed" in line] == told != []
+
+
+@pytest.mark.parametrize("kind", ["list", "tar"])
+def test_lists_and_shards_are_checked(cli: Cli, data: Path, kind: str) -> None:
+    paths = sorted(data.glob("*/*/*.png"))
+    if kind == "list":
+        rows = [f"{p.relative_to(data)},{p.parent.name},{p.parents[1].name}\n" for p in paths]
+        (data / "list.csv").write_text("path,label,split\n" + "".join(rows))
+        place = data / "list.csv"
+    else:
+        place = data.parent / "shards"
+        place.mkdir()
+        for split in ("train", "val"):
+            with tarfile.open(place / f"{split}-0.tar", "w") as tar:
+                for path in (data / split).glob("*/*.png"):
+                    tar.add(path, f"{path.parent.name}/{path.name}")
+                    label = tarfile.TarInfo(f"{path.parent.name}/{path.stem}.cls")
+                    label.size = len(path.parent.name)
+                    tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    outcome = cli("data", "check", place, "--workers", "0", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["splits"]["val"]["classes"] == {"blue": 2, "green": 2, "red": 2}

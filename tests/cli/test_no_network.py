@@ -54,3 +54,14 @@ def test_a_run_asks_nobody(watched: dict[str, str], data: Path, teacher_file: Pa
     )
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()
+
+
+def test_a_local_table_is_read_without_asking(watched: dict[str, str], data: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    paths = sorted((data / "train").glob("*/*"))
+    rows = {"image": [{"bytes": p.read_bytes(), "path": None} for p in paths], "label": [p.parent.name for p in paths]}
+    for split in ("train", "val"):
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "table" / f"{split}.parquet")
+    command = [sys.executable, "-m", "scalekd", "data", "check", f"hf:{tmp_path / 'table'}", "--workers", "0"]
+    assert run(command, watched).returncode == 1, "both splits are equal"
+    assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()

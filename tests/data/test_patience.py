@@ -130,3 +130,16 @@ def test_a_run_whose_data_stays_away_stops_in_a_line(cli: Cli, data: Path, tmp_p
     distill(cli, data, tmp_path / "run", "--workers", workers, "--data-patience", "0.5")
     thread.join()
     assert "cannot be read" not in (tmp_path / "run" / "err").read_text()
+
+
+def test_the_name_of_a_place_does_nothing_to_a_terminal(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = data.rename(tmp_path / "\x1b[31m")
+    dataset = images(data, 0.1)
+    move(data / "train")
+    with pytest.raises(DataGoneError):
+        dataset[Key(0, 0)]
+    told = capfd.readouterr().err
+    assert "\\x1b[31m" in told
+    assert "\x1b" not in told

@@ -1,100 +1,32 @@
-"""The same images from every source; and what is wrong with a source, in one line."""
+"""The same images from every source."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import http.server
-import io
 import json
 import os
 import shutil
-import struct
-import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import TINY_RUN, Cli, write_images
-from PIL import Image
+from sourcing import (
+    caches,  # noqa: F401  # a fixture of every test here
+    content,
+    images_of,
+    samples,
+    write_list,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
-from scalekd.data import Split, join, open_data, read_label_free, read_split, read_splits, read_unlabelled
-from scalekd.data.sources import downloads
+from scalekd.data import join, read_label_free, read_split, read_splits, read_unlabelled
 from scalekd.errors import UserError
 
 datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(downloads, "_WAITS", (0.0, 0.0))
-    return tmp_path / "cache"
-
-
-def images_of(data: Path, split: str) -> list[Path]:
-    return sorted((data / split).glob("*/*"))
-
-
-def write_list(data: Path, file: Path, *splits: str) -> Path:
-    rows = [
-        {"path": str(path.relative_to(file.parent)), "label": path.parent.name, "split": split}
-        for split in splits
-        for path in images_of(data, split)
-    ]
-    with open(file, "w", newline="") as out:
-        if file.suffix == ".jsonl":
-            out.writelines(json.dumps(row) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(out, ["path", "label", "split"])
-            writer.writeheader()
-            writer.writerows(rows)
-    return file
-
-
-def write_tar(file: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name) if isinstance(name, str) else name
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file
-
-
-def samples(paths: list[Path], label: Callable[[Path], str] = lambda path: path.parent.name) -> list[tuple[str, bytes]]:
-    return [
-        member
-        for path in paths
-        for member in (
-            (f"{path.parent.name}/{path.stem}.cls", label(path).encode()),
-            (f"{path.parent.name}/{path.name}", path.read_bytes()),
-        )
-    ]
-
-
-def write_shards(data: Path, folder: Path) -> Path:
-    for split in ("train", "val"):
-        paths = images_of(data, split)
-        for number in range(2):
-            half = paths[number * len(paths) // 2 : (number + 1) * len(paths) // 2]
-            write_tar(folder / f"{split}-{number:02d}.tar", samples(half))
-    return folder
-
-
-def write_parquet(data: Path, folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    for split in ("train", "val"):
-        paths = images_of(data, split)
-        rows = {
-            "image": [{"bytes": p.read_bytes(), "path": p.name} for p in paths],
-            "label": [p.parent.name for p in paths],
-        }
-        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
 
 
 @pytest.fixture
@@ -149,11 +81,6 @@ def everywhere(data: Path, tmp_path: Path, server: tuple[str, list[str]]) -> dic
     }
 
 
-def content(split: Split) -> list[bytes]:
-    opened = [split.store.open(index) for index in range(len(split))]
-    return [Path(each).read_bytes() if isinstance(each, str) else each.read() for each in opened]
-
-
 def test_every_source_holds_the_same_images_labels_and_classes(everywhere: dict[str, str]) -> None:
     train, val = read_splits(everywhere["folder"], "train", "val")
     for source, place in everywhere.items():
@@ -206,7 +133,7 @@ def test_a_url_that_is_not_there_is_named(everywhere: dict[str, str], server: tu
         read_split("s3://bucket/{split}-0.tar", "train")
 
 
-def test_a_download_that_breaks_off_leaves_nothing(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     tries = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -228,181 +155,7 @@ def test_a_download_that_breaks_off_leaves_nothing(caches: Path, monkeypatch: py
         serving.shutdown()
         thread.join()
     assert len(tries) == 3
-    assert [p.name for p in caches.rglob("*") if p.is_file()] == [".lock"]
-
-
-def test_a_shard_is_indexed_once_and_anew_when_it_changes(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shards = write_shards(data, tmp_path / "shards")
-    first = read_split(shards, "train")
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "open", lambda *_args, **_kwargs: pytest.fail("indexed again"))
-        assert list(read_split(shards, "train").store.names) == list(first.store.names)
-    write_tar(shards / "train-00.tar", samples(images_of(data, "train")[:3]))
-    assert len(read_split(shards, "train")) == len(first) - 3
-    for index in (tmp_path / "cache" / "scalekd" / "indexes").iterdir():
-        index.write_bytes(b"spoilt")
-    assert len(read_split(shards, "train")) == len(first) - 3
-
-
-def test_labels_of_shards_are_integers_names_or_json(data: Path, tmp_path: Path) -> None:
-    paths = images_of(data, "train")
-    number = {"blue": "0", "green": "1", "red": "2"}
-    write_tar(tmp_path / "t" / "train-0.tar", samples(paths, lambda p: number[p.parent.name] + "\n"))
-    assert read_split(tmp_path / "t", "train").classes == ("0", "1", "2")
-    (tmp_path / "t" / "classes.txt").write_text("blue\ngreen\nred\n")
-    assert read_split(tmp_path / "t", "train").classes == ("blue", "green", "red")
-    (tmp_path / "t" / "classes.txt").write_text("blue\ngreen\n")
-    with pytest.raises(UserError, match=r"'2', which is none of its classes"):
-        read_split(tmp_path / "t", "train")
-    for key, value in (("label", lambda p: p.parent.name), ("cls", lambda p: int(number[p.parent.name]))):
-        members = [m for p in paths for m in ((f"{p.parent.name}{p.stem}.json", json.dumps({key: value(p)}).encode()),
-                                              (f"{p.parent.name}{p.stem}.PNG", p.read_bytes()))]  # fmt: skip
-        write_tar(tmp_path / key / "train-0.tar", members)
-        assert read_split(tmp_path / key, "train").labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-
-
-def test_integers_are_ordered_by_value_and_val_follows_train(data: Path, tmp_path: Path) -> None:
-    paths = [*images_of(data, "train")][:3]
-    rows = zip(paths, ("10", "9", "2"), strict=True)
-    (data / "train.csv").write_text("path,label\n" + "".join(f"{p.relative_to(data)},{n}\n" for p, n in rows))
-    split = read_split(data, "train")
-    assert split.classes == ("2", "9", "10")
-    assert split.labels.tolist() == [2, 1, 0]
-    for name, order in (("train", "blue green red"), ("val", "red blue green")):
-        write_tar(tmp_path / "t" / name / "0.tar", samples(images_of(data, name)))
-        (tmp_path / "t" / name / "classes.txt").write_text(order.replace(" ", "\n"))
-    train, val = read_splits(tmp_path / "t", "train", "val")
-    assert val.classes == train.classes == ("blue", "green", "red")
-    assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, target
-    return member
-
-
-@pytest.mark.parametrize(
-    ("member", "told"),
-    [
-        ("/etc/x.png", "'/etc/x.png' leads out of it"),
-        ("a/../../x.png", "leads out of it"),
-        (link("x.png", "/etc/passwd"), "'x.png' is a link"),
-        (link("x.png", "b.png", tarfile.LNKTYPE), "is a link"),
-        (link("x.png", "", tarfile.CHRTYPE), "is a device"),
-        (link("x.png", "", tarfile.FIFOTYPE), "is a device or other special file"),
-    ],
-)
-def test_a_shard_that_reaches_out_is_refused(tmp_path: Path, member: str | tarfile.TarInfo, told: str) -> None:
-    write_tar(tmp_path / "train-0.tar", [("a.png", b"x"), ("a.cls", b"red"), (member, b"")])
-    with pytest.raises(UserError, match=told):
-        read_split(tmp_path, "train")
-
-
-def test_a_damaged_shard_is_named(data: Path, tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "train-0.tar", samples(images_of(data, "train")))
-    whole = shard.read_bytes()
-    for wrong, told in (
-        (whole[: len(whole) // 2], "truncated|unexpected end"),
-        (whole[:512], "truncated|unexpected end"),
-        (whole[: -(-len(whole.rstrip(b"\0")) // 512) * 512], "truncated or damaged after"),
-        (gzip.compress(whole), "uncompressed tar"),
-        (b"", "uncompressed tar"),
-        (bytes(10240), "holds no images"),
-        (whole[:148] + b"0000000\0" + whole[156:], "uncompressed tar"),
-    ):
-        shard.write_bytes(wrong)
-        with pytest.raises(UserError, match=rf"train-0.tar .*({told})"):
-            read_split(tmp_path, "train")
-
-
-@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_shard_with_a_negative_size_ends(tmp_path: Path, kind: bytes) -> None:
-    member = tarfile.TarInfo("a.png")
-    member.type = kind
-    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
-    block[124:136] = b"\xff" * 4 + struct.pack(">q", -1024)
-    block[148:156] = b"        "
-    block[148:156] = b"%06o\0 " % sum(block)
-    (tmp_path / "train-0.tar").write_bytes(bytes(block) + bytes(10240))
-    with pytest.raises(UserError, match=r"train-0\.tar"):
-        read_split(tmp_path, "train")
-
-
-def test_what_is_no_sample_is_refused_or_left_out(data: Path, tmp_path: Path) -> None:
-    good = samples(images_of(data, "train"))
-    for extra, told in (
-        ([("lone.cls", b"red")], "'lone' has a label but no image"),
-        ([("two.png", b"x"), ("two.jpg", b"x")], "'two.png' and 'two.jpg' are one sample"),
-        ([("bare.png", b"x")], "bare.png has no label"),
-        ([("odd.png", b"x"), ("odd.cls", b"\xff")], "'odd.cls' holds no label"),
-        ([("odd.png", b"x"), ("odd.json", b"{")], "'odd.json' holds no label"),
-        ([("odd.png", b"x"), ("odd.json", b'{"label": [1]}')], "neither text nor an integer"),
-    ):
-        write_tar(tmp_path / "train-0.tar", [*good, *extra])
-        with pytest.raises(UserError, match=told):
-            read_split(tmp_path, "train")
-    write_tar(tmp_path / "train-0.tar", [*good, ("README.md", b"x"), ("._a.png", b"x"), ("blue/0.seg.png", b"x")])
-    assert len(read_split(tmp_path, "train")) == 12
-
-
-def test_a_pattern_must_fit_its_shards(data: Path, tmp_path: Path) -> None:
-    write_shards(data, tmp_path)
-    with pytest.raises(UserError, match=r"train-02\.tar is missing"):
-        read_split(f"{tmp_path}/{{split}}-{{00..02}}.tar", "train")
-    with pytest.raises(UserError, match=r"write \{split\}"):
-        read_split(f"{tmp_path}/train-{{00..01}}.tar", "train")
-    with pytest.raises(UserError, match="brace"):
-        read_split(f"{tmp_path}/{{split}}-{{00..01.tar", "train")
-    with pytest.raises(UserError, match="more than"):
-        read_split(f"{tmp_path}/{{split}}-{{0..999999999}}.tar", "train")
-    assert len(read_split(f"{tmp_path}/{{split}}.tar", "train-{00..01}")) == 12
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("file,label\na,b\n", "no column 'path'"),
-        ("", "no column 'path'"),
-        ("path,split\nTRAIN,train\n", "line 2 has no label"),
-        ("path,label,split\nTRAIN,,train\n", "line 2 has no label"),
-        ("path,label\nTRAIN,blue\n", "line 2 has no split"),
-        ("path,label,split\n,blue,train\n", "line 2 has no path"),
-        ("path,label,split\n/etc/x.png,blue,train\n", "line 2 names '/etc/x.png'"),
-        ("path,label,split\ntrain/../../x.png,blue,train\n", "paths must stay"),
-        ("path,label,split\nout/x.png,blue,train\n", "'out/x.png' is in a link that leads out"),
-        ("path,label,split\ntrain/out.png,blue,train\n", "'train/out.png' is a link that leads out"),
-        ("path,label,split\nnone/x.png,blue,train\n", "no such folder"),
-        ("path,label,split\nTRAIN,blue,train\n", "one class, 'blue'"),
-        ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
-        ("path,label,split\n\udcff,blue,val\n", "no text"),
-    ],
-)
-def test_a_wrong_list_is_refused(data: Path, tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
-    os.symlink(tmp_path / "elsewhere", data / "out")
-    os.symlink(tmp_path / "elsewhere" / "x.png", data / "train" / "out.png")
-    one = str(images_of(data, "train")[0].relative_to(data))
-    (data / "list.csv").write_bytes(text.replace("TRAIN", one).encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=told):
-        read_split(data / "list.csv", "train")
-
-
-def test_wrong_json_lines_and_unknown_labels_are_refused(data: Path) -> None:
-    file = data / "list.jsonl"
-    for text, told in (("{", "line 1 is no JSON"), ("[1]", "no JSON object"), ("[" * 100_000, "no JSON")):
-        file.write_text(text)
-        with pytest.raises(UserError, match=told):
-            read_split(file, "train")
-    lines = write_list(data, file, "train", "val").read_text()
-    file.write_text(lines.replace('"red", "split": "val"', '"rot", "split": "val"'))
-    with pytest.raises(UserError, match=r"classes differ: red .*list|classes differ: red"):
-        read_splits(file, "train", "val")
-    with pytest.raises(UserError, match="no such file"):
-        read_split(data / "none.csv", "train")
+    assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == [".lock"]
 
 
 def test_unlabelled_images_join_from_every_kind_of_split(data: Path, tmp_path: Path) -> None:
@@ -417,91 +170,45 @@ def test_unlabelled_images_join_from_every_kind_of_split(data: Path, tmp_path: P
     write_tar(
         data / "unlabelled-0.tar", [(p.parent.name + p.name, p.read_bytes()) for p in images_of(data, "unlabelled")]
     )
+    expected = content(folder)
+    assert content(listed) == expected
+    shutil.rmtree(data / "unlabelled")
     sharded = join(train, read_unlabelled(data, "unlabelled"))
-    assert content(folder) == content(listed) == content(sharded)
+    assert content(sharded) == expected
     assert list(folder.store.names) == list(listed.store.names)
     assert (len(sharded), sharded.unlabelled, sharded.root) == (18, 6, data)
     assert "unlabelled-0.tar" in sharded.locate(17)
     assert sharded.store.size(17) == len(content(sharded)[17])
 
 
-def test_wrong_tables_are_refused(data: Path, tmp_path: Path) -> None:
-    def save(**columns: list[object]) -> str:
-        shutil.rmtree(tmp_path / "table", ignore_errors=True)
-        (tmp_path / "table").mkdir()
-        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "table" / "train.parquet")
-        return f"hf:{tmp_path / 'table'}"
-
-    picture = {"bytes": images_of(data, "train")[0].read_bytes(), "path": None}
-    for columns, told in (
-        ({"picture": [picture], "label": [1]}, "no column 'image'"),
-        ({"image": [picture], "klass": ["a"]}, "no column 'label'"),
-        ({"image": [picture] * 2, "label": ["a", None]}, "row 1 has no label"),
-        ({"image": [picture] * 2, "label": ["a", "a"]}, "one class"),
-        ({"image": [picture] * 2, "label": [0.5, 1.5]}, "holds float, no labels"),
-        ({"image": [{"bytes": None, "path": "/etc/passwd"}] * 2, "label": ["a", "b"]}, "names files instead"),
-    ):
-        with pytest.raises(UserError, match=told):
-            read_split(save(**columns), "train")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no split 'val'; it has train"):
-        read_split(save(image=[picture] * 2, label=["a", "b"]), "val")
-    (tmp_path / "table" / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        read_split(f"hf:{tmp_path / 'table'}", "train")
-    (tmp_path / "table" / "train.parquet").unlink()
-    with pytest.raises(UserError, match="no parquet or arrow files"):
-        read_split(f"hf:{tmp_path / 'table'}", "train")
-    with pytest.raises(UserError, match="no such folder"):
-        read_split(f"hf:{tmp_path / 'nowhere'}", "train")
+def test_shards_join_a_folder_named_from_here(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(data / "unlabelled-0.tar", [("a.png", images_of(data, "train")[0].read_bytes())])
+    monkeypatch.chdir(tmp_path)
+    assert len(join(read_split("data", "train"), read_unlabelled("data", "unlabelled"))) == 13
 
 
-def test_without_a_network_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^data: hf:nobody/nothing cannot be loaded: [^\n]+$"):
-        read_split("hf:nobody/nothing", "train")
-    with pytest.raises(UserError, match="names no data set"):
-        read_split("hf:", "train")
+def test_evaluation_takes_the_order_of_the_weights_classes(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "t" / "val" / "0.tar", samples(images_of(data, "val")))
+    (tmp_path / "t" / "val" / "classes.txt").write_text("red\nblue\ngreen\n")
+    accuracies = [
+        json.loads(cli("evaluate", teacher_file, "--data", place, "--workers", "0", "--json").out)["top1"]
+        for place in (data, tmp_path / "t")
+    ]
+    assert accuracies[0] == accuracies[1]
 
 
-def write_mnist(folder: Path) -> None:
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for split, count in (("train", 6), ("t10k", 4)):
-        pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + pixels.tobytes())
-        labels = bytes(range(count))
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + labels)
+def test_names_of_classes_that_were_not_there_are_asked_for_once(
+    everywhere: dict[str, str], server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_split(everywhere["URL"], "train")
+    tries: list[str] = []
 
+    def fail(url: str, timeout: float) -> None:
+        tries.append(url)
+        raise ConnectionError(str(timeout))
 
-def test_torchvision_sets_in_memory_and_in_files(data: Path, tmp_path: Path) -> None:
-    write_mnist(tmp_path)
-    train, val = read_splits(f"torchvision:MNIST@{tmp_path}", "train", "val")
-    assert (len(train), len(val), len(train.classes)) == (6, 4, 10)
-    with train.open(0) as image:
-        assert image.size == (28, 28)
-    assert train.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    assert train.store.size(0) > 28 * 28
-    wnids = ("n01440764", "n02102040", "n03888257")
-    for split in ("train", "val"):
-        for folder, wnid in zip(sorted((data / split).iterdir()), wnids, strict=True):
-            target = tmp_path / "imagenette2" / split / wnid
-            target.mkdir(parents=True)
-            for path in folder.iterdir():
-                Image.open(path).save(target / f"{path.stem}.jpeg")
-    train, _ = read_splits(f"torchvision:Imagenette@{tmp_path}", "train", "val")
-    assert train.classes[0].startswith("tench")
-    assert isinstance(train.store.open(0), str)
-    assert not open_data(f"torchvision:MNIST@{tmp_path}").has("unlabelled")
-
-
-def test_torchvision_refuses_what_it_cannot_vouch_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="did you mean 'CIFAR10'"):
-        read_split("torchvision:CIFAR", "train")
-    with pytest.raises(UserError, match="no split 'dev'; it has train, test"):
-        read_split(f"torchvision:CIFAR10@{tmp_path}", "dev")
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "batches.meta"):
-        (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *_args, **_kwargs: None)
-    with pytest.raises(UserError, match="cannot be downloaded: Dataset not found or corrupted"):
-        read_split(f"torchvision:CIFAR10@{tmp_path}", "train")
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    read_split(everywhere["URL"], "train")
+    assert len(tries) == 1

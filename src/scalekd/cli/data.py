@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.text import Text
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Split, open_data, read_label_free, read_splits
 from scalekd.data.check import Findings, check_split
+from scalekd.errors import printable
 from scalekd.recipes import Recipe, load
 
 data = typer.Typer(help="Look after images.", no_args_is_help=True)
@@ -29,14 +31,14 @@ def _group() -> None:
 
 
 @data.command()
-@with_recipe_flags("train_split", "val_split", "unlabelled_split", "labels", "workers")
+@with_recipe_flags("train_split", "val_split", "unlabelled_split", "labels", "workers", "max_pixels", "data_patience")
 def check(
     place: Annotated[str, typer.Argument(metavar="DATA", help="As --data of distill.")],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Read every image once: counts a class, sizes, modes; corrupt and duplicate files, leaks from train to val.
+    """Read every image once: counts a class, sizes, modes; corrupt and duplicate files, leaks to val.
 
     Duplicates have equal bytes. Exit code 0: nothing is wrong. 1: there are corrupt files, duplicates or leaks. 2: the
     data cannot be read as it is named.
@@ -48,9 +50,16 @@ def check(
     with _bar() as progress:
         for name, split in splits.items():
             advance = _meter(progress, name, len(split))
-            found[name] = check_split(split, recipe.workers, advance)
+            found[name] = check_split(
+                split,
+                recipe.workers,
+                advance,
+                partial(typer.echo, err=True),
+                max_pixels=recipe.max_pixels,
+                patience=recipe.data_patience,
+            )
     seconds = time.perf_counter() - started
-    report = _report(found, recipe.train_split, recipe.val_split)
+    report = _report(found, recipe.val_split)
     images = sum(map(len, splits.values()))
     report["images_per_second"] = round(images / seconds, 1)
     if as_json:
@@ -102,7 +111,7 @@ def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:
     return advance
 
 
-def _report(found: dict[str, Findings], train: str, val: str) -> dict[str, Any]:
+def _report(found: dict[str, Findings], val: str) -> dict[str, Any]:
     """The findings as plain values."""
     splits = {
         name: {
@@ -116,10 +125,12 @@ def _report(found: dict[str, Findings], train: str, val: str) -> dict[str, Any]:
         }
         for name, each in found.items()
     }
-    leaks = []
-    if train in found and val in found:
-        pairs = found[val].leaks(found[train])
-        leaks = [[found[train].split.locate(one), found[val].split.locate(other)] for other, one in pairs]
+    leaks = [
+        [each.split.locate(one), found[val].split.locate(other)]
+        for name, each in found.items()
+        if name != val and val in found
+        for other, one in found[val].leaks(each)
+    ]
     return {"splits": splits, "leaks": leaks}
 
 
@@ -167,7 +178,7 @@ def _list(out: Console, what: str, groups: list[list[str]]) -> None:
 
 def _plain(text: str) -> Text:
     """Text as it is, with what a terminal would act on spelt out."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text))
+    return Text(printable(text))
 
 
 def _range(spread: dict[str, int] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
-from scalekd.data import CorruptImages, evaluation_loader, read_split
+from scalekd.data import CorruptImages, evaluation_loader, in_order, read_split
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import measure_accuracy
 from scalekd.evaluation.progress import watched
@@ -70,6 +70,8 @@ def evaluate(
         resolution=recipe.resolution if "resolution" in flags else None,
         **load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args,
     )
+    if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
+        split = in_order(split, classifier.classes)
     classifier.check_classes(split.classes)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)

@@ -17,6 +17,7 @@ from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.sources import (
     Source,
     absolute,
+    in_order,
     join,
     open_data,
     read_label_free,
@@ -43,6 +44,7 @@ __all__ = [
     "derive_seed",
     "evaluation_loader",
     "evaluation_transform",
+    "in_order",
     "join",
     "open_data",
     "read_label_free",

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
+from scalekd.data.loader import leave_stopping_to_the_main_process
+from scalekd.data.patience import Patience
 from scalekd.data.split import UNLABELLED, Split
+from scalekd.data.steady import SteadyLoader
 
 _BATCH = 32
+_LARGEST = 1 << 30  # bytes of an image file
 
 
 class Look(NamedTuple):
@@ -29,8 +36,8 @@ class Look(NamedTuple):
 
 
 class _Looks(Dataset[Look]):
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    def __init__(self, split: Split, max_pixels: int, patience: float) -> None:
+        self.split, self.max_pixels, self.patience = split, max_pixels, Patience(patience)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -38,19 +45,27 @@ class _Looks(Dataset[Look]):
     def __getitem__(self, index: int) -> Look:
         digest = b""
         try:
-            content = self._bytes(index)
+            content = self.patience.read(self.split.root, partial(self._bytes, index))
             digest = hashlib.blake2b(content, digest_size=16).digest()
-            with open_image(lambda: io.BytesIO(content)) as image:
+            with open_image(lambda: io.BytesIO(content), self.max_pixels) as image:
                 look = Look(digest, image.mode, *image.size)
                 read(image)
-        except (UnreadableImageError, OSError):
+        except UnreadableImageError:
             return Look(digest)
         return look
 
     def _bytes(self, index: int) -> bytes:
-        source = self.split.store.open(index)
-        with open(source, "rb") if isinstance(source, str) else source as file:
-            return file.read()
+        try:
+            source = self.split.store.open(index)
+            if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
+                raise UnreadableImageError("no regular file")
+            with open(source, "rb") if isinstance(source, str) else source as file:
+                content = file.read(_LARGEST + 1)
+        except OSError as error:
+            raise UnreadableImageError(error) from error
+        if len(content) > _LARGEST:
+            raise UnreadableImageError(f"more than {_LARGEST} bytes")
+        return content
 
 
 @dataclass(frozen=True)
@@ -96,20 +111,32 @@ class Findings:
         return [(index, first[d]) for index, d in enumerate(self.digests.tolist()) if d and d in first]
 
 
-def check_split(split: Split, workers: int, progress: Callable[[int], object]) -> Findings:
+def check_split(
+    split: Split,
+    workers: int,
+    progress: Callable[[int], object],
+    report: Callable[[str], object] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    patience: float = 0,
+) -> Findings:
     """Read every image of a split, in processes of their own.
 
     Args:
         split: The images.
         workers: Processes that read and decode.
         progress: Called with the number of images that were read since the last call.
+        report: Called with a line when processes that died are replaced.
+        max_pixels: Larger images count as corrupt.
+        patience: Seconds to wait for data that is gone.
     """
     digests = np.zeros(len(split), "S32")  # as hexadecimal digits: numpy's strings end at a zero byte
     modes: Counter[str] = Counter()
     corrupt: list[int] = []
     sizes: list[tuple[int, int]] = []
     index = 0
-    for looks in DataLoader(_Looks(split), _BATCH, num_workers=workers, collate_fn=list):
+    batches = BatchSampler(range(len(split)), _BATCH, drop_last=False)
+    for looks in _loader(_Looks(split, max_pixels, patience), batches, workers, report):
         for look in looks:
             digests[index] = look.digest.hex()
             if look.mode:
@@ -120,3 +147,18 @@ def check_split(split: Split, workers: int, progress: Callable[[int], object]) -
             index += 1
         progress(len(looks))
     return Findings(split, digests, modes, np.array(sizes, np.int32).reshape(-1, 2), corrupt)
+
+
+def _loader(
+    looks: _Looks, batches: BatchSampler, workers: int, report: Callable[[str], object] | None
+) -> SteadyLoader[list[Look], int]:
+    def load(given: Iterable[list[int]]) -> DataLoader[Look]:
+        return DataLoader(
+            looks,
+            batch_sampler=given,
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+            collate_fn=list,
+        )
+
+    return SteadyLoader(batches, load, report)

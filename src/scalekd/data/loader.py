@@ -99,7 +99,7 @@ class ReplayDataset(Dataset[Sample]):
             return self.transform(image)
 
 
-def _leave_stopping_to_the_main_process(_worker: int) -> None:
+def leave_stopping_to_the_main_process(_worker: int) -> None:
     """Ignore what a terminal sends to all of a command's processes."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -213,7 +213,7 @@ def training_loader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            worker_init_fn=_leave_stopping_to_the_main_process,
+            worker_init_fn=leave_stopping_to_the_main_process,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from scalekd.data.decoding import UnreadableImageError
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Patience:
     def _tell(self, gone: bool, line: str) -> None:
         if bool(self._told) is not gone:
             self._told.fill_(gone)
-            os.write(2, f"{line}\n".encode(errors="replace"))  # a worker has no console, but the user's standard error
+            os.write(2, f"{printable(line)}\n".encode())  # a worker has no console, but the user's standard error
 
 
 def _fault_of_the_place(error: UnreadableImageError, root: Path) -> str | None:

@@ -9,11 +9,12 @@ from scalekd.data.sources.opening import (
     read_splits,
     read_unlabelled,
 )
-from scalekd.data.sources.source import Source
+from scalekd.data.sources.source import Source, in_order
 
 __all__ = [
     "Source",
     "absolute",
+    "in_order",
     "join",
     "open_data",
     "read_label_free",

@@ -16,7 +16,7 @@ from scalekd.data.sources.places import alone, cache_folder
 from scalekd.errors import UserError
 
 _WAITS = (1.0, 2.0, 4.0)  # seconds before another try
-_TIMEOUT = 60.0
+_TIMEOUT, _SHORT_TIMEOUT = 60.0, 5.0
 _ABSENT = (403, 404, 410)  # stores of objects answer 403 for what is not there
 
 
@@ -37,7 +37,7 @@ def fetch(url: str) -> Path:
     if not file.is_file():
         with alone(file.parent):
             if not file.is_file():  # another process may have had the lock
-                _download(url, file)
+                _download(url, file, _WAITS, _TIMEOUT)
     return file
 
 
@@ -48,13 +48,14 @@ def fetch_if_there(url: str) -> Path | None:
     if file.is_file():
         return file
     with alone(file.parent):
+        known = absent.is_file()  # then one short try will do
         try:
-            _download(url, file)
+            _download(url, file, () if known else _WAITS, _SHORT_TIMEOUT if known else _TIMEOUT)
         except _AbsentError:
             absent.touch()
             return None
         except UserError:
-            if absent.is_file():
+            if known:
                 return None
             raise
     return file
@@ -71,12 +72,12 @@ def _file(url: str) -> Path:
     return folder_of(url) / name
 
 
-def _download(url: str, file: Path) -> None:
+def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) -> None:
     """Download with a few tries; the file is there whole or not at all."""
     partial = file.with_name(file.name + ".partial")
-    for wait in (*_WAITS, None):
+    for wait in (*waits, None):
         try:
-            _copy(url, partial)
+            _copy(url, partial, timeout)
             os.replace(partial, file)
             return
         except urllib.error.HTTPError as error:
@@ -97,8 +98,8 @@ def _download(url: str, file: Path) -> None:
         time.sleep(wait)
 
 
-def _copy(url: str, file: Path) -> None:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, open(file, "wb") as out:
+def _copy(url: str, file: Path, timeout: float) -> None:
+    with urllib.request.urlopen(url, timeout=timeout) as answer, open(file, "wb") as out:
         shutil.copyfileobj(answer, out, 1 << 20)
         out.flush()
         os.fsync(out.fileno())

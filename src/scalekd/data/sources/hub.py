@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any, overload
+
+import huggingface_hub
 
 from scalekd.data.sources.source import Labelling
 from scalekd.data.split import UNLABELLED, Split
@@ -23,10 +26,10 @@ _OTHER_NAMES = {"val": ("validation", "valid")}
 
 
 class RowNames(Sequence[str]):
-    """The names of rows that have none: their numbers."""
+    """The names of rows that have none: their numbers, in a table that is told from others."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, table: str, length: int) -> None:
+        self.table, self.length = table, length
 
     def __len__(self) -> int:
         return self.length
@@ -39,7 +42,7 @@ class RowNames(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         every = range(self.length)[index]
-        return str(every) if isinstance(every, int) else [str(one) for one in every]
+        return f"{self.table}/{every}" if isinstance(every, int) else [f"{self.table}/{one}" for one in every]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Rows:
 
     Attributes:
         root: The data set and its split, for messages.
-        names: The rows' numbers.
+        names: The rows' names.
         column: A `datasets.Dataset` of one column, not decoded.
     """
 
@@ -93,7 +96,8 @@ class HubSource:
                 f"data: hf:{self.name} has no split {name!r}{did_you_mean(name, found)}; it has "
                 f"{', '.join(found[:5])}. Name the splits with train_split and val_split"
             )
-        return self._read(self._splits[own], Path(f"hf:{self.name}/{own}"), labelled)
+        with self._one_line():
+            return self._read(self._splits[own], Path(f"hf:{self.name}/{own}"), labelled)
 
     def _own(self, name: str) -> str | None:
         """The set's own name for a split."""
@@ -103,17 +107,24 @@ class HubSource:
     def _splits(self) -> dict[str, Any]:
         """The tables by split."""
         try:
-            os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
             import datasets  # noqa: PLC0415  # an extra
         except ImportError:
             raise UserError("data: hf: needs the datasets library; pip install 'scalekd[hf]'") from None
-        try:
-            if not sys.stderr.isatty():
-                datasets.disable_progress_bars()
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell its makers of local folders, too
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable is read once, when timm imports it
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        with self._one_line():
             return dict(self._load(datasets))
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """The library's errors, which are of many kinds (some plain ones), as a line."""
+        try:
+            yield
         except UserError:
             raise
-        except Exception as error:  # the library's are of many kinds, and some are plain ones
+        except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"data: hf:{self.name} cannot be loaded: {reason}") from None
 
@@ -127,11 +138,7 @@ class HubSource:
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))
         for kind in ("parquet", "arrow"):  # named, so that nothing else in the folder is looked at
-            files: dict[str, list[str]] = {}
-            for file in sorted(folder.rglob(f"*.{kind}")):
-                inside = file.parent not in (folder, folder / "data")
-                files.setdefault(file.parent.name if inside else file.stem.partition("-")[0], []).append(str(file))
-            if files:
+            if files := _files(folder, kind):
                 return datasets.load_dataset(kind, data_files=files)
         raise UserError(f"data: hf: {folder} holds no parquet or arrow files; name them as train-00000.parquet, say")
 
@@ -144,11 +151,42 @@ class HubSource:
         labels = Labelling()
         for number, label in enumerate(texts):
             labels.add(label, f"row {number}")
-        split = labels.split(Rows(root, RowNames(len(table)), undecoded), classes, labelled=labelled)
+        if not len(table):
+            raise UserError(f"data: no images in {root}")
         first = undecoded[0][image]
         if first is not None and first["bytes"] is None:
             raise UserError(f"data: {root} names files instead of holding images; name their folder as data instead")
-        return split
+        return labels.split(Rows(root, RowNames(_mark(undecoded), len(table)), undecoded), classes, labelled=labelled)
+
+
+def _files(folder: Path, kind: str) -> dict[str, list[str]]:
+    """Files by split: by what is before the first `-` where a folder holds several such, else by folder."""
+    folders: dict[Path, list[Path]] = {}
+    for file in sorted(folder.rglob(f"*.{kind}")):
+        folders.setdefault(file.parent, []).append(file)
+    found: dict[str, list[str]] = {}
+    home: dict[str, Path] = {}
+    for parent, files in folders.items():
+        prefixes = [file.stem.partition("-")[0] for file in files]
+        by_prefix = len(set(prefixes)) > 1 and all("-" in file.stem for file in files)
+        by_prefix = by_prefix or parent in (folder, folder / "data")
+        for file, prefix in zip(files, prefixes, strict=True):
+            split = prefix if by_prefix else parent.name
+            if home.setdefault(split, parent) != parent:
+                raise UserError(
+                    f"data: hf: the split {split!r} is both in {home[split]} and in {parent}; name one folder as data"
+                )
+            found.setdefault(split, []).append(str(file))
+    return found
+
+
+def _mark(column: Any) -> str:
+    """What tells a table from others, wherever it lies: a digest of a few images' bytes."""
+    digest = hashlib.sha256()
+    for row in sorted({0, len(column) // 2, len(column) - 1}):
+        (value,) = column[row].values()
+        digest.update((value and value["bytes"]) or b"")
+    return digest.hexdigest()[:16]
 
 
 def _image_column(table: Any, root: Path) -> str:
@@ -158,6 +196,10 @@ def _image_column(table: Any, root: Path) -> str:
     declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     for name in (*declared[: len(declared) == 1], *_IMAGES):
         if name in table.column_names:
+            kind = table.features[name]
+            whole = isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+            if not whole and getattr(kind, "dtype", "") not in ("binary", "large_binary", "string", "large_string"):
+                raise UserError(f"data: {root}: column {name!r} holds no image files, but {kind}")
             return str(name)
     raise UserError(f"data: {root} has no column 'image' (it has {', '.join(table.column_names)})")
 
@@ -172,18 +214,18 @@ def _label_column(table: Any, root: Path) -> str:
     raise UserError(f"data: {root} has no column 'label' (it has {', '.join(table.column_names)}){choice}")
 
 
-def _labels(table: Any, root: Path) -> tuple[list[str], Iterator[str | None]]:
+def _labels(table: Any, root: Path) -> tuple[list[str], Iterator[str | int | None]]:
     """Class names, where the table has them, and the label of each row."""
     column = _label_column(table, root)
     names = list(getattr(table.features[column], "names", ()))
 
-    def texts() -> Iterator[str | None]:
+    def texts() -> Iterator[str | int | None]:
         for rows in table.select_columns([column]).iter(_AT_ONCE):
             for value in rows[column]:
                 if value in (None, UNLABELLED, ""):
                     yield None
                 elif isinstance(value, int) and names:
-                    yield names[value]
+                    yield value
                 elif isinstance(value, int | str):
                     yield str(value)
                 else:

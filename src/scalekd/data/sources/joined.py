@@ -50,8 +50,13 @@ class Joined:
 def join(split: Split, unlabelled: Split) -> Split:
     """The images of a split and then those of an unlabelled one of the same source."""
     parts = (split.store, unlabelled.store)
-    root = Path(os.path.commonpath([part.root for part in parts]))
+    roots = [part.root for part in parts]
+    if any(root.is_absolute() for root in roots):  # shards' are, folders' are as they were given
+        roots = [root.absolute() for root in roots]
+    root = Path(os.path.commonpath(roots))
     names = Names.pack(
-        os.path.normpath(os.path.join(os.path.relpath(part.root, root), name)) for part in parts for name in part.names
+        os.path.normpath(os.path.join(os.path.relpath(place, root), name))
+        for place, part in zip(roots, parts, strict=True)
+        for name in part.names
     )
     return Split(Joined(root, names, *parts), np.concatenate([split.labels, unlabelled.labels]), split.classes)

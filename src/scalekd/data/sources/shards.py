@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.names import Names
 from scalekd.data.sources.downloads import fetch, fetch_if_there
@@ -59,7 +61,7 @@ class Shards:
 
 
 class ShardFolder:
-    """Shards in a folder, as `train/*.tar` or `train-*.tar`; see `Source`.
+    """Shards in a folder, as `train/*.tar` or `train-0*.tar`; not where `train` is an image folder. See `Source`.
 
     Args:
         folder: The folder; a `classes.txt` in it or beside the shards names the classes, a line each.
@@ -77,9 +79,35 @@ class ShardFolder:
         return _read(shards, next((file for file in beside if file.is_file()), None), labelled)
 
     def _shards(self, name: str) -> list[Path]:
-        inside = self.folder / name
-        found = inside.glob("*.tar") if inside.is_dir() else ()
-        return sorted(found) or sorted(p for p in self.folder.glob("*.tar") if p.name.startswith(f"{name}-"))
+        inside = _tars(self.folder / name)
+        if inside is None:
+            return []
+        numbered = re.compile(re.escape(name) + r"-\d.*")
+        return inside or [shard for shard in _tars(self.folder, at_top=True) or () if numbered.fullmatch(shard.name)]
+
+
+def _tars(folder: Path, *, at_top: bool = False) -> list[Path] | None:
+    """The shards in a folder, sorted; None where it is one of images, of which there may be millions: the first tells.
+
+    Args:
+        folder: A split's, which need not be there.
+        at_top: Whether it is the data's own, in which there may be folders of other splits.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".tar"):
+                    found.append(folder / entry.name)
+                elif (
+                    not at_top
+                    and not entry.name.startswith(".")
+                    and (entry.name.lower().endswith(IMG_EXTENSIONS) or entry.is_dir())
+                ):
+                    return None
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found)
 
 
 class ShardPattern:
@@ -99,6 +127,8 @@ class ShardPattern:
         self.remote = "://" in pattern
         if self.remote and not pattern.startswith(("http://", "https://")):
             raise UserError(f"data: {pattern}: shards are read from files, http:// and https:// only")
+        if self.remote and re.search(r"[?#].*[{}]", pattern):  # files are kept by the URL's path
+            raise UserError(f"data: {pattern}: braces may be in a URL's path only, not after ? or #")
 
     def has(self, name: str) -> bool:
         first = self._expand(name)[0]
@@ -114,14 +144,18 @@ class ShardPattern:
         return _read(shards, classes if classes and classes.is_file() else None, labelled)
 
     def _expand(self, name: str) -> list[str]:
+        if self.remote and re.search("[?#]", name):
+            raise UserError(f"data: the split {name!r} is part of a URL's path; write it without ? and #")
         pattern = self.pattern.replace(_PLACE, name)
         try:
             ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", pattern)]
-            if math.prod(ranges) > _MOST_SHARDS:  # which braceexpand would hold in memory
-                raise UserError(f"data: {pattern} names more than {_MOST_SHARDS:,} shards")
-            return list(braceexpand(pattern))
+            few = math.prod(ranges) <= _MOST_SHARDS  # of more, braceexpand would hold a range in memory
+            places = list(islice(braceexpand(pattern), _MOST_SHARDS + 1)) if few else []
         except ValueError:
             raise UserError(f"data: {pattern}: a brace is not closed, or not opened") from None
+        if not 0 < len(places) <= _MOST_SHARDS:
+            raise UserError(f"data: {pattern} names more than {_MOST_SHARDS:,} shards")
+        return places
 
 
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:

@@ -39,14 +39,14 @@ class Labelling:
 
     def __init__(self) -> None:
         self.missing: str | None = None
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str | int, int] = {}
         self._found = array("i")
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, label: str | None, image: str) -> None:
-        """Note the label of the next image, None where it has none."""
+    def add(self, label: str | int | None, image: str) -> None:
+        """Note the label of the next image: a text, the index of a class that is known, or None."""
         if label is None:
             self.missing = self.missing or image
             self._found.append(UNLABELLED)
@@ -58,7 +58,7 @@ class Labelling:
 
         Args:
             store: The images.
-            classes: Class names where they are known: labels are names or their indices. Otherwise the labels are the
+            classes: Class names where they are known: texts are names, or the indices of names. Otherwise they are the
                 names, sorted; integers by their value.
             labelled: Whether labels are wanted.
 
@@ -72,19 +72,38 @@ class Labelling:
             return Split(store, np.full(len(self), UNLABELLED, np.int32), ())
         if self.missing is not None:
             raise UserError(f"data: {store.root}: {self.missing} has no label; give it one, or set labels to none")
-        names = tuple(classes) or tuple(sorted(self._numbers, key=_order(self._numbers)))
+        texts = [label for label in self._numbers if isinstance(label, str)]
+        names = tuple(classes) or tuple(sorted(texts, key=_order(texts)))
         if len(names) < 2:
             raise UserError(f"data: {store.root} has one class, {names[0]!r}; at least two are needed")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
-        place = {str(index): index for index in range(len(classes))} | {name: i for i, name in enumerate(names)}
+        place: dict[str | int, int] = {index: index for index in range(len(names))} | _places(store.root, texts, names)
         unknown = [label for label in self._numbers if label not in place]
         if unknown:
-            hint = did_you_mean(unknown[0], names) or f"; there are {len(names)}, from {names[0]!r} to {names[-1]!r}"
+            hint = (
+                did_you_mean(str(unknown[0]), names) or f"; there are {len(names)}, from {names[0]!r} to {names[-1]!r}"
+            )
             raise UserError(f"data: {store.root} has images of {unknown[0]!r}, which is none of its classes{hint}")
         numbers = np.array([place[label] for label in self._numbers], np.int32)
         return Split(store, numbers[np.frombuffer(self._found, np.int32)], names)
+
+
+def _places(root: Path, labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """The class that each text means: of classes that are called by numbers, all texts are names, or all indices."""
+    by_name = {name: index for index, name in enumerate(names)}
+    by_index = {str(index): index for index in range(len(names))}
+    both = by_name.keys() & by_index.keys()
+    clash = next((each for each in labels if by_index.get(each) != by_name.get(each) and each in both), None)
+    if clash is None:
+        return by_index | by_name
+    whole = [reading for reading in (by_name, by_index) if reading.keys() >= set(labels)]
+    if len(whole) != 1:
+        raise UserError(
+            f"data: {root}: the label {clash!r} is a class's name and another one's index; name the classes by words"
+        )
+    return whole[0]
 
 
 def _order(labels: Iterable[str]) -> Callable[[str], int | str]:
@@ -109,12 +128,21 @@ def same_classes(training: Split, validation: Split) -> Split:
                 f"data: classes differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
                 f"in {have.root} but not in {lack.root}"
             )
-    if training.classes == validation.classes:
-        return validation
-    order = np.array([training.classes.index(name) for name in validation.classes], np.int32)
-    return Split(validation.store, order[validation.labels], training.classes)
+    return in_order(validation, training.classes)
+
+
+def in_order(split: Split, classes: tuple[str, ...]) -> Split:
+    """The same images, labelled in an order of the same classes."""
+    if classes == split.classes:
+        return split
+    order = np.array([classes.index(name) for name in split.classes], np.int32)
+    return Split(split.store, order[split.labels], classes)
 
 
 def escapes(entry: str) -> bool:
     """Whether a path that data names leaves the folder that it is relative to (or is none)."""
+    try:
+        os.fsencode(entry)
+    except UnicodeEncodeError:
+        return True
     return not entry or "\0" in entry or os.path.isabs(entry) or ".." in Path(entry).parts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,9 +52,11 @@ def read_index(shard: Path) -> ShardIndex:
         found = shard.stat()
     except FileNotFoundError:
         raise UserError(f"data: shard {shard} is missing") from None
-    stamp = [_FORMAT, found.st_size, found.st_mtime_ns]
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        raise UserError(f"data: shard {shard} is no regular file")
+    stamp = [_FORMAT, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     kept = cache_folder("indexes", hashlib.sha256(os.fsencode(os.path.realpath(shard))).hexdigest()[:32] + ".npz")
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
+    with suppress(Exception), np.load(kept) as arrays:  # a damaged one fails in nearly any way
         if arrays["stamp"].tolist() == stamp:
             names, labels = json.loads(arrays["text"].tobytes())
             return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Items:
 
     Attributes:
         root: The data set and its split, for messages.
-        names: The images' numbers.
+        names: The images' names.
         items: The data set; its images are paths, or small ones in memory.
     """
 
@@ -104,8 +105,8 @@ class VisionSource:
         labels = Labelling()
         for index in range(len(items)):
             label = int(items[index][1])
-            labels.add(names[label] if names else str(label), str(index))
-        return labels.split(Items(root, RowNames(len(items)), items), names, labelled=labelled)
+            labels.add(label if names else str(label), str(index))
+        return labels.split(Items(root, RowNames(str(root), len(items)), items), names, labelled=labelled)
 
     def _own(self, name: str) -> str | None:
         """The set's own name for a split."""
@@ -123,10 +124,16 @@ class VisionSource:
             except (RuntimeError, FileNotFoundError):  # not there, or not as its checksums say
                 with alone(self.folder):
                     return kind(str(self.folder), download=True, **args)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            place = f"torchvision:{self.name} is not in {self.folder}"
-            raise UserError(f"data: {place} and cannot be downloaded: {reason}") from None
+        except (RuntimeError, OSError) as error:
+            place = f"torchvision:{self.name} is not in {self.folder}, or damaged there,"
+            raise UserError(f"data: {place} and cannot be downloaded: {_reason(error)}") from None
+        except (AssertionError, LookupError, ValueError, EOFError, struct.error) as error:
+            place = f"torchvision:{self.name} is damaged in {self.folder}"
+            raise UserError(f"data: {place}: {_reason(error)}; remove it there, to download it anew") from None
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _as_path(path: str) -> str:

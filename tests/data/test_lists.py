@@ -1,0 +1,66 @@
+"""Lists of images that are refused, in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sourcing import (
+    caches,  # noqa: F401  # a fixture of every test here
+    images_of,
+    write_list,
+)
+
+from scalekd.data import read_split, read_splits
+from scalekd.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("file,label\na,b\n", "no column 'path'"),
+        ("", "no column 'path'"),
+        ("path,split\nTRAIN,train\n", "line 2 has no label"),
+        ("path,label,split\nTRAIN,,train\n", "line 2 has no label"),
+        ("path,label\nTRAIN,blue\n", "line 2 has no split"),
+        ("path,label,split\n,blue,train\n", "line 2 has no path"),
+        ("path,label,split\n/etc/x.png,blue,train\n", "line 2 names '/etc/x.png'"),
+        ("path,label,split\ntrain/../../x.png,blue,train\n", "paths must stay"),
+        ("path,label,split\nout/x.png,blue,train\n", "'out/x.png' is in a link that leads out"),
+        ("path,label,split\ntrain/out.png,blue,train\n", "'train/out.png' is a link that leads out"),
+        ("path,label,split\nnone/x.png,blue,train\n", "no such folder"),
+        ("path,label,split\nTRAIN,blue,train\n", "one class, 'blue'"),
+        ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
+        ("path,label,split\n\udcff,blue,val\n", "no text"),
+    ],
+)
+def test_a_wrong_list_is_refused(data: Path, tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
+    os.symlink(tmp_path / "elsewhere", data / "out")
+    os.symlink(tmp_path / "elsewhere" / "x.png", data / "train" / "out.png")
+    one = str(images_of(data, "train")[0].relative_to(data))
+    (data / "list.csv").write_bytes(text.replace("TRAIN", one).encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=told):
+        read_split(data / "list.csv", "train")
+
+
+def test_wrong_json_lines_and_unknown_labels_are_refused(data: Path) -> None:
+    file = data / "list.jsonl"
+    for text, told in (("{", "line 1 is no JSON"), ("[1]", "no JSON object"), ("[" * 100_000, "no JSON")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_split(file, "train")
+    lines = write_list(data, file, "train", "val").read_text()
+    file.write_text(lines.replace('"red", "split": "val"', '"rot", "split": "val"'))
+    with pytest.raises(UserError, match=r"classes differ: red .*list|classes differ: red"):
+        read_splits(file, "train", "val")
+    with pytest.raises(UserError, match="no such file"):
+        read_split(data / "none.csv", "train")
+
+
+def test_a_path_that_no_file_can_have_is_refused(data: Path) -> None:
+    (data / "list.jsonl").write_text('{"path": "a\\ud800.png", "label": "a", "split": "train"}\n')
+    with pytest.raises(UserError, match="line 1 names"):
+        read_split(data / "list.jsonl", "train")
