@@ -26,6 +26,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from scalekd.data import Split
 from scalekd.errors import UserError
 from scalekd.training import folder
+from scalekd.training.callbacks import Display
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.learner import Learner
 
@@ -360,9 +361,35 @@ def test_unreadable_images_met_before_the_stop_count_after_it(
         assert distill("run", "--max-corrupt", "1").code == 143
     bad.write_bytes(honest)
     (data / "val" / "red" / "1.png").write_bytes(b"no image")
-    cli("distill", "--resume", "--output", tmp_path / "run").refused("2 unreadable image(s)", "max_corrupt (now 1)")
+    for _ in range(2):
+        cli("distill", "--resume", "--output", tmp_path / "run").refused("2 unreadable image(s)", "max_corrupt (now 1)")
     assert cli("distill", "--resume", "--output", tmp_path / "run", "--max-corrupt", "2").code == 0
     assert len(result(tmp_path / "run")["corrupt_images"]) == 2
+
+
+def test_a_log_that_fails_before_a_validation_loses_nothing(
+    distill: Distill, cli: Cli, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise UserError("log: full")
+
+    with monkeypatch.context() as patch:
+        at_call(patch, Display, "on_validation_start", 1, full)
+        distill("run").refused("log: full")
+    resume(cli, tmp_path / "run")
+    assert lines(tmp_path / "run")[:3] == lines(whole)[:3]
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_files_of_others_are_kept(distill: Distill, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("mine")
+    distill("run").refused("metrics.jsonl", "is of no run")
+    (run / "metrics.jsonl").unlink()
+    (run / "tensorboard" / "events.mine").write_text("mine")
+    assert distill("run").code == 0
+    assert (run / "tensorboard" / "events.mine").read_text() == "mine"
 
 
 def test_no_clock_that_jumps_matters(
@@ -372,3 +399,5 @@ def test_no_clock_that_jumps_matters(
     monkeypatch.setattr(time, "time", lambda: max(0, honest() + draw.choice((-1e6, 0, 1e6))))
     assert distill("run", "--checkpoint-minutes", "100").code == 0
     assert_same(tmp_path / "run", whole)
+    names = [path.name for path in Checkpoints(tmp_path / "run" / "checkpoints").files]
+    assert names == ["step-00000003.ckpt", "step-00000006.ckpt"], "no minutes have passed"

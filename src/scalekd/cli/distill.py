@@ -122,8 +122,7 @@ def _found(output: Path) -> str | None:
 def _results(output: Path) -> dict[str, dict[str, Any]]:
     """The results of a finished run, or of each of a group, by the folder's name."""
     group = Group(output, Group.stored_students(output))
-    files = [run.result.read_text(encoding="utf-8") for run in group.runs]
-    return dict(zip(group.names, map(json.loads, files), strict=True))
+    return dict(zip(group.names, [run.stored_result() for run in group.runs], strict=True))
 
 
 def _line(folder: Path, result: dict[str, Any], name: str) -> str:

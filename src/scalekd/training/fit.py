@@ -30,7 +30,7 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     recipe, group, processes = setup.recipe, setup.group, setup.processes
     checkpoint = processes.first_says(lambda: group.checkpoints.newest(setup.say)) if resume else None
     step = 0 if checkpoint is None else checkpoint.run["step"]
-    if processes.first:
+    if processes.first and resume:
         for number, folder in enumerate(group.runs):
             folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
     stream = TrainingStream(

@@ -124,6 +124,17 @@ class RunFolder:
         """What the run that is here was started from."""
         return read_json(self.inputs)
 
+    def stored_result(self) -> dict[str, Any]:
+        """The result of the run that has ended here.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        result = read_json(self.result)
+        if not isinstance(result.get("top1", ""), float | int | None) or not isinstance(result.get("student"), str):
+            raise UserError(f"run: {self.result} is damaged; start anew with --overwrite")
+        return result
+
     def sync_logs(self) -> dict[str, int]:
         """Bring the logs to the disk; their files' sizes in bytes, by their paths in the folder."""
         sizes = {}
@@ -146,7 +157,7 @@ class RunFolder:
                 os.truncate(path, size)
 
     def _logs(self) -> list[Path]:
-        return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*"))) if path.is_file()]
+        return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
 
 
 @contextmanager

@@ -138,6 +138,8 @@ class Group:
             if run.exists and not overwrite:
                 kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to go on or ")
                 raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
+            if run.metrics.exists() and not run.exists:
+                raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
 
     def _check_resumable(self, recipes: Sequence[Recipe]) -> None:
         self.stored_keys()  # of these students?

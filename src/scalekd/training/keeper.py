@@ -136,6 +136,7 @@ class Keeper(Callback):
         if (batch_idx + 1) % self._interval == 0:
             if self._validation is not None:
                 self._unmeasured = copy.deepcopy(trainer.fit_loop.state_dict())
+                self._logs = self._sync_logs(pl_module)  # what comes before the validation may fail too
                 return  # the validation comes next
             self._save(trainer, pl_module)
             pl_module.save(self._classes)
