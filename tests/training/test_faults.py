@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from scalekd.training import folder
 from scalekd.training.callbacks import Display
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.learner import Learner
+from scalekd.training.stopping import Stop
 
 SMALL = ("--method", "none", "--batch", "4", "--micro-batch", "2")
 Distill = Callable[..., Outcome]
@@ -114,6 +116,36 @@ def test_an_error_between_two_steps_leaves_a_checkpoint(
     assert_same(tmp_path / "run", whole)
 
 
+def test_an_error_after_a_signal_is_a_stop(distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise UserError("data: gone")
+
+    at_call(monkeypatch, Split, "open", 4 * 4 + 1 + 6, gone)
+    stopped = distill("run")
+    assert stopped.code == 143
+    assert stopped.err.strip().splitlines()[-1] == "stopped by SIGTERM, while: data: gone"
+    assert newest_checkpoint(tmp_path / "run").name == "step-00000004.ckpt"
+
+
+def test_signals_that_are_ignored_stay_so_and_a_thread_takes_none() -> None:
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked is None
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+    def listens() -> bool:
+        with Stop() as stop:
+            stop.listen()
+            return True
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(listens).result()
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     distill: Distill, cli: Cli, whole: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +159,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert "going on from step-00000003.ckpt" in again.err
     assert_same(run, whole)
     assert [path.name for path in Checkpoints(run / "checkpoints").files] == ["step-00000003.ckpt", newest.name]
+    (run / "checkpoints" / "step-00000001.ckpt.unreadable").touch()
+    Checkpoints(run / "checkpoints").prune(2)
+    assert [path.name for path in (run / "checkpoints").glob("*.unreadable")] == [f"{newest.name}.unreadable"]
     (run / "result.json").unlink()
     for path in Checkpoints(run / "checkpoints").files:
         path.write_bytes(b"")

@@ -155,6 +155,8 @@ class Keeper(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         self._logs = self._sync_logs(pl_module)
+        if pl_module.processes.count > 1:  # they cannot stop in it, and the launcher kills what takes too long
+            self._save(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
