@@ -99,7 +99,7 @@ class RunFolder:
             UserError: If there is no run or a setting is another; names it.
         """
         stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
-        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe.batchnorm_over, int) else set())
+        free = _PLACES | _CONDUCT | ({"micro_batch"} if cut_freely(recipe) else set())
         changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
@@ -158,6 +158,14 @@ class RunFolder:
 
     def _logs(self) -> list[Path]:
         return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def cut_freely(recipe: Recipe) -> bool:
+    """Whether nothing but random draws of the models (dropout) depends on `micro_batch`.
+
+    Mixup and CutMix draw for the images at once, and dist relates them to each other.
+    """
+    return isinstance(recipe.batchnorm_over, int) and not recipe.mixup and not recipe.cutmix and recipe.method != "dist"
 
 
 @contextmanager
