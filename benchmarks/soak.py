@@ -82,7 +82,7 @@ class Run:
         return bool(workers)
 
     def report(self, warm_up: float) -> dict[str, Any]:
-        """What it left: hash, lines of its log, checkpoints that are kept, and how its memory grew after `warm_up` seconds."""
+        """What it left: hash, log lines, checkpoints that are kept, and how its memory grew after `warm_up` seconds."""
         log = self.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
         steps = [line["step"] for line in lines if "train/loss" in line]
@@ -175,7 +175,7 @@ def watch(disturbed: Run, calm: Run, kill_seconds: float) -> list[float]:
 def main() -> int:
     parser = Parser(
         description="Train twice, once with data workers killed in turn; compare weights, logs and memory.",
-        epilog="exit codes: 0 nothing was lost and memory is flat; 1 not so, or it took less than --minutes; 2 wrong input",
+        epilog="exit codes: 0 nothing lost, memory flat; 1 not so, or it took less than --minutes; 2 wrong input",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--epochs", type=positive, default=40, help="epochs of both runs")
