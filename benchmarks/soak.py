@@ -82,8 +82,9 @@ class Run:
         return bool(workers)
 
     def report(self, warm_up: float) -> dict[str, Any]:
-        """What it left: hash, lines of its log, checkpoints, and how its memory grew after `warm_up` seconds."""
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        """What it left: hash, log lines, checkpoints that are kept, and how its memory grew after `warm_up` seconds."""
+        log = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
         steps = [line["step"] for line in lines if "train/loss" in line]
         result = json.loads((self.folder / "result.json").read_text("utf-8")) if self.process.returncode == 0 else {}
         settled = [sample for sample in self.samples if sample[0] > warm_up]
@@ -95,6 +96,7 @@ class Run:
             "log_lines_repeated": len(steps) - len(set(steps)),
             "log_lines": len(steps),
             "validations": sum("val/top1" in line for line in lines),
+            "checkpoints": len(list((self.folder / "checkpoints").glob("step-*.ckpt"))),
             "memory_main": slope(settled, 1),
             "memory_with_workers": slope(settled, 2),
             "samples": [tuple(round(value, 1) for value in sample) for sample in self.samples[:: 60 // PERIOD]],
@@ -127,6 +129,11 @@ def slope(samples: list[tuple[float, float, float]], column: int) -> dict[str, f
         "first_quarter_mib": round(float(np.median(mib[: len(mib) // 4 or 1])), 1),
         "last_quarter_mib": round(float(np.median(mib[-(len(mib) // 4 or 1) :])), 1),
     }
+
+
+def flat(line: dict[str, float]) -> bool:
+    """Whether memory does not grow, as far as a `slope` can tell."""
+    return bool(line) and line["mib_an_hour"] <= max(3 * line["standard_error"], 20)
 
 
 def make_teacher(path: Path, classes: tuple[str, ...]) -> None:
@@ -168,7 +175,7 @@ def watch(disturbed: Run, calm: Run, kill_seconds: float) -> list[float]:
 def main() -> int:
     parser = Parser(
         description="Train twice, once with data workers killed in turn; compare weights, logs and memory.",
-        epilog="exit codes: 0 nothing was lost; 1 something was, or it took less than --minutes; 2 wrong input",
+        epilog="exit codes: 0 nothing lost, memory flat; 1 not so, or it took less than --minutes; 2 wrong input",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--epochs", type=positive, default=40, help="epochs of both runs")
@@ -193,7 +200,7 @@ def main() -> int:
     if args.output:
         write_json(args.output, result)
     print(json.dumps(result | {"machine": None, "disturbed": None, "calm": None}, indent=2))
-    return int(not result["nothing_lost"] or result["minutes"] < args.minutes)
+    return int(not (result["nothing_lost"] and result["memory_flat"]) or result["minutes"] < args.minutes)
 
 
 def describe(args: Namespace, disturbed: Run, calm: Run, kills: list[float]) -> dict[str, Any]:
@@ -205,7 +212,10 @@ def describe(args: Namespace, disturbed: Run, calm: Run, kills: list[float]) -> 
         if report["exit_code"]:
             last = run.folder.with_suffix(".log").read_text("utf-8").splitlines()[-1:]
             say(f"{run.folder.name}: exit code {report['exit_code']}: {' '.join(last)}")
-    alike = all(reports[0][key] == reports[1][key] for key in ("sha256", "steps", "log_lines", "validations"))
+    memory = {key: reports[0][key] for key in ("memory_main", "memory_with_workers")}
+    alike = all(
+        reports[0][key] == reports[1][key] for key in ("sha256", "steps", "log_lines", "validations", "checkpoints")
+    )
     return {
         "benchmark": "soak",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -214,7 +224,8 @@ def describe(args: Namespace, disturbed: Run, calm: Run, kills: list[float]) -> 
         "workers_killed": len(kills),
         "workers_replaced": printed.count("was killed"),
         "nothing_lost": alike and reports[0]["sha256"] is not None and not reports[0]["log_lines_repeated"],
-        "memory": {key: reports[0][key] for key in ("memory_main", "memory_with_workers")},
+        "memory": memory,
+        "memory_flat": all(map(flat, memory.values())),
         "disturbed": reports[0],
         "calm": reports[1],
         "machine": describe_machine(torch.device("cpu")),

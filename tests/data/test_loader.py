@@ -170,6 +170,9 @@ def test_too_many_unreadable_images_stop_the_run(data: Path) -> None:
     corrupt.add({"a.png": ""})
     with pytest.raises(UserError, match=r"2 unreadable image\(s\), the last b.png.*max_corrupt \(now 1\)"):
         corrupt.add({"b.png": ""})
+    corrupt.paths |= {"b.png", "c.png"}  # as a resumed run of several processes has them
+    corrupt.add({})
+    corrupt.add({"b.png": ""})
 
 
 def test_an_unknown_augmentation_is_named() -> None:

@@ -51,6 +51,44 @@ def test_a_damaged_group_is_named(cli: Cli, run: Path, content: bytes) -> None:
         cli("distill", "--resume", "--output", run).refused("group.json", "is damaged")
 
 
+@pytest.mark.parametrize("content", [*NO_JSON, b"{}", b'{"top1": "x", "student": "y"}', b'{"top1": 1.0}'])
+def test_a_damaged_result_is_named(cli: Cli, run: Path, content: bytes) -> None:
+    (run / "result.json").write_bytes(content)
+    cli("distill", "--auto-resume", "--output", run).refused("result.json", "is damaged", "--overwrite")
+
+
+def test_a_finished_run_of_another_recipe_is_refused(cli: Cli, run: Path) -> None:
+    assert cli("distill", "--resume", "--output", run).code == 0
+    assert cli("distill", "--auto-resume", "--output", run).code == 0
+    assert cli("distill", "--auto-resume", "--output", run, "--recipe", run / "recipe.yaml").code == 0
+    cli("distill", "--auto-resume", "--output", run, "--lr", "0.5").refused("lr is 0.5", "--overwrite")
+
+
+@pytest.mark.parametrize("mixup", ["0", "0.2"])
+def test_a_run_may_be_cut_otherwise_where_nothing_looks_at_images_at_once(
+    cli: Cli, data: Path, tmp_path: Path, mixup: str
+) -> None:
+    flags = ("--method", "none", *TINY_RUN, "--batch", "4", "--batchnorm-over", "2", "--mixup", mixup)
+    assert cli("distill", "--data", data, "--output", tmp_path / "cut", *flags, "--micro-batch", "2").code == 0
+    (tmp_path / "cut" / "result.json").unlink()
+    outcome = cli("distill", "--resume", "--output", tmp_path / "cut", "--micro-batch", "4")
+    if mixup == "0":
+        assert outcome.code == 0, outcome.err
+    else:
+        outcome.refused("micro_batch is 4")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(cli: Cli, run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    (run / "checkpoints" / "last.ckpt").touch()
+    cli("distill", "--resume", "--output", run).refused("last.ckpt", "--overwrite")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    outcome = cli("distill", "--resume", "--output", run)
+    assert outcome.code == 0
+    assert "no checkpoint" in outcome.err
+
+
 @pytest.mark.parametrize("content", NO_RECIPE, ids=range(len(NO_RECIPE)))
 def test_a_damaged_recipe_is_named(cli: Cli, run: Path, content: bytes) -> None:
     (run / "recipe.yaml").write_bytes(content)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from scalekd.data import Split
 from scalekd.errors import UserError
 from scalekd.training import folder
+from scalekd.training.callbacks import Display
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.learner import Learner
+from scalekd.training.stopping import Stop
 
 SMALL = ("--method", "none", "--batch", "4", "--micro-batch", "2")
 Distill = Callable[..., Outcome]
@@ -113,6 +116,36 @@ def test_an_error_between_two_steps_leaves_a_checkpoint(
     assert_same(tmp_path / "run", whole)
 
 
+def test_an_error_after_a_signal_is_a_stop(distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise UserError("data: gone")
+
+    at_call(monkeypatch, Split, "open", 4 * 4 + 1 + 6, gone)
+    stopped = distill("run")
+    assert stopped.code == 143
+    assert stopped.err.strip().splitlines()[-1] == "stopped by SIGTERM, while: data: gone"
+    assert newest_checkpoint(tmp_path / "run").name == "step-00000004.ckpt"
+
+
+def test_signals_that_are_ignored_stay_so_and_a_thread_takes_none() -> None:
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked is None
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+    def listens() -> bool:
+        with Stop() as stop:
+            stop.listen()
+            return True
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(listens).result()
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     distill: Distill, cli: Cli, whole: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +159,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert "going on from step-00000003.ckpt" in again.err
     assert_same(run, whole)
     assert [path.name for path in Checkpoints(run / "checkpoints").files] == ["step-00000003.ckpt", newest.name]
+    (run / "checkpoints" / "step-00000001.ckpt.unreadable").touch()
+    Checkpoints(run / "checkpoints").prune(2)
+    assert [path.name for path in (run / "checkpoints").glob("*.unreadable")] == [f"{newest.name}.unreadable"]
     (run / "result.json").unlink()
     for path in Checkpoints(run / "checkpoints").files:
         path.write_bytes(b"")
@@ -360,9 +396,35 @@ def test_unreadable_images_met_before_the_stop_count_after_it(
         assert distill("run", "--max-corrupt", "1").code == 143
     bad.write_bytes(honest)
     (data / "val" / "red" / "1.png").write_bytes(b"no image")
-    cli("distill", "--resume", "--output", tmp_path / "run").refused("2 unreadable image(s)", "max_corrupt (now 1)")
+    for _ in range(2):
+        cli("distill", "--resume", "--output", tmp_path / "run").refused("2 unreadable image(s)", "max_corrupt (now 1)")
     assert cli("distill", "--resume", "--output", tmp_path / "run", "--max-corrupt", "2").code == 0
     assert len(result(tmp_path / "run")["corrupt_images"]) == 2
+
+
+def test_a_log_that_fails_before_a_validation_loses_nothing(
+    distill: Distill, cli: Cli, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise UserError("log: full")
+
+    with monkeypatch.context() as patch:
+        at_call(patch, Display, "on_validation_start", 1, full)
+        distill("run").refused("log: full")
+    resume(cli, tmp_path / "run")
+    assert lines(tmp_path / "run")[:3] == lines(whole)[:3]
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_files_of_others_are_kept(distill: Distill, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("mine")
+    distill("run").refused("metrics.jsonl", "is of no run")
+    (run / "metrics.jsonl").unlink()
+    (run / "tensorboard" / "events.mine").write_text("mine")
+    assert distill("run").code == 0
+    assert (run / "tensorboard" / "events.mine").read_text() == "mine"
 
 
 def test_no_clock_that_jumps_matters(
@@ -372,3 +434,5 @@ def test_no_clock_that_jumps_matters(
     monkeypatch.setattr(time, "time", lambda: max(0, honest() + draw.choice((-1e6, 0, 1e6))))
     assert distill("run", "--checkpoint-minutes", "100").code == 0
     assert_same(tmp_path / "run", whole)
+    names = [path.name for path in Checkpoints(tmp_path / "run" / "checkpoints").files]
+    assert names == ["step-00000003.ckpt", "step-00000006.ckpt"], "no minutes have passed"

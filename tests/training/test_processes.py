@@ -290,6 +290,41 @@ def test_a_signal_leaves_a_checkpoint_that_one_process_goes_on_from(
     assert json.loads(again.out) == result(stopped), "a finished run only gives its result"
 
 
+SLOW = """
+import sys, time
+from scalekd.cli.main import run
+from scalekd.training.learner import Learner
+
+honest = Learner.validate
+def slow(*args):
+    time.sleep(600 if "stopped" in " ".join(sys.argv) else 0)
+    honest(*args)
+Learner.validate = slow
+run()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_in_a_validation_go_on_with_it(cli: Cli, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    common = ("distill", "--method", "none", "--data", images, *SETTINGS, *TINY_STUDENT, "--micro-batch", "4")
+    flags = (*common, "--batchnorm-over", "4", "--epochs", "2", "--validate-every", "1")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(*launcher, tmp_path / "slow.py", *flags, "--output", stopped)
+    while not list(stopped.glob("checkpoints/step-*.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert newest_checkpoint(stopped).name == "step-00000003.ckpt"
+    again = ("--auto-resume", "--devices", "1")
+    assert cli(*flags, "--output", stopped, *again).code == 0
+    assert cli(*flags, "--output", whole).code == 0
+    assert furthest(stopped, whole) < 1e-4
+
+
 def test_what_cannot_be_shared_is_refused(cli: Cli, images: Path, tmp_path: Path) -> None:
     flags = ("distill", "--method", "none", "--data", images, "--output", tmp_path / "run", *SETTINGS, *TINY_STUDENT)
     cli(*flags, "--batchnorm-over", "3").refused("batchnorm_over: 3 does not divide the batch of 8")

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from scalekd.method import Method
 from scalekd.models import Teacher
+from scalekd.recipes import Recipe, dump
 from scalekd.training.learner import Learner
 
 STUDENTS = ("test_resnet", "test_vit")  # timm's, of 0.4 M parameters
@@ -175,6 +176,28 @@ def test_a_folder_with_runs_is_kept_unless_told_otherwise(distill: Distill, tmp_
     assert not (tmp_path / "group" / "test_resnet" / "result.json").exists()
     distill(STUDENTS, "group", *short).refused("finished run", "--overwrite")
     distill(STUDENTS, "group", *short, "--resume").refused("no group of runs")
+
+
+@pytest.mark.parametrize("recipes", [0, 1])
+def test_a_group_whose_start_was_broken_off_starts_anew(
+    distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: int
+) -> None:
+    short, written = ("--epochs", "1", "--method", "none"), 0
+
+    def broken_off(recipe: Recipe) -> str:
+        nonlocal written
+        if written == recipes:
+            signal.raise_signal(signal.SIGTERM)
+        written += 1
+        return dump(recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scalekd.training.folder.dump", broken_off)
+        assert distill(STUDENTS, "group", *short).code == 143
+    assert len(list((tmp_path / "group").glob("*/recipe.yaml"))) == recipes
+    outcome = distill(STUDENTS, "group", *short, "--auto-resume")
+    assert outcome.code == 0, outcome.err
+    assert len(list((tmp_path / "group").glob("*/result.json"))) == 2
 
 
 def test_wrong_students_are_named(distill: Distill, cli: Cli, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def distill(
     with joined() as processes:
         found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
         if found == "finished" and not overwrite:
-            results = processes.first_says(lambda: _results(output))
+            results = processes.first_says(lambda: _results(recipe, flags, students, output))
         else:
             resume, overwrite = resume or found == "unfinished", overwrite and found != "unfinished"
             results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
@@ -116,14 +116,20 @@ def _found(output: Path) -> str | None:
     group = Group(output, Group.stored_students(output))
     if all(run.finished for run in group.runs):
         return "finished"
-    return "unfinished" if any(run.exists for run in group.runs) else None
+    return "unfinished" if group.started else None
 
 
-def _results(output: Path) -> dict[str, dict[str, Any]]:
-    """The results of a finished run, or of each of a group, by the folder's name."""
-    group = Group(output, Group.stored_students(output))
-    files = [run.result.read_text(encoding="utf-8") for run in group.runs]
-    return dict(zip(group.names, map(json.loads, files), strict=True))
+def _results(recipe: str | None, flags: Flags, students: list[str], output: Path) -> dict[str, dict[str, Any]]:
+    """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
+    group = Group(output, students or Group.stored_students(output))
+    stored = group.stored_keys()
+    settings = load(stored if recipe is None else recipe, flags, _say)
+    if settings.micro_batch is None:  # it was what fitted
+        settings = settings.model_copy(update={"micro_batch": stored.get("micro_batch")})
+    wanted = [settings.model_copy(update={"student": student}) for student in group.students] or [settings]
+    for folder, its in zip(group.runs, wanted, strict=True):
+        folder.check_same(its)
+    return dict(zip(group.names, [run.stored_result() for run in group.runs], strict=True))
 
 
 def _line(folder: Path, result: dict[str, Any], name: str) -> str:

@@ -250,15 +250,16 @@ class CorruptImages:
         """Note unreadable files, given with what is wrong with each or an empty string.
 
         Raises:
-            UserError: If there are more than the limit; names the last.
+            UserError: If new ones make them more than the limit; names the last.
         """
         described = {path: f"{path} ({reason})" if reason else path for path, reason in files.items()}
-        for path in sorted(files.keys() - self.paths):
+        new = sorted(files.keys() - self.paths)
+        for path in new:
             if self.report is not None:
                 self.report(f"warning: left out, cannot be read: {printable(described[path])}")
-        self.paths.update(files)
-        if len(self.paths) > self.limit:
+        if new and len(self.paths) + len(new) > self.limit:  # not noted: a resumed run is to stop at them again
             raise UserError(
-                f"data: {len(self.paths)} unreadable image(s), the last {list(described.values())[-1]}; "
+                f"data: {len(self.paths) + len(new)} unreadable image(s), the last {described[new[-1]]}; "
                 f"mend or remove them, or raise max_corrupt (now {self.limit})"
             )
+        self.paths.update(new)

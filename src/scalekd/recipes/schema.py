@@ -260,7 +260,7 @@ class RunKeys(Keys):
     docs/cluster.md. One process holds all."""
     batchnorm_over: Literal["process", "all"] | Positive = "process"
     """Images that batch norm takes its statistics over: those at once in a process, in all processes, or a number of
-    them, which makes the result independent of devices and memory."""
+    them, which makes the result independent of devices and memory, but for mixup, cutmix, dist and dropout."""
     compile: bool = False
     """Whether the step runs through torch.compile, which takes minutes at the start. It did not pay on the
     CPU and is unmeasured on GPUs."""

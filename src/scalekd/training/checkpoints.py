@@ -73,8 +73,9 @@ class Checkpoints(TorchCheckpointIO):
             ) from error
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`."""
-        for old in self.files[:-keep]:
+        """Delete all but the newest `keep`, and all but one that were put aside as damaged."""
+        aside = sorted(self.folder.glob(f"*{_UNREADABLE}"), key=lambda path: (len(path.name), path.name))
+        for old in (*self.files[:-keep], *aside[:-1]):
             old.unlink(missing_ok=True)
 
     def newest(self, say: Callable[[str], object]) -> Checkpoint | None:

@@ -13,6 +13,7 @@ from scalekd.errors import UserError
 from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.training.fit import fit
+from scalekd.training.folder import cut_freely
 from scalekd.training.group import Group
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.processes import Processes, joined, launched
@@ -105,5 +106,4 @@ def _stored_micro_batch(group: Group, recipe: Recipe, processes: Processes) -> i
     """What fitted when the run was started; None to look anew where it bears on nothing and no longer fits."""
     keys = {key: value for key, value in group.stored_keys().items() if key in ("batch", "micro_batch")}
     stored = validate(keys, f"run: {group.runs[0].recipe}").micro_batch
-    free = isinstance(recipe.batchnorm_over, int)
-    return None if stored is None or (free and recipe.batch % (stored * processes.count)) else stored
+    return None if stored is None or (cut_freely(recipe) and recipe.batch % (stored * processes.count)) else stored

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
+from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory
 from scalekd.models.weights import file_hash
 from scalekd.training.callbacks import DataClock, Display
@@ -22,15 +23,17 @@ from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
 from scalekd.training.setup import Setup
 from scalekd.training.sharding import ShardedStrategy, shard_trained
-from scalekd.training.stopping import Stop
+from scalekd.training.stopping import Interrupted, Stop
 
 
 def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     """Train, validate, and write the results."""
     recipe, group, processes = setup.recipe, setup.group, setup.processes
     checkpoint = processes.first_says(lambda: group.checkpoints.newest(setup.say)) if resume else None
+    if resume and checkpoint is None:
+        processes.first_says(lambda: _begin_anew(setup))
     step = 0 if checkpoint is None else checkpoint.run["step"]
-    if processes.first:
+    if processes.first and resume:
         for number, folder in enumerate(group.runs):
             folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
     stream = TrainingStream(
@@ -63,13 +66,18 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     trainer = _trainer(setup, learners, keeper)
     processes.gather(None)
     processes.training = True
-    trainer.fit(
-        module,
-        training_loader(dataset, stream, recipe.workers, setup.say),
-        setup.val_loader if setup.measured else None,
-        ckpt_path=None if checkpoint is None else checkpoint.path,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            module,
+            training_loader(dataset, stream, recipe.workers, setup.say),
+            setup.val_loader if setup.measured else None,
+            ckpt_path=None if checkpoint is None else checkpoint.path,
+            weights_only=True,
+        )
+    except UserError as error:
+        if stop.asked is None:
+            raise
+        raise Interrupted(f"stopped by {stop.asked.name}, while: {error}", stop.asked) from error
     for learner in learners:
         learner.save(setup.classes, learner.accuracies.get("top1"))
     facts = {
@@ -81,6 +89,14 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     results = processes.first_says(lambda: [_conclude(setup, learner, facts) for learner in learners])
     processes.training = False
     return results
+
+
+def _begin_anew(setup: Setup) -> None:
+    """Say that a run to be resumed has written no checkpoint yet; one of an earlier revision is not passed over."""
+    earlier = setup.group.checkpoints.folder / "last.ckpt"
+    if earlier.exists():
+        raise UserError(f"resume: {earlier} is of an earlier revision, which is not read; start anew with --overwrite")
+    setup.say(f"warning: no checkpoint is in {setup.group.checkpoints.folder}; the run begins anew")
 
 
 def _conclude(setup: Setup, learner: Learner, facts: dict[str, Any]) -> dict[str, Any]:

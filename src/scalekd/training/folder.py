@@ -99,7 +99,7 @@ class RunFolder:
             UserError: If there is no run or a setting is another; names it.
         """
         stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
-        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe.batchnorm_over, int) else set())
+        free = _PLACES | _CONDUCT | ({"micro_batch"} if cut_freely(recipe) else set())
         changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
@@ -124,6 +124,17 @@ class RunFolder:
         """What the run that is here was started from."""
         return read_json(self.inputs)
 
+    def stored_result(self) -> dict[str, Any]:
+        """The result of the run that has ended here.
+
+        Raises:
+            UserError: If it is damaged.
+        """
+        result = read_json(self.result)
+        if not isinstance(result.get("top1", ""), float | int | None) or not isinstance(result.get("student"), str):
+            raise UserError(f"run: {self.result} is damaged; start anew with --overwrite")
+        return result
+
     def sync_logs(self) -> dict[str, int]:
         """Bring the logs to the disk; their files' sizes in bytes, by their paths in the folder."""
         sizes = {}
@@ -146,7 +157,15 @@ class RunFolder:
                 os.truncate(path, size)
 
     def _logs(self) -> list[Path]:
-        return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*"))) if path.is_file()]
+        return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def cut_freely(recipe: Recipe) -> bool:
+    """Whether nothing but random draws of the models (dropout) depends on `micro_batch`.
+
+    Mixup and CutMix draw for the images at once, and dist relates them to each other.
+    """
+    return isinstance(recipe.batchnorm_over, int) and not recipe.mixup and not recipe.cutmix and recipe.method != "dist"
 
 
 @contextmanager

@@ -81,6 +81,12 @@ class Group:
             raise UserError(f"run: {file} is damaged; delete {path} and start anew")
         return [str(student) for student in students]
 
+    @property
+    def started(self) -> bool:
+        """Whether these runs are here; not where the start was broken off before it had written all it starts from."""
+        there = [run for run in self.runs if run.exists]
+        return len(there) == len(self.runs) or any(run.finished or run.metrics.is_file() for run in there)
+
     def stored_keys(self) -> dict[str, Any]:
         """The recipe of the runs that are here, as plain keys; `student` is the first one's.
 
@@ -130,14 +136,18 @@ class Group:
         if resume:
             self._check_resumable(recipes)
             return
-        if (self.path / GROUP).is_file() and not overwrite:
+        former = Group(self.path, self.stored_students(self.path))
+        if former.students and former.started and not overwrite:
             raise UserError(
                 f"output: {self.path} holds a group of runs; add --resume to go on or --overwrite to replace it"
             )
+        half = {run.path for run in former.runs if not former.started}
         for run in (RunFolder(self.path), *self.runs):
-            if run.exists and not overwrite:
+            if run.exists and not overwrite and run.path not in half:
                 kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to go on or ")
                 raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
+            if run.metrics.exists() and not run.exists:
+                raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
 
     def _check_resumable(self, recipes: Sequence[Recipe]) -> None:
         self.stored_keys()  # of these students?
@@ -164,10 +174,10 @@ class Group:
             inputs = [content | {"group": self.students} for content in inputs]
         if not resume:
             self._clear()
+            if self.students:
+                write_json(self.path / GROUP, {"students": self.students})  # first: it tells whose the folders are
         for run, recipe, content in zip(self.runs, recipes, inputs, strict=True):
             run.prepare(recipe, content, resume=resume)
-        if self.students and not resume:
-            write_json(self.path / GROUP, {"students": self.students})  # last: it marks the folder as a group's
 
     def _clear(self) -> None:
         former = Group(self.path, self.stored_students(self.path))

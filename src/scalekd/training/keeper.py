@@ -136,6 +136,7 @@ class Keeper(Callback):
         if (batch_idx + 1) % self._interval == 0:
             if self._validation is not None:
                 self._unmeasured = copy.deepcopy(trainer.fit_loop.state_dict())
+                self._logs = self._sync_logs(pl_module)  # what comes before the validation may fail too
                 return  # the validation comes next
             self._save(trainer, pl_module)
             pl_module.save(self._classes)
@@ -154,6 +155,8 @@ class Keeper(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
         self._logs = self._sync_logs(pl_module)
+        if pl_module.processes.count > 1:  # they cannot stop in it, and the launcher kills what takes too long
+            self._save(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

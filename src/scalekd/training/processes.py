@@ -186,9 +186,7 @@ def joined() -> Iterator[Processes]:
 def _meet(processes: Processes) -> None:
     """Set the process group up: gloo for what is on the CPU, nccl for what is on GPUs."""
     gpus = torch.cuda.device_count()
-    if gpus:
-        if processes.local_rank >= gpus:
-            raise UserError(f"devices: {processes.local_count} processes here for {gpus} GPU(s); start one for each")
+    if processes.local_rank < gpus:  # more of them may train on the CPU, see `Setup`
         torch.cuda.set_device(processes.local_rank)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
@@ -202,7 +200,7 @@ def _meet(processes: Processes) -> None:
 
 def _exit_code(error: BaseException) -> int:
     """What the command line exits with after an error."""
-    if isinstance(error, (OSError, torch.OutOfMemoryError)):
+    if isinstance(error, OSError | MemoryError | RecursionError | torch.OutOfMemoryError):
         return 2
     return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 

@@ -104,6 +104,9 @@ class Setup:
             raise UserError(f"student: several students train in one process, not in {count}; give one --student")
         if recipe.accelerator == "mps":
             raise UserError(f"accelerator: mps trains in one process, not in {count}; set it to cpu")
+        here, gpus = self.processes.local_count, torch.cuda.device_count()
+        if self.device.type == "cuda" and here > gpus:
+            raise UserError(f"devices: {here} processes here for {gpus} GPU(s); start one for each")
         if recipe.batch % (count * (recipe.micro_batch or 1)):
             at_once = f" with {recipe.micro_batch} images at once (micro_batch)" if recipe.micro_batch else ""
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {count} processes{at_once}")

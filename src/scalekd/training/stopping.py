@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Turns Ctrl-C, SIGTERM and SIGHUP into `Interrupted`: at once, but between a step's begin and its end.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into `Interrupted`: at once, but while training, validations included.
 
     Attributes:
         asked: The signal that asked to stop.
@@ -38,7 +39,8 @@ class Stop:
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._former = {number: signal.getsignal(number) for number in _SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python takes signals there only
+            self._former = {number: signal.getsignal(number) for number in _SIGNALS}
         self.listen()
         return self
 
@@ -51,7 +53,7 @@ class Stop:
     def listen(self) -> None:
         """Take the signals (back, from who took them in between)."""
         for number, former in self._former.items():
-            if number == signal.SIGINT or former != signal.SIG_IGN:  # `nohup` has SIGHUP ignored
+            if former != signal.SIG_IGN:  # as `nohup` has SIGHUP, and a script SIGINT of what it starts with &
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
