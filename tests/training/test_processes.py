@@ -346,3 +346,22 @@ def test_processes_cut_a_batch_as_accumulation_does() -> None:
     ranks = [EvaluationOrder(7, 2, rank, 3) for rank in range(3)]
     assert sorted(key.image for order in ranks for batch in order for key in batch) == list(range(7))
     assert [len(order) for order in ranks] == [len(list(order)) for order in ranks] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_started_again_by_torchrun(images: Path, teacher_file: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    flags = ("--data", images, "--teacher", teacher_file, *SETTINGS, *VIT, "--epochs", "30", "--validate-every", "3")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    undisturbed = start(*launcher, "-m", "scalekd", "distill", *flags, "--output", whole)
+    assert undisturbed.wait(120) == 0, undisturbed.communicate()[1]
+    process = start(*launcher, "-m", "scalekd", "distill", *flags, "--output", run)
+    while not list(run.glob("checkpoints/step-*.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+    os.kill(int(listed.split()[-1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert result(run)["sha256"] == result(whole)["sha256"]
+    assert lines(run) == lines(whole)

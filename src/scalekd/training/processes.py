@@ -189,7 +189,10 @@ def _meet(processes: Processes) -> None:
     if processes.local_rank < gpus:  # more of them may train on the CPU, see `Setup`
         torch.cuda.set_device(processes.local_rank)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        # Names of their own for each start: the launcher's store still holds those of the processes before.
+        found, rank, count = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=count)
     except RuntimeError as error:  # torch's errors of the network, the store and the backend among them
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).partition("\n")[0]
