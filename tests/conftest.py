@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from scalekd.models import Classifier, Student, Teacher
 # The machines that run the tests are shared: no time limits, and the same examples everywhere.
 settings.register_profile("scalekd", deadline=None, derandomize=True)
 settings.load_profile("scalekd")
+
+# A shell that runs the suite in the background has Ctrl-C ignored, which runs would respect.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("blue", "green", "red")
 TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}

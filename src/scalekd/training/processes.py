@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from scalekd.errors import UserError
 from scalekd.training.stopping import Interrupted
@@ -190,8 +192,8 @@ def _meet(processes: Processes) -> None:
         torch.cuda.set_device(processes.local_rank)
     try:
         # Names of their own for each start: the launcher's store still holds those of the processes before.
-        found, rank, count = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+        found, rank, count = next(rendezvous("env://"))
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=count)
     except RuntimeError as error:  # torch's errors of the network, the store and the backend among them
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
