@@ -13,6 +13,7 @@ from scalekd.cli.adapt import adapt
 from scalekd.cli.cache import cache
 from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
+from scalekd.cli.import_ import import_
 from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (quickstart, distill, evaluate, adapt, cache, inspect):
     app.command()(command)
+app.command("import")(import_)
 app.add_typer(recipes, name="recipes")
 
 # click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
