@@ -171,10 +171,10 @@ class ImageModel(nn.Module):
         Returns:
             The SHA-256 of the file.
         """
-        return save_weights(path, self.model, self._card(classes, top1))
+        return save_weights(path, self.model, self.card(classes, top1))
 
-    def _card(self, classes: tuple[str, ...], top1: float | None) -> Card:
-        """The card to save this model's weights with."""
+    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+        """The card to save this model's weights with; for the arguments see `save`."""
         return Card(
             architecture=self.name,
             args=self.model_args,
