@@ -10,7 +10,7 @@ from conftest import TINY_RUN, Cli
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
 
-COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "recipes")
+COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "recipes", "export", "predict", "import")
 ROOT = Path(__file__).parents[2]
 
 

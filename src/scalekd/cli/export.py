@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +23,7 @@ from scalekd.export.model_card import model_card
 from scalekd.export.onnx import OnnxClassifier, export_onnx
 from scalekd.export.program import ProgramClassifier, export_program
 from scalekd.export.quantise import quantise
-from scalekd.export.timm_folder import write_timm_folder
+from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
 from scalekd.recipes import Recipe, load
@@ -32,6 +31,7 @@ from scalekd.recipes import Recipe, load
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
 _CHECKED, _CALIBRATED = 48, 128
 _RUN_KEYS = ("data", "train_split", "val_split", "max_corrupt")
+_WRITTEN = (CONFIG, WEIGHTS, "README.md")
 
 
 @with_recipe_flags("data", "train_split", "val_split", "workers", "max_corrupt")
@@ -68,32 +68,22 @@ def export(
         raise UserError(f"push_to_hub: uploads timm folders; give --format timm, not {format_}")
     named = read_model(model, weights)
     target = _target(named, output, _NAMES[format_], overwrite=overwrite)
-    recipe = load(None, {k: named.keys[k] for k in _RUN_KEYS if k in named.keys} | flags)
+    keys = named.keys
+    recipe = load(None, {key: keys[key] for key in _RUN_KEYS if key in keys} | flags)
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
-    card = (read_weights(named.weights)[1] if named.weights is not None else None) or named.classifier.card()
-    result: dict[str, Any] = {"output": str(target)}
-    if format_ == "timm":
-        exported: Callable[[Tensor], Tensor] = _export_timm(named, target, overwrite=overwrite)
-    elif format_ == "onnx":
-        result["opset"] = export_onnx(named.classifier, target, card, opset)
-        exported = OnnxClassifier(target)
-    else:
-        export_program(named.classifier, target, card)
-        exported = ProgramClassifier(target)
+    exported = _write(named, format_, target, opset)
     checked = agreement(named.classifier, exported, _sample(images, named.classifier))
+    result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
+    result["checked"]["on"] = None if images is None else str(images.split.root)
     lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
-    result["checked"] = vars(checked) | {"on": None if images is None else str(images.split.root)}
     if format_ == "onnx":
-        one = torch.rand(1, 3, named.classifier.resolution, named.classifier.resolution)
-        result["time_ratio"] = time_ratio(named.classifier, exported, one)
+        result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
         lines.append(
             f"time      onnxruntime takes {result['time_ratio']:.2f} of torch's time for one image "
             f"(CPU, float32, {torch.get_num_threads()} threads, median of 15 alternate runs)"
         )
     if int8 and images is not None:
-        result["int8"] = _quantise(
-            named.classifier, full=exported, target=target, card=card, images=images, recipe=recipe
-        )
+        result["int8"] = _quantise(named, full=exported, target=target, images=images, recipe=recipe)
         lines.append(_describe_int8(result["int8"]))
     if hub is not None:
         result["hub"] = push_to_hub(target, hub, private=private)
@@ -102,14 +92,26 @@ def export(
 
 
 def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) -> Path:
+    """Where to write.
+
+    Raises:
+        UserError: If it is not said, or something is there that may not be replaced.
+    """
     if output is None and named.run is None:
         raise UserError("output: none is given; give --output (it has a default for a run's folder only)")
     target = output or named.run.path / "export" / name  # type: ignore[union-attr]
-    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"output: {target} exists; add --overwrite to replace it")
-    if name != "timm" and target.suffix != Path(name).suffix:
+    is_folder = name == "timm"
+    if not is_folder and target.suffix != Path(name).suffix:
         raise UserError(f"output: {target} must end in {Path(name).suffix}")
+    written = [target / file for file in _WRITTEN] if is_folder else [target, _int8_path(target)]
+    there = [path for path in written if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"output: {there[0]} exists; add --overwrite to replace it")
     return target
+
+
+def _int8_path(target: Path) -> Path:
+    return target.with_suffix(f".int8{target.suffix}")
 
 
 def _validation_images(classifier: Classifier, recipe: Recipe, *, asked: bool) -> Images | None:
@@ -128,56 +130,59 @@ def _sample(images: Images | None, classifier: Classifier) -> Iterable[Tensor]:
     return [torch.rand(8, 3, classifier.resolution, classifier.resolution, generator=generator)]
 
 
+def _one_image(classifier: Classifier) -> Tensor:
+    return torch.rand(1, 3, classifier.resolution, classifier.resolution)
+
+
 def _where(checked: Agreement, images: Images | None) -> str:
     return f"{checked}; " + ("images are generated: no --data" if images is None else f"from {images.split.root}")
 
 
-def _export_timm(named: Named, target: Path, *, overwrite: bool) -> Callable[[Tensor], Tensor]:
-    """Write the folder; as plain timm loads it, it is what is compared."""
-    if overwrite and target.is_dir():
-        _clear(target)
-    digest = write_timm_folder(named.classifier, target, named.weights)
+def _write(named: Named, format_: str, target: Path, opset: int | None) -> Callable[[Tensor], Tensor]:
+    """Write the export; gives it as it is read back."""
+    if format_ == "timm":
+        digest = write_timm_folder(named.classifier, target, named.weights)
+        (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
+        plain = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+        return lambda images: plain(named.classifier.prepare(images))
+    if format_ == "onnx":
+        export_onnx(named.classifier, target, _card(named), opset)
+        _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to what was replaced
+        return OnnxClassifier(target)
+    export_program(named.classifier, target, _card(named))
+    return ProgramClassifier(target)
+
+
+def _card(named: Named) -> Card:
+    """The card of the weights, or what would be theirs."""
+    stored = read_weights(named.weights)[1] if named.weights is not None else None
+    return stored or named.classifier.card()
+
+
+def _left(named: Named) -> dict[str, Any] | None:
+    """What the run left beside its weights."""
+    if named.run is None:
+        return None
     run = named.run
-    left = None
-    if run is not None:
-        files = {"inputs": run.inputs, "environment": run.environment, "result": run.result}
-        left = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
-        left["recipe"] = named.keys
-    (target / "README.md").write_text(model_card(named.classifier, digest, left), encoding="utf-8")
-    plain = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
-    return lambda images: plain(named.classifier.prepare(images))  # type: ignore[no-any-return]
-
-
-def _clear(folder: Path) -> None:
-    """Delete an earlier export, and nothing else: folders that hold other things are left alone."""
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _WRITTEN)
-    if foreign:
-        raise UserError(f"output: {folder} holds {foreign[0]}, which no export wrote; give another folder")
-    shutil.rmtree(folder)
-
-
-_WRITTEN = ("config.json", "model.safetensors", "README.md")
+    files = {"inputs": run.inputs, "environment": run.environment, "result": run.result}
+    left = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
+    return left | {"recipe": named.keys}
 
 
 def _quantise(
-    classifier: Classifier,
-    *,
-    full: Callable[[Tensor], Tensor],
-    target: Path,
-    card: Card,
-    images: Images,
-    recipe: Recipe,
+    named: Named, *, full: Callable[[Tensor], Tensor], target: Path, images: Images, recipe: Recipe
 ) -> dict[str, Any]:
     """Write the int8 model; calibrated on training images, measured on validation images beside the full one."""
     assert recipe.data is not None
+    classifier = named.classifier
     classifier.check_classes(images.split.classes)
     training = Images(read_split(recipe.data, recipe.train_split), classifier.resolution, classifier.crop_fraction)
-    path = target.with_suffix(".int8.onnx")
-    quantise(target, path, training.sample(_CALIBRATED), card)
+    path = _int8_path(target)
+    quantise(target, path, training.sample(_CALIBRATED), _card(named))
     small = OnnxClassifier(path)
     how: dict[str, Any] = {"workers": recipe.workers, "max_corrupt": recipe.max_corrupt}
     before, after = images.accuracy(full, "float32", **how), images.accuracy(small, "int8", **how)
-    one = torch.rand(1, 3, classifier.resolution, classifier.resolution)
+    one = _one_image(classifier)
     return {
         "output": str(path),
         "top1": after.top1,

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     """A class and how probable it is."""
 
     name: str
-    index: int
+    label: int
     probability: float
 
 
@@ -56,6 +56,8 @@ def predict(
     files = list(_find(images))
     recipe = load(None, {"batch": 32} | flags)
     classifier, run = _open(model, weights, recipe)
+    if not classifier.num_classes:
+        raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
     print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
     read = [False] * len(files)
     for index, logits in _predictions(classifier, run, files, recipe):
@@ -96,8 +98,6 @@ def _open(
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     classifier = read_model(model, weights).classifier.to(device)
-    if not classifier.num_classes:
-        raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
 
     def run(batch: Tensor) -> Tensor:
         with autocast(device, dtype):
@@ -134,7 +134,7 @@ def _print_line(file: str, best: list[Prediction]) -> None:
 
 def _print_json(file: str, best: list[Prediction]) -> None:
     predictions: list[dict[str, Any]] = [
-        {"class": p.name, "index": p.index, "probability": round(p.probability, 6)} for p in best
+        {"class": p.name, "index": p.label, "probability": round(p.probability, 6)} for p in best
     ]
     typer.echo(json.dumps({"image": file, "predictions": predictions}))
 
@@ -145,6 +145,6 @@ def _print_csv() -> Callable[[str, list[Prediction]], None]:
 
     def write(file: str, best: list[Prediction]) -> None:
         for rank, p in enumerate(best, 1):
-            writer.writerow((printable(file), rank, printable(p.name), p.index, f"{p.probability:.6f}"))
+            writer.writerow((printable(file), rank, printable(p.name), p.label, f"{p.probability:.6f}"))
 
     return write

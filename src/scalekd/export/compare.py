@@ -31,7 +31,7 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"same class on {self.top1:.1f}% of {self.images} images, largest difference of logits "
+            f"same top-1 on {self.top1:.1f}% of {self.images} images, largest difference of logits "
             f"{self.difference:.1e} (largest logit {self.scale:.3g})"
         )
 

@@ -27,7 +27,7 @@ def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Export of scalekd")
-    except (errors.HTTPError, ValueError, OSError) as error:  # HTTPError: of whichever client the hub's library has
+    except (errors.HTTPError, ValueError, OSError) as error:  # type: ignore[attr-defined]
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"push_to_hub: {repository} at {api.endpoint} was not written: {reason}") from error
     return str(url)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
 
 from timm.models._hub import load_model_config_from_path, save_config_for_hf
+from torch import Tensor
 
 from scalekd.errors import UserError
 from scalekd.models import Classifier
@@ -42,8 +42,8 @@ def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None
         "architecture": classifier.name.split(".", maxsplit=1)[0],
         "num_classes": classifier.num_classes,
         "input_size": (3, side, side),
-        "mean": tuple(classifier.mean.flatten().tolist()),
-        "std": tuple(classifier.std.flatten().tolist()),
+        "mean": _rounded(classifier.mean),
+        "std": _rounded(classifier.std),
         "crop_pct": classifier.crop_fraction,
         "crop_mode": "center",
         "interpolation": "bicubic",
@@ -64,25 +64,33 @@ def read_timm_folder(folder: Path) -> Classifier:
     """
     try:
         config, name, args = load_model_config_from_path(folder)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"model: {folder / CONFIG} is no configuration of timm's: {error}") from None
-    if not may_come_from_a_file(name):
+    classes = config.get("num_classes", args.get("num_classes", 1000))
+    args = {key: value for key, value in args.items() if key != "num_classes"}
+    if not may_come_from_a_file(str(name)):
         raise UserError(f"model: {folder / CONFIG} names {name!r}, which timm does not know")
     foreign = sorted(args.keys() & FIXED_ARGS)
     if foreign:
         raise UserError(f"model: {folder / CONFIG} wants to set {foreign[0]}, which a file must not; do not trust it")
     state, card = read_weights(folder / WEIGHTS)
-    wanted: dict[str, Any] = {
-        key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "num_classes") if key in config
-    }
-    overlay = {"pretrained_cfg_overlay": wanted, "num_classes": wanted.get("num_classes", 1000)}
+    images = {key: config[key] for key in ("input_size", "mean", "std", "crop_pct") if key in config}
+    overlay = {"pretrained_cfg_overlay": images, "num_classes": classes}
     module = create(name, pretrained=False, model_args=args | overlay)
     load_weights(module, state, folder / WEIGHTS)
-    classifier = Classifier(module)
+    try:
+        classifier = Classifier(module)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
     classifier.name, classifier.model_args = name, args
     names = config.get("label_names") or (card.classes if card else ())
     classifier.classes = tuple(str(name) for name in (names.values() if isinstance(names, dict) else names))
     return classifier
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    """Numbers as they were written before they were held in float32."""
+    return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
 def is_timm_folder(path: Path) -> bool:
