@@ -48,8 +48,7 @@ class Hub(BaseHTTPRequestHandler):
 
     @property
     def address(self) -> str:
-        host, port = self.server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        return f"http://{self.headers['Host']}"
 
     def _answer(self, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
