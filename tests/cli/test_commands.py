@@ -10,7 +10,9 @@ from conftest import TINY_RUN, Cli, newest_checkpoint
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
 
-COMMANDS = ("quickstart", "distill", "evaluate", "adapt", "inspect", "data", "recipes")
+COMMANDS = (
+    "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "recipes"
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 

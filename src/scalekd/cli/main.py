@@ -14,7 +14,10 @@ from scalekd.cli.cache import cache
 from scalekd.cli.data import data
 from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
+from scalekd.cli.export import export
+from scalekd.cli.import_ import import_
 from scalekd.cli.inspect import inspect
+from scalekd.cli.predict import predict
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.errors import UserError, printable
@@ -27,8 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quickstart, distill, evaluate, adapt, cache, inspect):
+for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, predict):
     app.command()(command)
+app.command("import")(import_)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 

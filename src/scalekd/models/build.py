@@ -181,10 +181,10 @@ class ImageModel(nn.Module):
             The SHA-256 of the file.
         """
         weights = self.model.state_dict() if state is None else state
-        return save_weights(path, weights, self._card(classes, top1))
+        return save_weights(path, weights, self.card(classes, top1))
 
-    def _card(self, classes: tuple[str, ...], top1: float | None) -> Card:
-        """The card to save this model's weights with."""
+    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+        """The card to save this model's weights with; for the arguments see `save`."""
         return Card(
             architecture=self.name,
             args=self.model_args,

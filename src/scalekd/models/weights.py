@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.models.sources import FIXED_ARGS
 
-_CARD_KEY = "scalekd"
+CARD_KEY = "scalekd"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) ->
     partial = path.with_name(path.name + ".partial")
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
     try:
-        save_file(state, partial, metadata={_CARD_KEY: json.dumps(asdict(card))})
+        save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
         partial.chmod(0o644)  # safetensors leaves files to their owner alone
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -106,22 +106,31 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
             f"weights: {path} is not a safetensors file ({error}); pickle files (.pth, .pt, .bin) can run code and are "
             "refused: load them in torch with weights_only=True and save the tensors with safetensors"
         ) from None
-    card = None
-    if _CARD_KEY in metadata:
-        try:
-            card = _CARDS.validate_python(json.loads(metadata[_CARD_KEY]))
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise UserError(f"weights: {path} has a card this version cannot read: {key}: {first['msg']}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"weights: {path} has a card this version cannot read: {error}") from None
-        foreign = sorted(card.args.keys() & FIXED_ARGS)
-        if foreign:
-            raise UserError(
-                f"weights: {path} wants to set {foreign[0]}, which a weights file must not; do not trust it"
-            )
-    return state, card
+    return state, read_card(metadata[CARD_KEY], path) if CARD_KEY in metadata else None
+
+
+def read_card(text: str, source: str | Path) -> Card:
+    """A card from its JSON.
+
+    Args:
+        text: The entry `scalekd` of a file's metadata.
+        source: The file, for messages.
+
+    Raises:
+        UserError: If it is damaged, or sets what a file must not.
+    """
+    try:
+        card = _CARDS.validate_python(json.loads(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"weights: {source} has a card this version cannot read: {key}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"weights: {source} has a card this version cannot read: {error}") from None
+    foreign = sorted(card.args.keys() & FIXED_ARGS)
+    if foreign:
+        raise UserError(f"weights: {source} wants to set {foreign[0]}, which a weights file must not; do not trust it")
+    return card
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

@@ -1,0 +1,36 @@
+"""`scalekd import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalekd.cli.options import parse_mapping
+from scalekd.errors import UserError
+from scalekd.export.official import import_checkpoint
+from scalekd.recipes import load
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth file of mmpretrain or mmcls.")],
+    *,
+    model: Annotated[str, typer.Option(help="The timm name of what it holds, such as resnet50d.")],
+    output: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+) -> None:
+    """Turn a checkpoint of the authors' framework into plain timm weights.
+
+    Known are ResNet (plain and D), Swin, ViT and DeiT, ConvNeXt, MLP-Mixer and MobileNet-V1, and whole distillers, of
+    which the student is taken. Names or shapes that do not match are refused. The pickle is read without running code.
+    """
+    if output.suffix != ".safetensors":
+        raise UserError(f"output: {output} is no .safetensors file; weights are written in that format only")
+    if output.exists() and not overwrite:
+        raise UserError(f"output: {output} exists; add --overwrite to replace it")
+    arguments = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
+    classifier = import_checkpoint(checkpoint, model, **arguments)
+    digest = classifier.save(output)
+    typer.echo(f"imported  {classifier}; weights in {output}, SHA-256 {digest[:16]}")

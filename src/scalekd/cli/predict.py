@@ -1,0 +1,156 @@
+"""`scalekd predict`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scalekd.cli.model import HELP, read_model
+from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.data import Files, Split, evaluation_loader
+from scalekd.errors import UserError, printable
+from scalekd.evaluation.progress import watched
+from scalekd.export.onnx import OnnxClassifier
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models import Classifier
+from scalekd.recipes import Recipe, load
+from scalekd.training.inputs import evaluation_images
+
+
+class Prediction(NamedTuple):
+    """A class and how probable it is."""
+
+    name: str
+    label: int
+    probability: float
+
+
+@with_recipe_flags("batch", "workers", "max_pixels", "precision", "accelerator")
+def predict(
+    model: Annotated[str, typer.Argument(help=f"{HELP} Or an .onnx file of `scalekd export`.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images (in any subfolders).")],
+    *,
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, one for each image.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, index, probability.")] = False,
+    flags: Flags,
+) -> None:
+    """Name the most probable classes of images.
+
+    Images that cannot be read are listed on standard error at the end, and the exit code is then 1; the rest is done.
+    Exit code 2 is for wrong input, as everywhere. Results go to standard output, in the order of the images.
+    """
+    if as_json and as_csv:
+        raise UserError("csv: --json and --csv exclude each other; give one of them")
+    files = list(_find(images))
+    recipe = load(None, {"batch": 32} | flags)
+    classifier, run = _open(model, weights, recipe)
+    if not classifier.num_classes:
+        raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
+    print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
+    read = [False] * len(files)
+    for index, logits in _predictions(classifier, run, files, recipe):
+        read[index] = True
+        print_one(files[index], _best(logits, top, classifier.classes))
+    missing = [file for file, was_read in zip(files, read, strict=True) if not was_read]
+    for file in missing:
+        typer.echo(f"cannot be read: {printable(file)}", err=True)
+    if missing:
+        typer.echo(f"{len(missing)} of {len(files)} images could not be read", err=True)
+        raise typer.Exit(1)
+
+
+def _find(places: Sequence[Path]) -> Iterator[str]:
+    """Files as named, and the images in folders by the endings of their names, sorted."""
+    for place in places:
+        if not place.is_dir():
+            yield str(place)  # what is missing is reported with what cannot be read
+            continue
+        found = sorted(
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(place)
+            for file in files
+            if file.lower().endswith(IMG_EXTENSIONS)
+        )
+        if not found:
+            raise UserError(f"images: no images in {place}")
+        yield from found
+
+
+def _open(
+    model: str, weights: Path | None, recipe: Recipe
+) -> tuple[Classifier | OnnxClassifier, Callable[[Tensor], Tensor]]:
+    """The model, and what turns a batch on the CPU into its logits."""
+    if model.endswith(".onnx"):
+        runtime = OnnxClassifier(Path(model))
+        return runtime, runtime
+    device = pick_device(recipe.accelerator)
+    dtype = pick_dtype(recipe.precision, device)
+    classifier = read_model(model, weights).classifier.to(device)
+
+    def run(batch: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            return classifier(batch.to(device, non_blocking=True)).float().cpu()  # type: ignore[no-any-return]
+
+    return classifier, run
+
+
+@torch.inference_mode()
+def _predictions(
+    classifier: Classifier | OnnxClassifier, run: Callable[[Tensor], Tensor], files: list[str], recipe: Recipe
+) -> Iterator[tuple[int, Tensor]]:
+    """Index and logits `[K]` of each image that can be read, in order."""
+    numbers = np.arange(len(files), dtype=np.int32)  # the index stands where a label would
+    dataset = evaluation_images(
+        recipe,
+        Split(Files(Path(), files), numbers, ()),
+        resolution=classifier.resolution,
+        crop_fraction=classifier.crop_fraction,
+    )
+    workers = min(recipe.workers, len(files) // recipe.batch)  # starting processes for a batch costs more than it saves
+    for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
+        if len(batch.images):
+            yield from zip(batch.labels.tolist(), run(batch.images), strict=True)
+
+
+def _best(logits: Tensor, top: int, classes: Sequence[str]) -> list[Prediction]:
+    values, indices = logits.softmax(0).topk(min(top, len(logits)))
+    return [
+        Prediction(classes[index] if classes else str(index), index, value)
+        for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _print_line(file: str, best: list[Prediction]) -> None:
+    named = "  ".join(f"{printable(p.name)} {100 * p.probability:.1f}%" for p in best)
+    typer.echo(f"{printable(file)}  {named}")
+
+
+def _print_json(file: str, best: list[Prediction]) -> None:
+    predictions: list[dict[str, Any]] = [
+        {"class": p.name, "index": p.label, "probability": round(p.probability, 6)} for p in best
+    ]
+    typer.echo(json.dumps({"image": file, "predictions": predictions}))
+
+
+def _print_csv() -> Callable[[str, list[Prediction]], None]:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "rank", "class", "index", "probability"))
+
+    def write(file: str, best: list[Prediction]) -> None:
+        for rank, p in enumerate(best, 1):
+            writer.writerow((printable(file), rank, printable(p.name), p.label, f"{p.probability:.6f}"))
+
+    return write

@@ -1,0 +1,1 @@
+"""What becomes of trained weights: timm folders, the hub, ONNX, torch's exported programs; others' weights as ours."""

@@ -1,0 +1,64 @@
+"""The student's weights in a checkpoint of the authors' framework (mmpretrain, mmcls), read without running code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalekd.errors import UserError
+
+_STUDENT = "student."
+
+
+class _Ignored:
+    """Stands for an object of the framework's own in a checkpoint, such as its log; takes anything, does nothing."""
+
+    def __init__(self, *_arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+# What the framework's log in a checkpoint consists of. None of these is imported: reading makes `_Ignored` of each.
+_LOG = tuple(
+    (_Ignored, name)
+    for name in (
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        *(
+            f"{numpy}.{name}"
+            for numpy in ("numpy.core.multiarray", "numpy._core.multiarray")
+            for name in ("_reconstruct", "scalar")
+        ),
+        "numpy.ndarray",
+        "numpy.dtype",
+    )
+)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a `.pth` file; of a distiller's, what belongs to the student, without the prefix `student.`.
+
+    Raises:
+        UserError: If the file is missing, holds anything else than tensors and plain values, or no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint: no such file: {path}")
+    try:
+        with torch.serialization.safe_globals(list(_LOG)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint: {path} cannot be read with weights_only=True: {reason}") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint: {path} holds no state dict; give a .pth file of mmpretrain or mmcls")
+    tensors = {
+        str(key).removeprefix("module."): value.detach() for key, value in state.items() if isinstance(value, Tensor)
+    }
+    own = {key.removeprefix(_STUDENT): value for key, value in tensors.items() if key.startswith(_STUDENT)}
+    return own or tensors

@@ -1,0 +1,58 @@
+"""An exported model against the one that it came from: the same answers, and in what time?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models agree.
+
+    Attributes:
+        images: How many were looked at.
+        top1: Share in percent on which both give the same class.
+        difference: The largest difference of two logits.
+        scale: The largest logit, to compare it with.
+    """
+
+    images: int
+    top1: float
+    difference: float
+    scale: float
+
+    def __str__(self) -> str:
+        return (
+            f"same top-1 on {self.top1:.1f}% of {self.images} images, largest difference of logits "
+            f"{self.difference:.1e} (largest logit {self.scale:.3g})"
+        )
+
+
+@torch.inference_mode()
+def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
+    """Compare two models on batches of images `[B, 3, h, w]`, at least one."""
+    wanted, found = (torch.cat(logits) for logits in zip(*((ours(b), exported(b)) for b in batches), strict=True))
+    same = (wanted.argmax(1) == found.argmax(1)).float().mean().item()
+    return Agreement(len(wanted), 100 * same, (wanted - found).abs().max().item(), wanted.abs().max().item())
+
+
+@torch.inference_mode()
+def time_ratio(ours: Run, exported: Run, images: Tensor, rounds: int = 15) -> float:
+    """The exported model's time for `images` as a share of the other's: the median over rounds of one run each."""
+
+    def seconds(run: Run) -> float:
+        start = time.perf_counter()
+        run(images)
+        return time.perf_counter() - start
+
+    for run in (ours, exported):
+        run(images)
+    return statistics.median(seconds(exported) / seconds(ours) for _ in range(rounds))

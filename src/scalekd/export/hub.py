@@ -1,0 +1,33 @@
+"""Upload of an exported folder to the Hugging Face hub, or to what stands at `HF_ENDPOINT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, errors
+
+from scalekd.errors import UserError
+
+
+def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload a folder as a model, with the token of `hf auth login` or `HF_TOKEN`.
+
+    Args:
+        folder: What `write_timm_folder` wrote, and its README.
+        repository: `USER/NAME`; made if it is not there.
+        private: Whether a new repository is private.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UserError: If the name is none, or the hub refuses or cannot be reached.
+    """
+    api = HfApi(library_name="scalekd")
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Export of scalekd")
+    except (errors.HTTPError, ValueError, OSError) as error:  # type: ignore[attr-defined]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"push_to_hub: {repository} at {api.endpoint} was not written: {reason}") from error
+    return str(url)

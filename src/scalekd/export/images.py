@@ -1,0 +1,61 @@
+"""The images that an export is checked and calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from scalekd.data import CorruptImages, Key, ReplayDataset, evaluation_loader
+from scalekd.data.loader import collate
+from scalekd.errors import UserError
+from scalekd.evaluation import Accuracy, measure_accuracy
+from scalekd.evaluation.progress import watched
+from scalekd.export.compare import Run
+from scalekd.hardware import autocast
+
+_BATCH = 16
+
+
+class Images:
+    """The images of a split as a model is evaluated on them.
+
+    Args:
+        dataset: The images, under the transform of the evaluation.
+    """
+
+    def __init__(self, dataset: ReplayDataset) -> None:
+        self.split = dataset.split
+        self._dataset = dataset
+
+    def sample(self, count: int) -> Iterator[Tensor]:
+        """Batches of `count` images, spread evenly over the split; unreadable ones are left out.
+
+        Raises:
+            UserError: If none can be read.
+        """
+        step = max(len(self.split) / count, 1)
+        keys = [Key(0, int(number * step)) for number in range(min(count, len(self.split)))]
+        batches = [keys[first : first + _BATCH] for first in range(0, len(keys), _BATCH)]
+        read = 0
+        for batch in DataLoader(self._dataset, batch_sampler=batches, collate_fn=collate):
+            if len(batch.images):
+                read += len(batch.images)
+                yield batch.images
+        if not read:
+            raise UserError(f"data: none of {len(keys)} images of {self.split.root} can be read")
+
+    def accuracy(self, run: Run, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
+        """Accuracy over all images, behind a progress bar titled `what`."""
+        cpu = torch.device("cpu")
+        return measure_accuracy(
+            run,
+            watched(evaluation_loader(self._dataset, _BATCH, workers), what),
+            num_classes=len(self.split.classes),
+            device=cpu,
+            autocast=partial(autocast, cpu, torch.float32),
+            corrupt=corrupt,
+        )

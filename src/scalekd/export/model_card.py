@@ -1,0 +1,113 @@
+"""The README of a timm folder: what a run left, told in a model card. It claims no licence: that is the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalekd.errors import printable
+from scalekd.models import Classifier
+from scalekd.models.extra import __all__ as own_names
+
+# Where things were on the machine of the run, and how it was run.
+_PLACES = {"data", "teacher_weights", "student_weights", "cache", "workers", "accelerator"}
+
+
+def model_card(classifier: Classifier, digest: str, run: Mapping[str, Any] | None) -> str:
+    """A model card in Markdown, with the hub's front matter.
+
+    Args:
+        classifier: The model.
+        digest: SHA-256 of its weights.
+        run: `recipe`, `result`, `inputs` and `environment` as a run left them; None for weights from elsewhere.
+    """
+    parts = [_FRONT, f"# {_plain(classifier.name)}", _facts(classifier, digest), _usage(classifier)]
+    if run is not None:
+        parts += [_training(run), _figures(run), _recipe(run["recipe"])]
+    return "\n\n".join(parts) + "\n"
+
+
+_FRONT = """---
+tags:
+- image-classification
+- timm
+- scalekd
+pipeline_tag: image-classification
+library_name: timm
+---
+<!-- license: choose one and name it above; the data and the teacher may bind you. -->"""
+
+
+def _facts(classifier: Classifier, digest: str) -> str:
+    parameters = sum(p.numel() for p in classifier.model.parameters()) / 1e6
+    return _table({
+        "architecture": classifier.name,
+        "parameters": f"{parameters:.2f} M",
+        "classes": classifier.num_classes,
+        "images": f"{classifier.resolution} px, RGB",
+        "evaluation crop": f"short side to {round(classifier.resolution / classifier.crop_fraction)}, centre cut",
+        "weights SHA-256": digest,
+    })  # fmt: skip
+
+
+def _usage(classifier: Classifier) -> str:
+    ours = "import scalekd  # registers this architecture\n" if classifier.name in own_names else ""
+    return f"""```python
+import timm
+{ours}
+model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or hf-hub:USER/NAME
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```"""
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    recipe, inputs, environment = run["recipe"], run["inputs"], run["environment"]
+    taught = recipe["method"] != "none"
+    packages = environment.get("packages", {})
+    facts = {
+        "method": f"{recipe['method']} ([ScaleKD](https://arxiv.org/abs/2411.06786))" if taught else "labels only",
+        "teacher": _name(recipe["teacher"]) if taught else None,
+        "epochs, batch": f"{recipe['epochs']}, {recipe['batch']}",
+        "seed": recipe["seed"],
+        **{key: value for key, value in inputs.items() if taught or not key.startswith("teacher")},
+        "software": ", ".join(
+            f"{name} {packages[name]}" for name in ("scalekd", "torch", "timm") if packages.get(name)
+        ),
+        "revision": environment.get("git"),
+    }
+    return "## Training\n\n" + _table(facts)
+
+
+def _figures(run: Mapping[str, Any]) -> str:
+    result = run["result"]
+    names = {"top1": "top-1 (%)", "top5": "top-5 (%)", "teacher_top1": "teacher's top-1 (%)", "samples": "images seen"}
+    rounded = {
+        title: f"{result[key]:.2f}" if isinstance(result[key], float) else result[key]
+        for key, title in names.items()
+        if result.get(key) is not None
+    }
+    return "## Measured on the run's validation images\n\n" + _table(rounded)
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in recipe.items() if key not in _PLACES}
+    shown |= {key: _name(shown[key]) for key in ("teacher", "student") if shown.get(key)}
+    return f"## Recipe\n\n```yaml\n{yaml.safe_dump(shown, sort_keys=False).rstrip()}\n```"
+
+
+def _name(model: str) -> str:
+    """A model's name; of a weights file the name of the file, not where it lies."""
+    return Path(model).name if model.endswith(".safetensors") else model
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {_plain(key)} | {_plain(value)} |" for key, value in facts.items() if value is not None)
+    return f"| | |\n|---|---|\n{rows}"
+
+
+def _plain(value: object) -> str:
+    """Text that cannot break out of a table or the page."""
+    return printable(str(value)).replace("|", r"\|").replace("<", "&lt;")

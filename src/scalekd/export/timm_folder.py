@@ -1,0 +1,98 @@
+"""A folder as timm's own: `timm.create_model("local-dir:FOLDER", pretrained=True)` and the hub load it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+from timm.models._hub import load_model_config_from_path, save_config_for_hf
+from torch import Tensor
+
+from scalekd.errors import UserError
+from scalekd.models import Classifier
+from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file
+from scalekd.models.weights import file_hash, load_weights, read_weights
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What timm's configuration of an architecture says of its modules, rather than of weights that it was published with.
+_STRUCTURE = ("fixed_input_size", "first_conv", "classifier")
+
+
+def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None) -> str:
+    """Write `config.json` and `model.safetensors`.
+
+    Args:
+        classifier: The model.
+        folder: Where to; made if it is not there.
+        weights: The file that the model was read from, which is then copied as it is, card included.
+
+    Returns:
+        The SHA-256 of the weights.
+
+    Raises:
+        UserError: If timm does not know the model.
+    """
+    if not is_timm(classifier.name):
+        raise UserError(f"format: {classifier.name} is no model of timm's; export it with --format onnx")
+    folder.mkdir(parents=True, exist_ok=True)
+    model, side = copy.copy(classifier.model), classifier.resolution
+    own = {key: model.pretrained_cfg[key] for key in _STRUCTURE if key in model.pretrained_cfg}
+    model.pretrained_cfg = own | {
+        "architecture": classifier.name.split(".", maxsplit=1)[0],
+        "num_classes": classifier.num_classes,
+        "input_size": (3, side, side),
+        "mean": _rounded(classifier.mean),
+        "std": _rounded(classifier.std),
+        "crop_pct": classifier.crop_fraction,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
+    labels = {"label_names": list(classifier.classes)} if classifier.classes else {}
+    save_config_for_hf(model, str(folder / CONFIG), model_config=labels, model_args=classifier.model_args)
+    if weights is None:
+        return classifier.save(folder / WEIGHTS)
+    shutil.copyfile(weights, folder / WEIGHTS)
+    return file_hash(folder / WEIGHTS)
+
+
+def read_timm_folder(folder: Path) -> Classifier:
+    """The model of a folder that we, timm or the hub wrote; only safetensors are read, and nothing else is opened.
+
+    Raises:
+        UserError: If something is missing, or `config.json` asks for what a file must not.
+    """
+    try:
+        config, name, args = load_model_config_from_path(folder)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"model: {folder / CONFIG} is no configuration of timm's: {error}") from None
+    classes = config.get("num_classes", args.get("num_classes", 1000))
+    args = {key: value for key, value in args.items() if key != "num_classes"}
+    if not may_come_from_a_file(str(name)):
+        raise UserError(f"model: {folder / CONFIG} names {name!r}, which timm does not know")
+    foreign = sorted(args.keys() & FIXED_ARGS)
+    if foreign:
+        raise UserError(f"model: {folder / CONFIG} wants to set {foreign[0]}, which a file must not; do not trust it")
+    state, card = read_weights(folder / WEIGHTS)
+    images = {key: config[key] for key in ("input_size", "mean", "std", "crop_pct") if key in config}
+    overlay = {"pretrained_cfg_overlay": images, "num_classes": classes}
+    module = create(name, pretrained=False, model_args=args | overlay)
+    load_weights(module, state, folder / WEIGHTS)
+    try:
+        classifier = Classifier(module)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
+    classifier.name, classifier.model_args = name, args
+    names = config.get("label_names") or (card.classes if card else ())
+    classifier.classes = tuple(str(name) for name in (names.values() if isinstance(names, dict) else names))
+    return classifier
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    """Numbers as they were written before they were held in float32."""
+    return tuple(round(value, 6) for value in values.flatten().tolist())
+
+
+def is_timm_folder(path: Path) -> bool:
+    """Whether a folder has timm's configuration."""
+    return (path / CONFIG).is_file()
