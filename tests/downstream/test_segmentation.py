@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scalekd.downstream.segmentation import Segmentation
 from scalekd.downstream.segmentation.data import LabelledImages, read_pairs, training_transform
 from scalekd.downstream.segmentation.model import Scores, predict
 from scalekd.downstream.segmentation.testing import Tally, palette
+from scalekd.downstream.segmentation.training import SegmentationModule
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 
@@ -105,27 +107,30 @@ def test_the_backbones_weights_are_taken_and_noted(run: Cli, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("more", [(), ("--micro-batch", "2", "--ema", "0.5", "--precision", "bf16")])
-def test_a_stopped_run_goes_on_to_the_same_weights(run: Cli, tmp_path: Path, more: tuple[str, ...]) -> None:
-    whole = run(*more, "--validate-every", "2", "--json")
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    more = (*more, "--validate-every", "2", "--json")
+    whole = run(*more)
     assert whole.code == 0, whole.err
-    folder, first = tmp_path / "run", json.loads(whole.out)["sha256"]
-    whole_lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    kept: dict[int, bytes] = {}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text()
+    average = SegmentationModule.optimizer_step
 
-    def keep(partial: Path, target: Path) -> None:
-        partial.replace(target)
-        kept[len(kept)] = target.read_bytes()
+    def press_ctrl_c(module: SegmentationModule, *args: Any, **kwargs: Any) -> None:
+        average(module, *args, **kwargs)
+        if module.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scalekd.downstream.segmentation.training.os.replace", keep)
-        run(*more, "--validate-every", "2", "--overwrite")
-    checkpoint.write_bytes(kept[0])  # as if stopped after two of four steps
-    (folder / "result.json").unlink()
-    resumed = run(*more, "--validate-every", "2", "--resume", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "optimizer_step", press_ctrl_c)
+        stopped = run(*more, "--overwrite")
+    assert stopped.code == 130
+    assert "stopped at step 3" in stopped.err
+    resumed = run(*more, "--resume")
     assert resumed.code == 0, resumed.err
-    assert json.loads(resumed.out)["sha256"] == first
-    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == whole_lines
+    assert json.loads(resumed.out)["sha256"] == json.loads(whole.out)["sha256"]
+    assert metrics.read_text() == lines
 
 
 def test_a_run_is_neither_lost_nor_mixed(run: Cli) -> None:
