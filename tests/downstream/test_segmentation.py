@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import camvid
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from scalekd.downstream.segmentation.data import LabelledImages, read_pairs, tra
 from scalekd.downstream.segmentation.model import Scores, predict
 from scalekd.downstream.segmentation.testing import Tally, palette
 from scalekd.downstream.segmentation.training import SegmentationModule
+from scalekd.errors import UserError
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 
@@ -284,3 +286,35 @@ def test_the_recipes_are_the_papers(cli: Cli) -> None:
         assert (recipe.steps, recipe.batch, recipe.crop, len(recipe.class_names)) == (160_000, 16, 512, 150)
         assert "160000" in cli("recipes", "show", f"segmentation/upernet-{name}").out
     assert "segmentation/camvid" in cli("recipes").out
+
+
+def test_backbones_are_compared_by_equal_runs_and_gone_on_with(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+    Classifier("resnet18", pretrained=False, num_classes=3, **args).save(tmp_path / "student.safetensors")
+    keys = {
+        flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(TINY[3::2], TINY[4::2], strict=True)
+    }
+    settings = [f"--set={key}={value}" for key, value in keys.items() if key != "classes"]
+    output = tmp_path / "result.json"
+    command = [
+        *("camvid", "--data", str(scenes), "--runs", str(tmp_path / "runs"), "--output", str(output), "--seed", "3"),
+        *("--backbone", f"distilled={tmp_path / 'student.safetensors'}", *values, "--set=validate_every=4"),
+        *("--set=warmup_steps=0",),
+    ]
+
+    def main(*more: str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", [*command, *more])
+        camvid.main()
+        content: dict[str, Any] = json.loads(output.read_text())
+        return content
+
+    one = main()
+    assert one["summary"]["distilled"]["seeds"] == 1
+    two = main("--seed", "4")
+    assert two["runs"][0] == one["runs"][0]
+    assert two["summary"]["distilled"]["seeds"] == 2
+    assert "2 seeds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="lr is"):
+        main("--set=lr=0.5")

@@ -87,7 +87,7 @@ def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = No
     """
     pairs = read_pairs(recipe, recipe.val_split)
     state, _ = read_weights(output / _WEIGHTS)
-    segmenter = _build(recipe)
+    segmenter = _build(recipe.model_copy(update={"backbone_pretrained": False}))
     load_weights(segmenter, state, output / _WEIGHTS)
     device = pick_device(recipe.accelerator)
     console = console or Console(stderr=True)

@@ -96,7 +96,7 @@ class OptimisationKeys(OptimizerKeys):
     """Decay of the model's exponential moving average, which is then tested and saved."""
 
 
-class TestKeys(Keys):
+class TestingKeys(Keys):
     """Testing."""
 
     window: Positive | None = None
@@ -126,7 +126,7 @@ class RunKeys(Keys):
     """Steps between log lines; the last step has one too."""
 
 
-class Segmentation(RunKeys, TestKeys, OptimisationKeys, DataKeys, ModelKeys):
+class Segmentation(RunKeys, TestingKeys, OptimisationKeys, DataKeys, ModelKeys):
     """All keys of a segmentation run."""
 
     @model_validator(mode="before")
@@ -169,4 +169,4 @@ class Segmentation(RunKeys, TestKeys, OptimisationKeys, DataKeys, ModelKeys):
         return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
 
-GROUPS: tuple[type[Keys], ...] = (ModelKeys, DataKeys, OptimisationKeys, TestKeys, RunKeys)
+GROUPS: tuple[type[Keys], ...] = (ModelKeys, DataKeys, OptimisationKeys, TestingKeys, RunKeys)
