@@ -296,7 +296,7 @@ def test_backbones_are_compared_by_equal_runs_and_gone_on_with(
     keys = {
         flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(TINY[3::2], TINY[4::2], strict=True)
     }
-    settings = [f"--set={key}={value}" for key, value in keys.items() if key != "classes"]
+    values = [f"--set={key}={value}" for key, value in keys.items() if key != "classes"]
     output = tmp_path / "result.json"
     command = [
         *("camvid", "--data", str(scenes), "--runs", str(tmp_path / "runs"), "--output", str(output), "--seed", "3"),
@@ -316,5 +316,5 @@ def test_backbones_are_compared_by_equal_runs_and_gone_on_with(
     assert two["runs"][0] == one["runs"][0]
     assert two["summary"]["distilled"]["seeds"] == 2
     assert "2 seeds" in capsys.readouterr().out
-    with pytest.raises(UserError, match="lr is"):
-        main("--set=lr=0.5")
+    with pytest.raises(UserError, match="weight_decay is"):
+        main("--set=weight_decay=0.5")
