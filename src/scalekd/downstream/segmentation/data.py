@@ -65,16 +65,16 @@ def read_pairs(recipe: Segmentation, split: str) -> Pairs:
     """
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
-    roots = [recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)]
-    images, labels = (_files(root) for root in roots)
-    for have, lack, what in ((images, labels, "label image"), (labels, images, "image")):
+    image_root, label_root = (
+        recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
+    )
+    images, labels = _files(image_root), _files(label_root)
+    for have, lack, where in ((images, labels, label_root), (labels, images, image_root)):
         missing = sorted(have.keys() - lack.keys())
         if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(
-                f"data: {have[missing[0]]} has no {what} of that name in {roots[what == 'label image']}{more}"
-            )
-    pairs = Pairs(roots[0], tuple(images.values()), tuple(labels[name] for name in images))
+            more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise UserError(f"data: {have[missing[0]]} has no partner in {where}{more}; add it, or remove the file")
+    pairs = Pairs(image_root, tuple(images.values()), tuple(labels[name] for name in images))
     for image, label in zip(pairs.images, pairs.labels, strict=True):
         _check(image, label)
     return pairs
