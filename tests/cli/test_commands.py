@@ -9,9 +9,11 @@ from conftest import TINY_RUN, Cli, newest_checkpoint
 
 from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
+from scalekd.models import Classifier
 
 COMMANDS = (
-    "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "recipes"
+    "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "transfer",
+    "recipes",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +45,8 @@ def test_every_command_shown_has_the_flags_it_is_shown_with(cli: Cli) -> None:
     commands = shown_commands()
     assert len(commands) >= 5
     for command in commands:
-        words = command.split()[1:3]
-        name = words if words[0] == "data" else words[:1]  # a group of commands
+        words = command.split()
+        name = words[1:3] if words[1] in ("transfer", "data") else words[1:2]  # a group of commands
         known = set(re.findall(r"--[a-z-]+", cli(*name, "--help").out))
         for flag in re.findall(r"(?<=\s)--[a-z-]+", command):
             assert flag in known, f"{flag} of: {command}"
@@ -62,6 +64,27 @@ def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: P
     assert by_folder["images"] == 6
     assert json.loads(cli("evaluate", newest_checkpoint(run), "--json").out) == by_folder
     assert "top1" in cli("evaluate", run).out
+
+
+def test_models_are_compared_by_their_frozen_features(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli("distill", "--data", data, "--output", run, *TINY_RUN, "--method", "none").code == 0
+    outcome = cli("evaluate", run, teacher_file, "--knn", "--linear", "--json")
+    assert outcome.code == 0, outcome.err
+    student, teacher = json.loads(outcome.out)["models"]
+    assert (student["model"], student["features"], teacher["features"]) == (str(run), 16, 32)
+    assert (student["training_images"], student["images"]) == (12, 6)
+    assert all(0 <= row[kind] <= 100 for row in (student, teacher) for kind in ("knn", "linear"))
+    assert json.loads(cli("evaluate", run, "--knn", "--json").out)["models"][0]["knn"] == student["knn"]
+    text = cli("evaluate", run, teacher_file, "--linear").out
+    assert "linear probe top1" in text
+    assert "NN top1" not in text
+    cli("evaluate", run, teacher_file).refused("2 models", "--knn")
+    cli("evaluate", teacher_file, "--knn").refused("--data")
+    cli("evaluate", teacher_file, teacher_file, "--knn", "--weights", teacher_file).refused("weights", "one model")
+    own = tmp_path / "own.safetensors"
+    Classifier("torchvision:mobilenet_v3_small", pretrained=False, num_classes=3, resolution=32).save(own)
+    cli("evaluate", own, "--data", data, "--knn").refused("no features")
 
 
 @pytest.mark.parametrize("mode", ["probe", "finetune"])

@@ -3,87 +3,111 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from scalekd.cli.model import HELP, find_run, read_model
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
-from scalekd.data import CorruptImages, evaluation_loader, in_order, read_split
+from scalekd.data import Batch, CorruptImages, Split, evaluation_loader, in_order, read_split, read_splits
 from scalekd.errors import UserError, printable
-from scalekd.evaluation import measure_accuracy
+from scalekd.evaluation import (
+    NEIGHBOURS,
+    Features,
+    collect_features,
+    knn_accuracy,
+    linear_accuracy,
+    measure_accuracy,
+)
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
-from scalekd.models.sources import PYTHON
-from scalekd.recipes import load
-from scalekd.training import RunFolder
-from scalekd.training.adapt import FILE as TEACHER_FILE
+from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
+
+_NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
+_OF_THE_RUN = ("data", "train_split", "val_split", "resolution", "crop_fraction", "precision")
 
 
 @with_recipe_flags(
-    "data",
-    "val_split",
-    "resolution",
-    "crop_fraction",
-    "batch",
-    "workers",
-    "max_corrupt",
-    "max_pixels",
-    "data_patience",
-    "precision",
-    "accelerator",
-)
+    "data", "train_split", "val_split", "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
+    "data_patience", "precision", "accelerator",
+)  # fmt: skip
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run's or adapt's folder, a weights file, or a timm name.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=HELP)],
+    *,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
     model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
+    knn: Annotated[bool, typer.Option("--knn", help="Nearest neighbours on frozen features instead.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="A linear probe on frozen features instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    *,
     flags: Flags,
 ) -> None:
     """Measure top-1 and top-5 accuracy on a split (val by default).
 
-    A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags.
+    A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags. With --knn
+    or --linear any number of models is compared by their features: their heads are left out, the training split says
+    which class is where.
     """
-    path = Path(model)
-    folder = RunFolder(path.absolute().parent.parent if path.suffix == ".ckpt" and path.is_file() else path)
-    if (path / TEACHER_FILE).is_file():  # what `adapt` leaves
-        model = str(path / TEACHER_FILE)
-    elif folder.path.is_dir():
-        stored = folder.stored_keys()
-        wanted = ("data", "val_split", "resolution", "crop_fraction", "precision")
-        flags = {key: stored[key] for key in wanted if key in stored} | flags
-        model, weights = str(folder.student), None
-        student = str(stored.get("student"))
-        if student.startswith(PYTHON):  # which only the recipe may name, not the weights
-            model, weights = student, folder.student
-    recipe = load(None, flags)
+    args = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
+    if len(models) > 1 and not (knn or linear):
+        raise UserError(f"evaluate: {len(models)} models are compared by their features; add --knn or --linear")
+    if len(models) > 1 and (weights is not None or args):
+        raise UserError("weights: are of one model; name weights files or folders to compare several")
+    subjects = [_Subject.find(model, weights, args, flags) for model in models]
+    if knn or linear:
+        _compare(subjects, knn=knn, linear=linear, as_json=as_json)
+    else:
+        _measure(subjects[0], as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model that is measured, as the user names it; and flags, below them what a run's folder says."""
+
+    given: str
+    weights: Path | None
+    args: dict[str, Any]
+    keys: dict[str, Any]
+
+    @classmethod
+    def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
+        run = find_run(given)
+        stored = {} if run is None else run.stored_keys()
+        return cls(given, weights, args, {key: stored[key] for key in _OF_THE_RUN if key in stored} | flags)
+
+    def build(self, recipe: Recipe) -> tuple[Classifier, float]:
+        """The model, and the share of the image that it is to look at."""
+        resolution = recipe.resolution if "resolution" in self.keys else None
+        classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
+        return classifier, recipe.crop_fraction if "crop_fraction" in self.keys else classifier.crop_fraction
+
+
+def _measure(subject: _Subject, *, as_json: bool) -> None:
+    """Print the accuracy of a model's own head."""
+    recipe = load(None, subject.keys)
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with val/<class>/, or see docs/data.md)")
+        raise UserError(_NO_DATA.format(splits="val/<class>/"))
     split = read_split(recipe.data, recipe.val_split)
-    classifier = Classifier(
-        model,
-        weights=weights,
-        resolution=recipe.resolution if "resolution" in flags else None,
-        **load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args,
-    )
+    classifier, crop = subject.build(recipe)
     if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
         split = in_order(split, classifier.classes)
     classifier.check_classes(split.classes)
     device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
-    crop = recipe.crop_fraction if "crop_fraction" in flags else classifier.crop_fraction
-    dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
         classifier.to(device).eval(),
-        watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), "evaluate"),
+        _batches(split, classifier, crop, recipe, corrupt, "evaluate"),
         num_classes=classifier.num_classes,
         device=device,
-        autocast=partial(autocast, device, dtype),
+        autocast=partial(autocast, device, pick_dtype(recipe.precision, device)),
         corrupt=corrupt,
     )
     result = {"model": classifier.name, "top1": accuracy.top1, "top5": accuracy.top5, "images": accuracy.images}
@@ -94,3 +118,66 @@ def evaluate(
     skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
     images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
     typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")
+
+
+def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:
+    """Print what each model's features are worth, all on the data of the first that brings some along."""
+    data = next((subject.keys["data"] for subject in subjects if "data" in subject.keys), None)
+    if data is None:
+        raise UserError(_NO_DATA.format(splits="train/<class>/ and val/<class>/"))
+    rows: list[dict[str, Any]] = []
+    for subject in subjects:
+        train, val = _features(subject, load(None, subject.keys | {"data": data}))
+        row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
+        row |= {"knn": knn_accuracy(train, val)} if knn else {}
+        row |= {"linear": linear_accuracy(train, val)} if linear else {}
+        rows.append(row | {"training_images": len(train.labels), "images": len(val.labels)})
+    if as_json:
+        typer.echo(json.dumps({"data": str(data), "models": rows}))
+    else:
+        _print(rows, str(data))
+
+
+def _print(rows: Sequence[dict[str, Any]], data: str) -> None:
+    titles = {"knn": f"{NEIGHBOURS}-NN top1", "linear": "linear probe top1"}
+    shown = [name for name in titles if name in rows[0]]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for title in ("features", *(titles[name] for name in shown)):
+        table.add_column(title, justify="right")
+    for row in rows:
+        figures = (f"{row[name]:.2f}%" for name in shown)
+        table.add_row(Text(printable(row["model"])), str(row["features"]), *figures)
+    Console(width=200).print(table)
+    typer.echo(f"fitted on {rows[0]['training_images']}, measured on {rows[0]['images']} images of {printable(data)}")
+
+
+def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
+    """A model's features of the training and of the validation images, neither of them augmented."""
+    assert recipe.data is not None
+    splits = read_splits(recipe.data, recipe.train_split, recipe.val_split)
+    classifier, crop = subject.build(recipe)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
+    classifier.to(device).eval()
+    train, val = (
+        Features(
+            *collect_features(
+                classifier.features,
+                _batches(split, classifier, crop, recipe, corrupt, subject.given),
+                device=device,
+                autocast=cast,
+                corrupt=corrupt,
+            )
+        )
+        for split in splits
+    )
+    return train, val
+
+
+def _batches(
+    split: Split, classifier: Classifier, crop: float, recipe: Recipe, corrupt: CorruptImages, what: str
+) -> Iterable[Batch]:
+    dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
+    return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what)

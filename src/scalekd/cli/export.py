@@ -70,7 +70,7 @@ def export(
         raise UserError(f"push_to_hub: uploads timm folders; give --format timm, not {format_}")
     named = read_model(model, weights)
     target = _target(named, output, _NAMES[format_], overwrite=overwrite)
-    keys = named.keys
+    keys = {} if named.run is None else named.run.stored_keys()
     recipe = load(None, {key: keys[key] for key in _RUN_KEYS if key in keys} | flags)
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
     exported = _write(named, format_, target, opset)
@@ -184,7 +184,7 @@ def _left(named: Named) -> dict[str, Any] | None:
     run = named.run
     files = {"inputs": run.inputs, "environment": run.environment, "result": run.result}
     left = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
-    return left | {"recipe": named.keys}
+    return left | {"recipe": run.stored_keys()}
 
 
 def _quantise(

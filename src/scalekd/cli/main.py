@@ -20,6 +20,7 @@ from scalekd.cli.inspect import inspect
 from scalekd.cli.predict import predict
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
+from scalekd.cli.transfer import transfer
 from scalekd.errors import UserError, printable
 from scalekd.training import Interrupted, Stop, Stopped, joined
 
@@ -35,6 +36,7 @@ for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, pr
 app.command("import")(import_)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
+app.add_typer(transfer, name="transfer")
 
 # click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

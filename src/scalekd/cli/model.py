@@ -30,29 +30,49 @@ class Named:
     weights: Path | None
     run: RunFolder | None = None
 
-    @property
-    def keys(self) -> dict[str, Any]:
-        """The run's recipe; nothing without a run."""
-        return {} if self.run is None else self.run.stored_keys()
+
+def find_run(model: str) -> RunFolder | None:
+    """The run that a folder holds, or that a checkpoint belongs to; None for any other model.
+
+    Raises:
+        UserError: If the folder holds nothing.
+    """
+    path = Path(model)
+    if path.suffix == ".ckpt" and path.is_file():
+        return RunFolder(path.absolute().parent.parent)
+    if not path.is_dir() or is_timm_folder(path) or (path / TEACHER_FILE).is_file():
+        return None
+    return RunFolder(path)
 
 
-def read_model(model: str, weights: Path | None = None) -> Named:
+def read_model(
+    model: str, weights: Path | None = None, *, resolution: int | None = None, args: dict[str, Any] | None = None
+) -> Named:
     """The model that a folder, a file or a name stands for.
+
+    Args:
+        model: As the user gives it.
+        weights: A safetensors file for a name.
+        resolution: Image side in pixels; by default the weights' own.
+        args: Further arguments of `timm.create_model`.
 
     Raises:
         UserError: If it stands for none, or cannot be built.
     """
-    path = Path(model)
+    path, run, args = Path(model), find_run(model), args or {}
+    if weights is not None and (run is not None or path.is_dir()):
+        raise UserError(f"weights: {model} brings its own weights along; leave --weights out")
     if is_timm_folder(path):
-        return Named(read_timm_folder(path).eval(), path / WEIGHTS)
-    if (path / TEACHER_FILE).is_file():
-        return Named(Classifier(path / TEACHER_FILE).eval(), path / TEACHER_FILE)
-    if path.is_dir():
-        run = RunFolder(path)
-        keys = run.stored_keys()
+        return Named(read_timm_folder(path, resolution).eval(), path / WEIGHTS)
+    if run is not None:
+        student = str(run.stored_keys().get("student"))
         if not run.student.is_file():
-            raise UserError(f"model: {path} has no {run.student.name} yet; the run has not validated once")
-        if str(keys["student"]).startswith(PYTHON):  # which only the recipe may name, not the weights
-            return Named(Classifier(keys["student"], weights=run.student).eval(), run.student, run)
-        return Named(Classifier(run.student).eval(), run.student, run)
-    return Named(Classifier(model, weights=weights).eval(), weights or (path if path.is_file() else None))
+            raise UserError(f"model: {run.path} has no {run.student.name} yet; the run has not validated once")
+        # Code of the user's own is named by the recipe alone, never by weights.
+        named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}
+        return Named(Classifier(**named, resolution=resolution, **args).eval(), run.student, run)
+    if path.is_dir():
+        path = path / TEACHER_FILE  # what `adapt` leaves
+        return Named(Classifier(path, resolution=resolution, **args).eval(), path)
+    classifier = Classifier(model, weights=weights, resolution=resolution, **args).eval()
+    return Named(classifier, weights or (path if path.is_file() else None))

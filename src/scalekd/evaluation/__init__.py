@@ -1,13 +1,18 @@
-"""Accuracy of any classifier on any split, and linear probes on frozen features."""
+"""Accuracy of any classifier on any split; nearest neighbours and linear probes on frozen features."""
 
 from scalekd.evaluation.accuracy import Accuracy, accuracy_metrics, measure_accuracy
+from scalekd.evaluation.frozen import NEIGHBOURS, Features, knn_accuracy, linear_accuracy
 from scalekd.evaluation.probe import LinearHead, collect_features, fit_linear_head
 
 __all__ = [
+    "NEIGHBOURS",
     "Accuracy",
+    "Features",
     "LinearHead",
     "accuracy_metrics",
     "collect_features",
     "fit_linear_head",
+    "knn_accuracy",
+    "linear_accuracy",
     "measure_accuracy",
 ]

@@ -77,7 +77,7 @@ def fit_linear_head(
     scaled = scaler.transform(features)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < 3:
-        raise UserError(f"adapt: a class has {counts[counts > 0].min()} training image(s); at least 3 are needed")
+        raise UserError(f"probe: a class has {counts[counts > 0].min()} training image(s); at least 3 are needed")
     heldout = max(round(0.1 * len(labels)), int((counts > 0).sum()))
     fit_x, held_x, fit_y, held_y = train_test_split(
         scaled, labels, test_size=heldout, random_state=seed, stratify=labels

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scalekd.errors import UserError
 from scalekd.models import Classifier
-from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file
+from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file, timm_config
 from scalekd.models.weights import file_hash, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -56,8 +56,12 @@ def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None
     return file_hash(folder / WEIGHTS)
 
 
-def read_timm_folder(folder: Path) -> Classifier:
+def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
     """The model of a folder that we, timm or the hub wrote; only safetensors are read, and nothing else is opened.
+
+    Args:
+        folder: The folder.
+        resolution: Image side in pixels; by default what the folder says.
 
     Raises:
         UserError: If something is missing, or `config.json` asks for what a file must not.
@@ -75,11 +79,13 @@ def read_timm_folder(folder: Path) -> Classifier:
         raise UserError(f"model: {folder / CONFIG} wants to set {foreign[0]}, which a file must not; do not trust it")
     state, card = read_weights(folder / WEIGHTS)
     images = {key: config[key] for key in ("input_size", "mean", "std", "crop_pct") if key in config}
+    if resolution and timm_config(name).fixed_input_size:
+        args |= {"img_size": resolution}
     overlay = {"pretrained_cfg_overlay": images, "num_classes": classes}
     module = create(name, pretrained=False, model_args=args | overlay)
     load_weights(module, state, folder / WEIGHTS)
     try:
-        classifier = Classifier(module)
+        classifier = Classifier(module, resolution=resolution)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
     classifier.name, classifier.model_args = name, args

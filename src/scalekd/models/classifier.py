@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scalekd.errors import UserError
 from scalekd.models.build import ImageModel
 
 
@@ -17,7 +18,13 @@ class Classifier(ImageModel):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> what the head's last layer sees, `[B, D]`."""
+        """RGB images in [0, 1] `[B, 3, h, w]` -> what the head's last layer sees, `[B, D]`.
+
+        Raises:
+            UserError: If the model is none of timm's.
+        """
+        if not hasattr(self.model, "forward_head"):
+            raise UserError(f"model: {self.name} gives no features as timm models do; only its logits can be measured")
         features = self.model.forward_features(self.prepare(images))
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         return pooled

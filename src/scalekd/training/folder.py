@@ -14,7 +14,7 @@ from scalekd.data import absolute
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
-from scalekd.recipes import Recipe, dump, resolved
+from scalekd.recipes import Keys, Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
 # The recipe last: what is cleared away half is a run's folder still.
@@ -61,7 +61,7 @@ class RunFolder:
         """Whether a run has ended here."""
         return self.result.is_file()
 
-    def prepare(self, recipe: Recipe, inputs: dict[str, Any], *, resume: bool) -> None:
+    def prepare(self, recipe: Keys, inputs: dict[str, Any], *, resume: bool) -> None:
         """Write what the run starts from; a resumed one must start from the same.
 
         Raises:
@@ -81,8 +81,9 @@ class RunFolder:
         write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
-        if recipe.data is not None:
-            paths["data"] = absolute(recipe.data)
+        data = getattr(recipe, "data", None)
+        if isinstance(data, str):
+            paths["data"] = absolute(data)
         _write(self.recipe, dump(recipe.model_copy(update=paths)))
 
     def clear(self) -> None:
@@ -92,14 +93,17 @@ class RunFolder:
         for name in _OURS:
             (self.path / name).unlink(missing_ok=True)
 
-    def check_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: Keys) -> None:
         """Make sure that the run that is here has these settings, but for those that do not bear on the result.
 
         Raises:
             UserError: If there is no run or a setting is another; names it.
         """
-        stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
-        free = _PLACES | _CONDUCT | ({"micro_batch"} if cut_freely(recipe) else set())
+        stored, wanted = (
+            resolved(type(recipe)()) | self.stored_keys(),
+            resolved(recipe),
+        )  # newer keys had their defaults
+        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set())
         changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]

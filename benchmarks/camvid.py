@@ -1,0 +1,117 @@
+"""Does distillation help another task? One backbone three ways (random, alone, distilled), equal segmentation runs.
+
+Usage: python benchmarks/camvid.py --data CAMVID --backbone random=mobilenetv1_100 --backbone alone=RUN \
+    --backbone distilled=RUN --seed 0 --seed 1 --runs FOLDER --output FILE [--set KEY=VALUE]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from command import Parser, check_output, say, write_json
+
+from scalekd.downstream.segmentation import Segmentation
+from scalekd.downstream.segmentation.run import train
+from scalekd.environment import describe_environment
+from scalekd.errors import UserError
+from scalekd.recipes import load_as
+from scalekd.recipes.load import dump
+from scalekd.training import RunFolder
+
+RANDOM = "random"
+
+
+def parse_arguments() -> Any:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="data set in ADE20K's layout")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        required=True,
+        metavar="NAME=MODEL",
+        help=f"a run's folder or weights file; {RANDOM}=TIMM_NAME starts from random weights. Give several",
+    )
+    parser.add_argument("--seed", type=int, action="append", help="give several; default 0 and 1")
+    parser.add_argument("--recipe", default="segmentation/camvid", help="default segmentation/camvid")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a recipe key"
+    )
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; those there are gone on with")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="result as JSON, after each run")
+    return parser.parse_args()
+
+
+def pairs(texts: list[str], flag: str) -> dict[str, str]:
+    """`a=b` texts as a dictionary.
+
+    Raises:
+        UserError: If one has no `=`, or a name comes twice.
+    """
+    split = [text.partition("=") for text in texts]
+    names = [name for name, _, _ in split]
+    for text, (name, equals, value) in zip(texts, split, strict=True):
+        if not (name and equals and value) or names.count(name) > 1:
+            raise UserError(f"{flag}: {text!r}: give NAME=VALUE, each name once")
+    return {name: value for name, _, value in split}
+
+
+def run(recipe: Segmentation, folder: Path) -> dict[str, Any]:
+    """The result of a run: of the one that is there if it has ended, which must have these settings.
+
+    Raises:
+        UserError: If the run that is there has others.
+    """
+    there = RunFolder(folder)
+    if there.finished:
+        there.check_same(recipe)
+        result: dict[str, Any] = json.loads(there.result.read_text(encoding="utf-8"))
+        return result
+    return train(recipe, folder, resume=there.exists)
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    """MIoU of each backbone over its seeds: mean, standard deviation (0 for one seed), number."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        found.setdefault(result["backbone"], []).append(result["miou"])
+    return {
+        name: {
+            "miou_mean": round(statistics.mean(values), 3),
+            "miou_std": round(statistics.stdev(values), 3) if len(values) > 1 else 0.0,
+            "seeds": len(values),
+        }
+        for name, values in found.items()
+    }
+
+
+def settings(args: Any, overrides: Mapping[str, Any]) -> Segmentation:
+    return load_as(Segmentation, args.recipe, {"data": args.data, **pairs(args.set, "set"), **overrides}, say)
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_output(args.output)
+    backbones, results = pairs(args.backbone, "backbone"), []
+    for seed in args.seed or [0, 1]:  # all backbones of a seed first, so that what is there compares
+        for name, model in backbones.items():
+            recipe = settings(args, {"backbone": model, "backbone_pretrained": name != RANDOM, "seed": seed})
+            say(f"{name}, seed {seed}")
+            result = run(recipe, args.runs / f"{name}-{seed}")
+            figures = {key: result[key] for key in ("miou", "pixel_accuracy", "iou", "steps", "sha256")}
+            results.append({"backbone": name, "seed": seed, **figures})
+            content = {"recipe": dump(settings(args, {})), "environment": describe_environment()}
+            write_json(args.output, content | {"backbones": backbones, "summary": summary(results), "runs": results})
+    for name, row in summary(results).items():
+        print(f"{name:12} mIoU {row['miou_mean']:.2f}% (std {row['miou_std']:.2f}, {row['seeds']} seeds)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
