@@ -1,0 +1,1 @@
+"""What a student is worth elsewhere: dense prediction on its feature maps."""
