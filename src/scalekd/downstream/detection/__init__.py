@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: Mask R-CNN over a student's feature maps, on data in COCO's format."""
