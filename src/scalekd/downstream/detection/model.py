@@ -15,6 +15,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from scalekd.downstream.backbone import Backbone
+from scalekd.errors import UserError
 
 WIDTH = 256  # channels of the pyramid
 _HIDDEN = 1024  # width of the box head
@@ -123,8 +124,15 @@ def build_detector(
 
 
 def freeze_stem(backbone: Backbone) -> None:
-    """Keep the weights of all layers up to the backbone's first map."""
-    last = backbone.model.feature_info[min(backbone.indices)]["module"]
+    """Keep the weights of all layers up to the backbone's map of stride 4.
+
+    Raises:
+        UserError: If it has none of its own.
+    """
+    modules = {info["reduction"]: info["module"] for info in backbone.model.feature_info}
+    last = modules.get(backbone.strides[0])
+    if last is None:
+        raise UserError(f"frozen_stem: {backbone.name} has no map of stride {backbone.strides[0]}; leave it out")
     seen = False
     for name, parameter in backbone.model.named_parameters():
         inside = name.startswith(f"{last}.")
