@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,14 +17,16 @@ from scalekd.recipes import GROUPS, Keys
 Flags = dict[str, Any]
 
 
-def with_recipe_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_recipe_flags(
+    *names: str, groups: Sequence[type[Keys]] = GROUPS
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each of these recipe keys; it takes those set as `flags`.
 
-    By default there is one for each key that is no parameter of the command's own.
+    By default there is one for each key of `groups` that is no parameter of the command's own.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        known = {name: (group, field) for group in GROUPS for name, field in group.model_fields.items()}
+        known = {name: (group, field) for group in groups for name, field in group.model_fields.items()}
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
         taken = {p.name for p in own}
         fields = {name: known[name] for name in names or known if name not in taken}

@@ -1,6 +1,18 @@
 """YAML recipes and the typed schema that validates them."""
 
-from scalekd.recipes.load import dump, load, names, resolved
-from scalekd.recipes.schema import GROUPS, DataKeys, Keys, Recipe
+from scalekd.recipes.load import dump, load, load_as, names, resolved, transfer_names
+from scalekd.recipes.schema import GROUPS, DataKeys, Keys, OptimizerKeys, Recipe
 
-__all__ = ["GROUPS", "DataKeys", "Keys", "Recipe", "dump", "load", "names", "resolved"]
+__all__ = [
+    "GROUPS",
+    "DataKeys",
+    "Keys",
+    "OptimizerKeys",
+    "Recipe",
+    "dump",
+    "load",
+    "load_as",
+    "names",
+    "resolved",
+    "transfer_names",
+]

@@ -10,16 +10,22 @@ from typing import Any
 import yaml
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.recipes.schema import Recipe, has_key, methods_with, validate
+from scalekd.recipes.schema import K, Keys, Recipe, has_key, methods_with, validate
 
 BASE = "base"
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
+_TASKS = ("segmentation/", "detection/")  # recipes of `transfer`, which have keys of their own
 
 
 def names() -> list[str]:
-    """Names of the shipped recipes; the strategies that they build on are not among them."""
-    return [name for name in _shipped() if not name.startswith(_STRATEGIES)]
+    """Names of the shipped recipes of `distill`; the strategies that they build on are not among them."""
+    return [name for name in _shipped() if not name.startswith((_STRATEGIES, *_TASKS))]
+
+
+def transfer_names() -> list[str]:
+    """Names of the shipped recipes of `transfer`, each with its task in front."""
+    return [name for name in _shipped() if name.startswith(_TASKS)]
 
 
 def load(
@@ -27,6 +33,16 @@ def load(
     overrides: dict[str, Any],
     say: Callable[[str], object] = lambda _line: None,
 ) -> Recipe:
+    """Read a recipe of `distill` and lay the overrides on top; see `load_as`."""
+    return load_as(Recipe, recipe, overrides, say)
+
+
+def load_as(
+    schema: type[K],
+    recipe: str | Path | Mapping[str, Any] | None,
+    overrides: dict[str, Any],
+    say: Callable[[str], object] = lambda _line: None,
+) -> K:
     """Read a recipe and lay the overrides on top.
 
     A recipe's `base` names another one, whose keys it takes over where it does not set them itself. Keys that the
@@ -35,6 +51,7 @@ def load(
     too, and leaves its `micro_batch` open.
 
     Args:
+        schema: The kind of recipe.
         recipe: A shipped recipe's name, a YAML file, or keys; None for the defaults.
         overrides: Keys that win over the recipe's.
         say: Called with a line for each thing that was derived.
@@ -50,7 +67,7 @@ def load(
     if keys.get("micro_batch") and "batch" in overrides and "micro_batch" not in overrides:
         del laid["micro_batch"]
         say("micro_batch: the recipe's belongs to its own batch; as many images as fit are taken at once")
-    return validate(laid, source)
+    return validate(schema, laid, source)
 
 
 def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
@@ -120,7 +137,7 @@ def _read(recipe: str) -> dict[str, Any]:
         text = shipped[recipe].read_text(encoding="utf-8")
     else:
         raise UserError(
-            f"recipe: no recipe {recipe!r}{did_you_mean(recipe, names())} "
+            f"recipe: no recipe {recipe!r}{did_you_mean(recipe, [*names(), *transfer_names()])} "
             "(`scalekd recipes` lists those shipped); anything else must be a .yaml file"
         )
     try:
@@ -132,11 +149,12 @@ def _read(recipe: str) -> dict[str, Any]:
     return keys
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Every key that the recipe's method has, as plain values."""
-    return {key: value for key, value in recipe.model_dump(mode="json").items() if has_key(recipe.method, key)}
+def resolved(recipe: Keys) -> dict[str, Any]:
+    """Every key that the recipe's method (if it has one) has, as plain values."""
+    method = getattr(recipe, "method", None)
+    return {key: value for key, value in recipe.model_dump(mode="json").items() if has_key(method, key)}
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Keys) -> str:
     """The resolved recipe as YAML, every key of its method spelt out."""
     return yaml.safe_dump(resolved(recipe), sort_keys=False)

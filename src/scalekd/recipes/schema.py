@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from scalekd.models.sources import FIXED_ARGS
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+K = TypeVar("K", bound="Keys")
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
 Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
@@ -165,15 +166,9 @@ class DataKeys(Keys):
     """Unreadable images to skip before the run stops."""
 
 
-class OptimisationKeys(Keys):
-    """Optimisation."""
+class OptimizerKeys(Keys):
+    """Optimiser."""
 
-    epochs: Positive = 100
-    """Passes over the training images."""
-    batch: Positive = 256
-    """Global batch: images an optimiser step."""
-    micro_batch: Positive | None = None
-    """Images at once; gradients of the rest of the batch are accumulated. Default: as many as fit into memory."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     """Optimiser, timm's. sgd is without Nesterov's look-ahead; lamb first scales gradients to norm 1 itself."""
     lr: float = Field(default=1e-3, gt=0)
@@ -184,6 +179,17 @@ class OptimisationKeys(Keys):
     """Kinds of parameters that do not decay; leave it empty and all do."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
+
+
+class OptimisationKeys(OptimizerKeys):
+    """Optimisation."""
+
+    epochs: Positive = 100
+    """Passes over the training images."""
+    batch: Positive = 256
+    """Global batch: images an optimiser step."""
+    micro_batch: Positive | None = None
+    """Images at once; gradients of the rest of the batch are accumulated. Default: as many as fit into memory."""
     schedule: Literal["cosine", "step"] = "cosine"
     """Learning rate after warm-up: cosine to min_lr, or a tenth at each milestone."""
     milestones: tuple[Positive, ...] = (30, 60, 90)
@@ -296,10 +302,11 @@ def methods_with(key: str) -> str:
     return ", ".join(sorted(_METHODS_OF[key]))
 
 
-def validate(keys: dict[str, Any], source: str = "recipe") -> Recipe:
+def validate(schema: type[K], keys: dict[str, Any], source: str = "recipe") -> K:
     """Turn plain keys into a recipe.
 
     Args:
+        schema: The kind of recipe.
         keys: Keys and values, as YAML gives them.
         source: Where they are from, for the message.
 
@@ -307,10 +314,10 @@ def validate(keys: dict[str, Any], source: str = "recipe") -> Recipe:
         UserError: For the first unknown key or invalid value; names it, and suggests the nearest known key.
     """
     for key in keys:
-        if key not in Recipe.model_fields:
-            raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), Recipe.model_fields)}")
+        if key not in schema.model_fields:
+            raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), schema.model_fields)}")
     try:
-        return Recipe.model_validate(keys)
+        return schema.model_validate(keys)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -13,7 +13,7 @@ import yaml
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
-from scalekd.recipes import Recipe, dump, resolved
+from scalekd.recipes import Keys, Recipe, dump, resolved
 
 _OURS = ("recipe.yaml", "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors")
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
@@ -55,7 +55,7 @@ class RunFolder:
         """Whether a run has ended here."""
         return self.result.is_file()
 
-    def prepare(self, recipe: Recipe, inputs: dict[str, Any], *, resume: bool) -> None:
+    def prepare(self, recipe: Keys, inputs: dict[str, Any], *, resume: bool) -> None:
         """Write what the run starts from; a resumed one must start from the same.
 
         Raises:
@@ -84,13 +84,16 @@ class RunFolder:
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
-    def check_same(self, recipe: Recipe) -> None:
+    def check_same(self, recipe: Keys) -> None:
         """Make sure that the run that is here has these settings, but for those that do not bear on the result.
 
         Raises:
             UserError: If there is no run or a setting is another; names it.
         """
-        stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
+        stored, wanted = (
+            resolved(type(recipe)()) | self.stored_keys(),
+            resolved(recipe),
+        )  # newer ones: defaults
         changed = [key for key in wanted if key not in _PLACES | _CONDUCT and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]

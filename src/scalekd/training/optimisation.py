@@ -10,12 +10,12 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from scalekd.recipes import Recipe
+from scalekd.recipes import OptimizerKeys, Recipe
 
 _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
 
 
-def build_optimizer(recipe: Recipe, module: nn.Module) -> Optimizer:
+def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     """One optimiser for student and projectors; the kinds of parameters in the recipe's `no_decay` do not decay."""
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
