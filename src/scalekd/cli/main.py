@@ -16,6 +16,7 @@ from scalekd.cli.evaluate import evaluate
 from scalekd.cli.inspect import inspect
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
+from scalekd.cli.transfer import transfer
 from scalekd.errors import UserError
 from scalekd.training import Interrupted
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 for command in (quickstart, distill, evaluate, adapt, cache, inspect):
     app.command()(command)
 app.add_typer(recipes, name="recipes")
+app.add_typer(transfer, name="transfer")
 
 # click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -165,9 +165,7 @@ def _pictures(images: list[dict[str, Any]], folder: Path, file: Path) -> dict[in
         raise UserError(f"data: {file}: an image has no {error}; id, file_name, width and height are needed") from None
     if not pictures:
         raise UserError(f"data: {file} lists no images")
-    there = (
-        set(os.listdir(folder)) if folder.is_dir() else set()
-    )  # a look at each takes minutes
+    there = set(os.listdir(folder)) if folder.is_dir() else set()  # a look at each takes minutes
     missing = [p.path for p in pictures.values() if p.path.name not in there and not p.path.is_file()]
     if missing:
         raise UserError(
@@ -193,9 +191,7 @@ def _instance(
     """One annotation, or None where nothing of it can be used, which is counted."""
     picture, label = pictures.get(annotation.get("image_id", -1)), labels.get(annotation.get("category_id", -1))
     if picture is None:
-        raise UserError(
-            f"data: {where} is of image {annotation.get('image_id')}, which the file does not list"
-        )
+        raise UserError(f"data: {where} is of image {annotation.get('image_id')}, which the file does not list")
     if label is None:
         raise UserError(f"data: {where} is of category {annotation.get('category_id')}, which the file does not list")
     box = _box(annotation.get("bbox"), picture, where, left_out)

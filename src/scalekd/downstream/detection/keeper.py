@@ -11,10 +11,9 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from scalekd.downstream.detection.folder import DetectionFolder, finite
+from scalekd.downstream.detection.folder import DetectionFolder
 from scalekd.downstream.detection.module import DetectionModule
-from scalekd.errors import UserError
-from scalekd.training.callbacks import Interrupted
+from scalekd.training import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -83,12 +82,12 @@ class DetectionKeeper(Callback):
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
-        raise Interrupted(f"stopped at step {trainer.global_step}; --resume goes on with the run in {self._folder.path}")
+        raise Interrupted(
+            f"stopped at step {trainer.global_step}; --resume goes on with the run in {self._folder.path}"
+        )
 
     def _save(self, trainer: Trainer, module: DetectionModule) -> None:
-        broken = finite(module.final_detector)
-        if broken is not None:
-            raise UserError(f"detector: {broken} became NaN or infinite; the last checkpoint is kept. Lower lr, or clip")
+        module.check_finite()
         partial = self._folder.checkpoint.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         os.replace(partial, self._folder.checkpoint)

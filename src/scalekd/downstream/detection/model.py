@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -17,8 +17,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from scalekd.downstream.backbone import Backbone
 from scalekd.errors import UserError
 
-WIDTH = 256  # channels of the pyramid
-_HIDDEN = 1024  # width of the box head
 _ANCHOR = 8  # side of an anchor, in cells of its map
 _RATIOS = (0.5, 1.0, 2.0)
 
@@ -28,14 +26,15 @@ class Pyramid(nn.Module):
 
     Args:
         backbone: Gives the maps.
+        width: Channels of all maps.
         frozen_norm: Whether its batch norms keep the statistics that they have; scale and shift learn all the same.
     """
 
-    def __init__(self, backbone: Backbone, frozen_norm: bool) -> None:
+    def __init__(self, backbone: Backbone, width: int, frozen_norm: bool) -> None:
         super().__init__()
         self.backbone, self.frozen_norm = backbone, frozen_norm
-        self.fpn = FeaturePyramidNetwork(backbone.channels, WIDTH, LastLevelMaxPool())
-        self.out_channels = WIDTH
+        self.fpn = FeaturePyramidNetwork(backbone.channels, width, LastLevelMaxPool())
+        self.out_channels = width
 
     def train(self, mode: bool = True) -> Pyramid:
         super().train(mode)
@@ -45,7 +44,7 @@ class Pyramid(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """RGB images in [0, 1] less the backbone's mean colour `[B, 3, h, w]` -> maps `[B, 256, h/s, w/s]` by name."""
+        """RGB images in [0, 1] less the backbone's mean colour `[B, 3, h, w]` -> maps `[B, C, h/s, w/s]` by name."""
         maps = self.backbone(images + self.backbone.mean)
         pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
         return pyramid
@@ -84,6 +83,8 @@ def build_detector(
     frozen_norm: bool,
     frozen_stem: bool,
     proposals: int,
+    width: int = 256,
+    hidden: int = 1024,
 ) -> MaskRCNN:
     """Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision has them.
 
@@ -99,6 +100,8 @@ def build_detector(
         frozen_norm: Whether the backbone's batch norms keep their statistics.
         frozen_stem: Whether its layers up to the first map keep their weights.
         proposals: Boxes of each image that the heads learn from.
+        width: Channels of the pyramid and of the mask head.
+        hidden: Width of the box head.
     """
     if frozen_stem:
         freeze_stem(backbone)
@@ -106,20 +109,21 @@ def build_detector(
     strides = [*backbone.strides, 2 * backbone.strides[-1]]
     anchors = AnchorGenerator(tuple((_ANCHOR * stride,) for stride in strides), (_RATIOS,) * len(strides))
     return MaskRCNN(
-        Pyramid(backbone, frozen_norm),
+        Pyramid(backbone, width, frozen_norm),
         min_size=tuple(sizes),
         max_size=max_size,
         image_mean=backbone.mean.flatten().tolist(),  # what is padded with zeros has the mean colour
         image_std=[1.0, 1.0, 1.0],
         rpn_anchor_generator=anchors,
-        rpn_head=_ProposalHead(WIDTH, len(_RATIOS)),
+        rpn_head=_ProposalHead(width, len(_RATIOS)),
         rpn_post_nms_top_n_train=1000,
         box_roi_pool=MultiScaleRoIAlign(names, 7, sampling_ratio=0),
-        box_head=TwoMLPHead(WIDTH * 7 * 7, _HIDDEN),
+        box_head=TwoMLPHead(width * 7 * 7, hidden),
         box_batch_size_per_image=proposals,
-        box_predictor=_BoxPredictor(_HIDDEN, num_classes + 1),
+        box_predictor=_BoxPredictor(hidden, num_classes + 1),
         mask_roi_pool=MultiScaleRoIAlign(names, 14, sampling_ratio=0),
-        mask_predictor=_MaskPredictor(WIDTH, WIDTH, num_classes + 1),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
+        mask_predictor=_MaskPredictor(width, width, num_classes + 1),
     )
 
 

@@ -15,9 +15,8 @@ from scalekd.data import CorruptImages, seeded
 from scalekd.downstream.detection.coco import CocoSplit
 from scalekd.downstream.detection.data import DetectionBatch
 from scalekd.downstream.detection.evaluation import AveragePrecision, as_results, average_precision
-from scalekd.downstream.detection.recipe import DetectionRecipe
+from scalekd.downstream.detection.schema import Detection
 from scalekd.errors import UserError
-from scalekd.recipes import Recipe
 from scalekd.training.optimisation import build_optimizer
 
 _MEND = "the last checkpoint is kept. A lower lr, a longer warm-up or clip usually mends it"
@@ -39,7 +38,7 @@ class DetectionModule(LightningModule):
     """
 
     def __init__(
-        self, recipe: DetectionRecipe, detector: MaskRCNN, val: CocoSplit, *, steps_per_epoch: int, corrupt: CorruptImages
+        self, recipe: Detection, detector: MaskRCNN, val: CocoSplit, *, steps_per_epoch: int, corrupt: CorruptImages
     ) -> None:
         super().__init__()
         self.recipe, self.val, self.steps_per_epoch, self.corrupt = recipe, val, steps_per_epoch, corrupt
@@ -74,6 +73,16 @@ class DetectionModule(LightningModule):
         if completes and (step % self.recipe.log_every == 0 or step == self.trainer.max_steps):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_figures({f"train/{name}": float(v) for name, v in self.terms.items()} | {"lr": lr}, step)
+
+    def check_finite(self) -> None:
+        """Make sure that what is about to be saved is worth keeping.
+
+        Raises:
+            UserError: If a parameter is NaN or infinite; names it.
+        """
+        for name, parameter in self.final_detector.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(f"detector: {name} became NaN or infinite by step {self.global_step}; {_MEND}")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -117,7 +126,7 @@ class DetectionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        optimizer = build_optimizer(cast(Recipe, recipe), self.detector)  # it reads keys that both kinds have
+        optimizer = build_optimizer(recipe, self.detector)
         schedule = MultiStepLRScheduler(
             optimizer,
             decay_t=[epoch * self.steps_per_epoch + 1 for epoch in recipe.milestones],  # timm drops one step before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +12,6 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
-from safetensors.torch import save_file
 
 from scalekd.data import CorruptImages, TrainingStream
 from scalekd.data.decoding import UnreadableImageError
@@ -25,7 +22,7 @@ from scalekd.downstream.detection.folder import DetectionFolder, build
 from scalekd.downstream.detection.keeper import DetectionKeeper
 from scalekd.downstream.detection.module import DetectionModule, scaled
 from scalekd.downstream.detection.pictures import write_comparison
-from scalekd.downstream.detection.recipe import DetectionRecipe
+from scalekd.downstream.detection.schema import Detection
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory, pick_device, pick_dtype
 from scalekd.models.weights import file_hash
@@ -33,8 +30,8 @@ from scalekd.training.folder import write_json
 from scalekd.training.logs import JsonLinesLogger, quieten_lightning
 
 
-def detect(
-    recipe: DetectionRecipe,
+def train(
+    recipe: Detection,
     output: Path,
     *,
     resume: bool = False,
@@ -62,27 +59,25 @@ def detect(
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     folder = DetectionFolder(output)
     folder.check(recipe, resume=resume, overwrite=overwrite)
-    train, val = _read_data(recipe, say)
+    learned, val = _read_data(recipe, say)
     seed_everything(recipe.seed, verbose=False)
     backbone = _build_backbone(recipe)
     detector = build(recipe, backbone, len(val.classes))
     inputs = {
-        "backbone": backbone.name,
         "backbone weights": None if backbone.file is None else file_hash(backbone.file),
-        "training data": train.fingerprint,
+        "training data": learned.fingerprint,
         "validation data": val.fingerprint,
-        "classes": list(val.classes),
     }
-    folder.start(recipe, inputs, resume=resume)  # last: what cannot start must not delete another run
+    if not resume:
+        folder.clear()  # last: what cannot start must not delete another run
+    folder.prepare(recipe, inputs, resume=resume)
     corrupt = CorruptImages(recipe.max_corrupt, say)
-    module = DetectionModule(
-        recipe, detector, val, steps_per_epoch=len(train) // recipe.batch, corrupt=corrupt
-    )
-    seconds = _fit(module, train, folder, resume and folder.checkpoint.is_file(), console)
-    return _conclude(module, folder, seconds)
+    module = DetectionModule(recipe, detector, val, steps_per_epoch=len(learned) // recipe.batch, corrupt=corrupt)
+    seconds = _fit(module, learned, folder, resume and folder.checkpoint.is_file(), console)
+    return _conclude(module, folder, backbone.name, seconds)
 
 
-def _build_backbone(recipe: DetectionRecipe) -> Backbone:
+def _build_backbone(recipe: Detection) -> Backbone:
     if recipe.backbone is None:
         raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
     return Backbone(
@@ -93,7 +88,7 @@ def _build_backbone(recipe: DetectionRecipe) -> Backbone:
     )
 
 
-def _read_data(recipe: DetectionRecipe, say: Any) -> tuple[CocoSplit, CocoSplit]:
+def _read_data(recipe: Detection, say: Any) -> tuple[CocoSplit, CocoSplit]:
     """Both splits, with a line on each; they must have the same categories."""
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
@@ -109,6 +104,9 @@ def _read_data(recipe: DetectionRecipe, say: Any) -> tuple[CocoSplit, CocoSplit]
         say(f"data      {len(train) - len(learned)} training images without objects are left out; see empty_images")
     if recipe.batch > len(learned):
         raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it to less")
+    steps = len(learned) // recipe.batch * recipe.epochs
+    if recipe.warmup_steps >= steps:
+        raise UserError(f"warmup_steps: {recipe.warmup_steps} must be less than the {steps} steps of the run")
     rest = len(learned) % recipe.batch
     if rest:
         say(f"data      {rest} training images are left out of each epoch: they do not fill a batch")
@@ -173,15 +171,12 @@ def _read_step(checkpoint: Path) -> int:
         ) from error
 
 
-def _conclude(module: DetectionModule, folder: DetectionFolder, seconds: float) -> dict[str, Any]:
+def _conclude(module: DetectionModule, folder: DetectionFolder, backbone: str, seconds: float) -> dict[str, Any]:
     """Write the detector, the pictures and the result."""
     assert module.boxes is not None
     assert module.masks is not None
     recipe = module.recipe
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.final_detector.state_dict().items()}
-    written = folder.detector.with_suffix(".partial")
-    save_file(state, written, metadata={"classes": json.dumps(module.val.classes)})
-    os.replace(written, folder.detector)
+    folder.save(module.final_detector, backbone, module.val.classes)
     _draw(module, folder)
     result = {
         "boxes": asdict(module.boxes),

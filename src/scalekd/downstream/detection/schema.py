@@ -1,30 +1,26 @@
-"""The keys of a detection run, and the recipes that are shipped."""
+"""The typed recipe of `transfer detection`: every key, its default and what it means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from scalekd.errors import UserError, did_you_mean
 from scalekd.models.sources import FIXED_ARGS
-from scalekd.recipes import Keys
+from scalekd.recipes import Keys, OptimizerKeys
 from scalekd.recipes.schema import Fraction, NonNegative, Positive, Undecayed
 
 
-class BackboneKeys(Keys):
-    """Backbone."""
+class ModelKeys(Keys):
+    """Model."""
 
     backbone: str | None = None
-    """A run's folder, a weights file written by scalekd, or a timm name."""
+    """timm name, a weights file written by scalekd, or the folder of a run."""
     backbone_weights: Path | None = None
-    """safetensors file for a timm name."""
+    """safetensors file for the timm name."""
     backbone_pretrained: bool = True
-    """Whether a timm name without weights takes the hub's; otherwise they are random."""
+    """Whether a timm name without backbone_weights starts from the hub's weights; otherwise they are random."""
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model, as YAML: '{drop_path_rate: 0.2}'."""
     frozen_norm: bool = True
@@ -32,8 +28,13 @@ class BackboneKeys(Keys):
     frozen_stem: bool = False
     """Whether the backbone's layers up to its map of stride 4 keep their weights."""
 
+    width: Positive = 256
+    """Channels of the feature pyramid and of the mask head."""
+    hidden: Positive = 1024
+    """Width of the box head."""
 
-class CocoKeys(Keys):
+
+class DataKeys(Keys):
     """Data and augmentation."""
 
     data: Path | None = None
@@ -56,7 +57,7 @@ class CocoKeys(Keys):
     """Unreadable images to skip before the run stops."""
 
 
-class ScheduleKeys(Keys):
+class OptimisationKeys(OptimizerKeys):
     """Optimisation."""
 
     epochs: Positive = 12
@@ -67,16 +68,14 @@ class ScheduleKeys(Keys):
     """Images at once; gradients of the rest of the batch are accumulated. Default: the whole batch."""
     proposals: Positive = 512
     """Boxes of each image that the box and mask heads learn from."""
-    optimizer: Literal["adamw", "sgd"] = "sgd"
-    """Optimiser, timm's. sgd is without Nesterov's look-ahead."""
+    optimizer: Literal["adamw", "sgd", "lamb"] = "sgd"
+    """Optimiser, timm's. sgd is without Nesterov's look-ahead; lamb first scales gradients to norm 1 itself."""
     lr: float = Field(default=0.02, gt=0)
     """Peak learning rate at the global batch."""
     weight_decay: NonNegative = 1e-4
     """Weight decay."""
     no_decay: tuple[Undecayed, ...] = ()
     """Kinds of parameters that do not decay."""
-    momentum: Fraction = 0.9
-    """Momentum of SGD."""
     milestones: tuple[Positive, ...] = (8, 11)
     """Epochs after which the learning rate is a tenth of what it was."""
     warmup_steps: int = Field(default=500, ge=0)
@@ -89,7 +88,7 @@ class ScheduleKeys(Keys):
     """Decay of the detector's exponential moving average, which is then evaluated and saved."""
 
 
-class DetectionRunKeys(Keys):
+class RunKeys(Keys):
     """Run."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -106,11 +105,11 @@ class DetectionRunKeys(Keys):
     """Validation images drawn at the end, their objects beside what was found."""
 
 
-class DetectionRecipe(DetectionRunKeys, ScheduleKeys, CocoKeys, BackboneKeys):
+class Detection(RunKeys, OptimisationKeys, DataKeys, ModelKeys):
     """All keys of a detection run."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> DetectionRecipe:
+    def _consistent(self) -> Detection:
         fixed = sorted(self.backbone_args.keys() & FIXED_ARGS)
         if fixed:
             raise ValueError(f"backbone_args: {fixed[0]} cannot be given here; it follows the data")
@@ -130,58 +129,4 @@ class DetectionRecipe(DetectionRunKeys, ScheduleKeys, CocoKeys, BackboneKeys):
         return self.batch // (self.micro_batch or self.batch)
 
 
-DETECTION_GROUPS: tuple[type[Keys], ...] = (BackboneKeys, CocoKeys, ScheduleKeys, DetectionRunKeys)
-
-
-def detection_recipes() -> list[str]:
-    """Names of the shipped detection recipes."""
-    return sorted(file.name.removesuffix(".yaml") for file in resources.files(__package__).joinpath("recipes").iterdir())
-
-
-def load_detection(recipe: str | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> DetectionRecipe:
-    """Read a detection recipe and lay the overrides on top.
-
-    Args:
-        recipe: A shipped recipe's name, a YAML file, or keys; None for the defaults, which are the 1x schedule's.
-        overrides: Keys that win over the recipe's.
-
-    Raises:
-        UserError: If there is no such recipe, the file is no YAML mapping, or a key or value is wrong.
-    """
-    source = f"recipe {recipe}" if isinstance(recipe, str) else "recipe"
-    keys = {**(_read(recipe) if isinstance(recipe, str) else recipe or {}), **overrides}
-    for key in keys:
-        if key not in DetectionRecipe.model_fields:
-            raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), DetectionRecipe.model_fields)}")
-    try:
-        return DetectionRecipe.model_validate(keys)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if not first["loc"]:
-            raise UserError(f"{source}: {message}") from None
-        key = str(first["loc"][0])
-        raise UserError(f"{source}: {key}: {message[0].lower()}{message[1:]} (got {keys.get(key)!r})") from None
-
-
-def _read(recipe: str) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"recipe: no such file: {recipe}")
-        text = path.read_text(encoding="utf-8")
-    elif recipe in detection_recipes():
-        text = resources.files(__package__).joinpath("recipes", f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        names = detection_recipes()
-        raise UserError(
-            f"recipe: no detection recipe {recipe!r}{did_you_mean(recipe, names)} (there are {', '.join(names)}); "
-            "anything else must be a .yaml file"
-        )
-    try:
-        keys = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(keys, dict):
-        raise UserError(f"recipe {recipe}: must be a mapping of keys, not a {type(keys).__name__}")
-    return keys
+GROUPS: tuple[type[Keys], ...] = (ModelKeys, DataKeys, OptimisationKeys, RunKeys)
