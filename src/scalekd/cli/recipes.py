@@ -9,9 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from scalekd.recipes import dump, load, names, resolved
+from scalekd.downstream.detection import Detection
+from scalekd.downstream.segmentation import Segmentation
+from scalekd.recipes import Keys, Recipe, dump, load, load_as, names, resolved, transfer_names
 
 recipes = typer.Typer(help="List the shipped recipes, or show one.", invoke_without_command=True)
+_KINDS: dict[str, type[Keys]] = {"detection": Detection, "segmentation": Segmentation}  # by what is before the slash
 _SHOWN = ("teacher", "student", "optimizer", "batch", "lr", "epochs")
 
 
@@ -33,6 +36,7 @@ def list_recipes(
     for name, own in keys.items():
         table.add_row(name, *("" if own[key] is None else f"{own[key]}" for key in _SHOWN))
     Console(width=200).print(table)
+    typer.echo("\nof `transfer TASK`: " + ", ".join(transfer_names()))
 
 
 @recipes.command()
@@ -41,5 +45,5 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print a recipe fully resolved: its bases merged, every key of its method spelt out."""
-    recipe = load(name, {})
+    recipe = load_as(_KINDS.get(name.partition("/")[0], Recipe), name, {})
     typer.echo(json.dumps(resolved(recipe)) if as_json else dump(recipe), nl=as_json)

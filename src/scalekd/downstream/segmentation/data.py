@@ -1,0 +1,255 @@
+"""From image and label files to batches. A training sample is a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from scalekd.data import Key, TrainingStream, seeded
+from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.loader import EvaluationOrder
+from scalekd.downstream.segmentation.schema import Segmentation
+from scalekd.errors import UserError
+
+IGNORED = 255
+_CLASS_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's modes of one channel, whose values are class numbers
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images of one split and their label images.
+
+    Attributes:
+        root: Folder of the images.
+        images: Their paths.
+        labels: Path of each one's label image.
+    """
+
+    root: Path
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images' names and file sizes, labels included, with their number."""
+        digest = hashlib.sha256()
+        for image, label in zip(self.images, self.labels, strict=True):
+            sizes = f"{image.stat().st_size} {label.stat().st_size}"
+            digest.update(f"{image.relative_to(self.root)}\0{sizes}\n".encode(errors="surrogateescape"))
+        return f"{len(self)} images, {digest.hexdigest()[:16]}"
+
+
+def read_pairs(recipe: Segmentation, split: str) -> Pairs:
+    """List a split's images and labels, and look at the headers of all.
+
+    Raises:
+        UserError: If a folder is missing or empty, an image or a label lacks the other, or the two do not fit.
+    """
+    if recipe.data is None:
+        raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
+    roots = [recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)]
+    images, labels = (_files(root) for root in roots)
+    for have, lack, what in ((images, labels, "label image"), (labels, images, "image")):
+        missing = sorted(have.keys() - lack.keys())
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise UserError(
+                f"data: {have[missing[0]]} has no {what} of that name in {roots[what == 'label image']}{more}"
+            )
+    pairs = Pairs(roots[0], tuple(images.values()), tuple(labels[name] for name in images))
+    for image, label in zip(pairs.images, pairs.labels, strict=True):
+        _check(image, label)
+    return pairs
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """The images in a folder and those in it, by their path without ending."""
+    if not root.is_dir():
+        raise UserError(f"data: no such folder: {root}; image_folder and label_folder say where they are")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UserError(f"data: no images in {root}")
+    return {str(path.relative_to(root).with_suffix("")): path for path in paths}
+
+
+def _check(image: Path, label: Path) -> None:
+    try:
+        with open_image(lambda: str(image)) as pixels, open_image(lambda: str(label)) as numbers:
+            size, other, mode = pixels.size, numbers.size, numbers.mode
+    except UnreadableImageError:
+        return  # told when it is read
+    if mode not in _CLASS_MODES:
+        raise UserError(f"data: label image {label} has channels {mode}; it must have one, of class numbers")
+    if size != other:
+        raise UserError(
+            f"data: label image {label} is {other[0]}x{other[1]} pixels, but {image} is {size[0]}x{size[1]}"
+        )
+
+
+def read_label(path: Path, num_classes: int, *, zero_is_unlabelled: bool) -> Tensor:
+    """A label image as class indices `[h, w]`, uint8, from 0; 255 for pixels without a label.
+
+    Raises:
+        UnreadableImageError: If the file is missing or spoilt.
+        UserError: If a number stands for no class.
+    """
+    with open_image(lambda: str(path)) as image:
+        try:
+            numbers = np.asarray(image).astype(np.int64)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImageError(error) from error
+    first = int(zero_is_unlabelled)
+    indices = np.where((numbers == IGNORED) | (numbers < first), IGNORED, numbers - first)
+    wrong = numbers[(indices >= num_classes) & (indices != IGNORED)]
+    if wrong.size:
+        raise UserError(
+            f"data: label image {path} has the value {wrong.max()}, but there are {num_classes} classes, numbered "
+            f"{first} to {num_classes - 1 + first}; set num_classes (or classes) or mend the file"
+        )
+    return torch.from_numpy(indices.astype(np.uint8))
+
+
+class Batch(NamedTuple):
+    """Images `[B, 3, h, w]` and labels `[B, h', w']`, uint8; unreadable files; what is wrong with a label image."""
+
+    images: Tensor
+    labels: Tensor
+    corrupt: tuple[str, ...] = ()
+    wrong: str = ""
+
+
+class LabelledImages(Dataset[Batch]):
+    """Images of a split with their labels, as batches of one, under a transform that is seeded for each.
+
+    Args:
+        pairs: The files.
+        recipe: How to read them.
+        transform: Image `[3, h, w]` and labels `[h, w]`, both uint8, to what is wanted.
+        substitute: Whether an unreadable image is replaced by the next one (training) or left out.
+    """
+
+    def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
+        self.pairs, self.transform, self.substitute, self.seed = pairs, transform, substitute, recipe.seed
+        self._read_label = partial(
+            read_label, num_classes=len(recipe.class_names), zero_is_unlabelled=recipe.zero_is_unlabelled
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> Batch:
+        corrupt: list[str] = []
+        for offset in range(len(self) if self.substitute else 1):
+            index = (key.image + offset) % len(self)
+            image, label = self.pairs.images[index], self.pairs.labels[index]
+            try:
+                with open_image(lambda: str(image)) as opened:  # noqa: B023 (called at once)
+                    pixels = read(opened)
+                numbers = self._read_label(label)
+            except UnreadableImageError:
+                corrupt.append(f"{image} or {label}")
+                continue
+            except UserError as error:  # told by the main process: a worker's comes with its traceback
+                return Batch(torch.empty(0), torch.empty(0), wrong=str(error))
+            with seeded(self.seed, key.epoch, index):
+                pixels, numbers = self.transform(pixels, numbers)
+            return Batch(pixels[None], numbers[None], tuple(corrupt))
+        return Batch(torch.empty(0), torch.empty(0), tuple(corrupt))
+
+
+def training_transform(recipe: Segmentation) -> Transform:
+    """Random scale, crop, flip and photometric distortion, as mmsegmentation does them for ADE20K."""
+    low, high = (round(recipe.short_side * scale) for scale in recipe.scale_range)
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
+    steps = v2.Compose(
+        [
+            v2.RandomShortestSize(list(range(low, high + 1)), round(recipe.long_side * recipe.scale_range[1])),
+            partial(_crop, v2.RandomCrop(recipe.crop, pad_if_needed=True, fill=fill), recipe.max_class_share),
+            v2.RandomHorizontalFlip(recipe.flip),
+            v2.RandomPhotometricDistort(p=recipe.photometric),
+        ]
+    )
+    return partial(_apply, steps)
+
+
+def testing_transform(recipe: Segmentation) -> Transform:
+    """The image resized; its labels as they are, since figures are of the original pixels."""
+    resize = v2.Resize(recipe.short_side, max_size=recipe.long_side)
+    return partial(_apply, lambda image, label: (resize(image), label))
+
+
+def _apply(transform: Callable[..., Any], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+    return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+
+def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> Any:
+    """A crop that shows more than one class, if ten draws give one."""
+    for _ in range(10):
+        part = crop(image, label)
+        counts = torch.bincount(part[1].flatten(), minlength=IGNORED + 1)[:IGNORED]
+        if counts.max() <= share * counts.sum() and counts.any():
+            break
+    return part
+
+
+def training_loader(pairs: Pairs, recipe: Segmentation, *, accumulate: int, start: int) -> DataLoader[Batch]:
+    """Micro-batches of a training run from the `start`-th on."""
+    epochs = -(-recipe.steps // (len(pairs) // recipe.batch))
+    stream = TrainingStream(
+        size=len(pairs), batch=recipe.batch, epochs=epochs, seed=recipe.seed, accumulate=accumulate, start=start
+    )
+    dataset = LabelledImages(pairs, recipe, training_transform(recipe), substitute=True)
+    return _loader(dataset, recipe.workers, batch_sampler=stream)
+
+
+def testing_loader(pairs: Pairs, recipe: Segmentation) -> DataLoader[Batch]:
+    """Every image of a split once, in order and by itself: their sizes differ."""
+    return _loader(
+        LabelledImages(pairs, recipe, testing_transform(recipe)),
+        recipe.workers,
+        batch_size=1,
+        sampler=EvaluationOrder(len(pairs)),
+    )
+
+
+def _loader(dataset: LabelledImages, workers: int, **order: Any) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        collate_fn=_join,
+        pin_memory=torch.cuda.is_available(),
+        **order,
+    )
+
+
+def _join(samples: list[Batch]) -> Batch:
+    """Samples as one batch: of those that could be read, unless a label is wrong."""
+    corrupt = tuple(path for sample in samples for path in sample.corrupt)
+    wrong = next((sample.wrong for sample in samples if sample.wrong), "")
+    good = [(sample.images[0], sample.labels[0]) for sample in samples if sample.images.numel()]
+    images, labels = default_collate(good) if good and not wrong else (torch.empty(0), torch.empty(0))
+    return Batch(images, labels, corrupt, wrong)
+
+
+def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
