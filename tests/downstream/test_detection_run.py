@@ -13,7 +13,6 @@ from conftest import Cli
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.io import read_image
 
 from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.detection import Detection
@@ -27,7 +26,7 @@ TINY = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 SETTINGS = (
     *("--backbone", "resnet18", "--no-backbone-pretrained", "--backbone-args", str(TINY).replace("'", "")),
     *("--sizes", "64", "--max-size", "96", "--width", "16", "--hidden", "32", "--proposals", "32"),
-    *("--batch", "2", "--epochs", "2", "--warmup-steps", "0", "--lr", "0.01", "--optimizer", "adamw", "--lr", "0.003"),
+    *("--batch", "2", "--epochs", "2", "--warmup-steps", "0", "--optimizer", "adamw", "--lr", "0.003"),
     *("--workers", "0", "--log-every", "1", "--precision", "float32", "--pictures", "2", "--empty-images"),
 )
 
@@ -88,19 +87,17 @@ def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, 
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert [line["step"] for line in lines(run) if "val/box_AP" in line] == [2, 4]
-    drawn = read_image(str(run / "pictures" / "0.png"))
-    assert drawn.shape == (3, SIDE, 2 * SIDE)
+    with Image.open(run / "pictures" / "0.png") as drawn:
+        assert drawn.size == (2 * SIDE, SIDE)
 
     detector, classes = load_detector(run)
     assert classes == ["dark", "bright"]
     with torch.no_grad():
         (found,) = detector([torch.rand(3, SIDE, SIDE)])
     assert found["masks"].shape[1:] == (1, SIDE, SIDE)
-    backbone = Backbone("resnet18", pretrained=False, **TINY)
-    for name, value in load_file(run / "detector.safetensors").items():
-        if name.endswith("running_mean"):  # frozen statistics: those of a new model
-            assert torch.equal(value, torch.zeros_like(value)), name
-    assert len(backbone.channels) == 4
+    means = [v for name, v in load_file(run / "detector.safetensors").items() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)  # frozen: those of a new model
 
     cli("transfer", "detection", "--data", coco, "--output", run, *SETTINGS).refused("output", "--overwrite")
     cli("transfer", "detection", "--output", run, "--resume").refused("resume", "finished")
@@ -197,9 +194,8 @@ def test_wrong_input_ends_in_one_line(cli: Cli, coco: Path, tmp_path: Path) -> N
     call("--data", coco, *SETTINGS, "--batch", "8").refused("batch", "8", "4")
     call("--data", coco, *SETTINGS, "--warmup-steps", "9").refused("warmup_steps", "9", "4 steps")
     call("--data", coco, *SETTINGS, "--max-size", "32").refused("max_size", "32", "64")
-    call("--data", coco, "--backbone", "vit_tiny_patch16_224", "--no-backbone-pretrained", "--frozen-stem").refused(
-        "batch", "16"
-    )
+    vit = ("--backbone", "vit_tiny_patch16_224", "--backbone-args", "{}")
+    call("--data", coco, *SETTINGS, *vit, "--frozen-stem").refused("frozen_stem", "stride 4")
     file = coco / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     content["categories"].append({"id": 9, "name": "third"})

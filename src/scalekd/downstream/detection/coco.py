@@ -18,6 +18,7 @@ from faster_coco_eval.core import mask as rle_tools
 from torch import Tensor
 
 from scalekd.errors import UserError
+from scalekd.models.weights import file_hash
 
 _POINTS = 6  # numbers of the smallest polygon, a triangle
 _LIMIT = 1.0  # pixels: a box narrower or lower than this is not trained on, as in mmdetection
@@ -97,9 +98,8 @@ class CocoSplit:
 
     @property
     def fingerprint(self) -> str:
-        """What the split holds, in few characters, to notice that it was changed."""
-        stated = self.file.stat()
-        return f"{len(self.pictures)} images, {len(self.content['annotations'])} annotations, {stated.st_size} bytes"
+        """What the split holds, to notice that it was changed."""
+        return f"{len(self.pictures)} images, {self.file.name} {file_hash(self.file)}"
 
     def without_empty(self) -> CocoSplit:
         """The same without images that nothing is learned from but the background."""

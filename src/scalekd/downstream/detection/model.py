@@ -35,6 +35,7 @@ class Pyramid(nn.Module):
         self.backbone, self.frozen_norm = backbone, frozen_norm
         self.fpn = FeaturePyramidNetwork(backbone.channels, width, LastLevelMaxPool())
         self.out_channels = width
+        self.train()
 
     def train(self, mode: bool = True) -> Pyramid:
         super().train(mode)

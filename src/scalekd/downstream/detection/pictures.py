@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from scalekd.downstream.detection.coco import Picture
@@ -46,4 +46,4 @@ def write_comparison(path: Path, image: Tensor, picture: Picture, output: Target
     found = {name: value[sure].cpu() for name, value in output.items()}
     found["masks"] = found["masks"][:, 0] > _MASK
     sides = [draw(image, picture.target(), classes), draw(image, found, classes)]
-    write_png(torch.cat(sides, dim=2), str(path))
+    F.to_pil_image(torch.cat(sides, dim=2)).save(path)

@@ -57,11 +57,18 @@ def train(
     quieten_lightning()
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    if recipe.backbone is None:
+        raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
     folder = DetectionFolder(output)
     folder.check(recipe, resume=resume, overwrite=overwrite)
     learned, val = _read_data(recipe, say)
     seed_everything(recipe.seed, verbose=False)
-    backbone = _build_backbone(recipe)
+    backbone = Backbone(
+        recipe.backbone,
+        weights=recipe.backbone_weights,
+        pretrained=recipe.backbone_pretrained,
+        **recipe.backbone_args,
+    )
     detector = build(recipe, backbone, len(val.classes))
     inputs = {
         "backbone weights": None if backbone.file is None else file_hash(backbone.file),
@@ -75,17 +82,6 @@ def train(
     module = DetectionModule(recipe, detector, val, steps_per_epoch=len(learned) // recipe.batch, corrupt=corrupt)
     seconds = _fit(module, learned, folder, resume and folder.checkpoint.is_file(), console)
     return _conclude(module, folder, backbone.name, seconds)
-
-
-def _build_backbone(recipe: Detection) -> Backbone:
-    if recipe.backbone is None:
-        raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
-    return Backbone(
-        recipe.backbone,
-        weights=recipe.backbone_weights,
-        pretrained=recipe.backbone_pretrained,
-        **recipe.backbone_args,
-    )
 
 
 def _read_data(recipe: Detection, say: Any) -> tuple[CocoSplit, CocoSplit]:
