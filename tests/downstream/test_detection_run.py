@@ -22,7 +22,7 @@ from scalekd.recipes import load_as, transfer_names
 from scalekd.training.logs import JsonLinesLogger
 
 SIDE = 64
-TINY = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+TINY: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 SETTINGS = (
     *("--backbone", "resnet18", "--no-backbone-pretrained", "--backbone-args", str(TINY).replace("'", "")),
     *("--sizes", "64", "--max-size", "96", "--width", "16", "--hidden", "32", "--proposals", "32"),

@@ -69,6 +69,7 @@ def train(
         pretrained=recipe.backbone_pretrained,
         **recipe.backbone_args,
     )
+    seed_everything(recipe.seed, verbose=False)  # the heads' start depends on no backbone
     detector = build(recipe, backbone, len(val.classes))
     inputs = {
         "backbone weights": None if backbone.file is None else file_hash(backbone.file),
