@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scalekd.downstream.detection import Detection
 from scalekd.downstream.segmentation import Segmentation
 from scalekd.recipes import Keys, Recipe, dump, load, load_as, names, resolved, transfer_names
 
 recipes = typer.Typer(help="List the shipped recipes, or show one.", invoke_without_command=True)
-_KINDS: dict[str, type[Keys]] = {"segmentation": Segmentation}  # by what is before the slash
+_KINDS: dict[str, type[Keys]] = {"detection": Detection, "segmentation": Segmentation}  # by what is before the slash
 _SHOWN = ("teacher", "student", "optimizer", "batch", "lr", "epochs")
 
 

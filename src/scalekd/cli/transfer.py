@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scalekd.cli.detection import detection
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.downstream.segmentation import GROUPS, Segmentation
 from scalekd.errors import UserError
@@ -23,6 +24,9 @@ transfer = typer.Typer(help="Train a student as the backbone of another task.", 
 @transfer.callback()
 def _tasks() -> None:
     """Train a student as the backbone of another task."""
+
+
+transfer.command()(detection)
 
 
 @transfer.command()

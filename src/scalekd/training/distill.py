@@ -105,5 +105,5 @@ def _distill(
 def _stored_micro_batch(group: Group, recipe: Recipe, processes: Processes) -> int | None:
     """What fitted when the run was started; None to look anew where it bears on nothing and no longer fits."""
     keys = {key: value for key, value in group.stored_keys().items() if key in ("batch", "micro_batch")}
-    stored = validate(keys, f"run: {group.runs[0].recipe}").micro_batch
+    stored = validate(Recipe, keys, f"run: {group.runs[0].recipe}").micro_batch
     return None if stored is None or (cut_freely(recipe) and recipe.batch % (stored * processes.count)) else stored

@@ -1,0 +1,69 @@
+"""`scalekd transfer detection`."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.downstream.detection import GROUPS, Detection
+from scalekd.recipes import load_as
+from scalekd.training import RunFolder
+
+
+@with_recipe_flags(groups=GROUPS)
+def detection(
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for weights, logs, pictures and checkpoints.")],
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    flags: Flags,
+) -> None:
+    """Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.
+
+    Flags are recipe keys and win over the recipe. Data is in COCO's format; without a recipe the schedule is 1x.
+    """
+    from scalekd.downstream.detection.run import train  # noqa: PLC0415 (needs the extra `downstream`)
+
+    stored = RunFolder(output).stored_keys() if resume and recipe is None else recipe
+    result = train(
+        load_as(Detection, stored, flags, partial(typer.echo, err=True)), output, resume=resume, overwrite=overwrite
+    )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    console = Console()
+    console.print(_by_class(result))
+    console.print(_overall(result))
+    typer.echo(f"detector in {output / result['detector']}, pictures in {output / 'pictures'}")
+
+
+def _by_class(result: dict[str, Any]) -> Table:
+    """AP of each class that occurs."""
+    table = Table("class", box=None, pad_edge=False)
+    for column in ("box AP", "mask AP"):
+        table.add_column(column, justify="right")
+    boxes, masks = result["boxes"]["per_class"], result["masks"]["per_class"]
+    for name, value in boxes.items():
+        if value is not None:
+            table.add_row(name, f"{value:.2f}", _shown(masks[name]))
+    return table
+
+
+def _overall(result: dict[str, Any]) -> Table:
+    table = Table("", *result["boxes"]["figures"], box=None, pad_edge=False)
+    for kind in ("boxes", "masks"):
+        table.add_row(kind, *map(_shown, result[kind]["figures"].values()))
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scalekd.data import Key
+from scalekd.downstream.detection.coco import CocoSplit, read_coco
+from scalekd.downstream.detection.data import CocoDataset, collate
+from scalekd.errors import UserError
+
+WIDTH, HEIGHT = 40, 30
+SQUARE = {"id": 1, "image_id": 3, "category_id": 2, "bbox": [4, 5, 10, 8], "area": 80, "iscrowd": 0}
+POLYGON = [[4, 5, 14, 5, 14, 13, 4, 13]]
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a split of two images with the given annotations; categories 2 and 7, names a and b."""
+
+    def write_split(*annotations: dict[str, Any], **parts: Any) -> Path:
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "train2017").mkdir(exist_ok=True)
+        images = [{"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT} for number in (3, 8)]
+        pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        for image in images:
+            Image.fromarray(pixels).save(tmp_path / "train2017" / str(image["file_name"]))
+        content = {
+            "images": images,
+            "annotations": [SQUARE | {"segmentation": POLYGON} | annotation for annotation in annotations],
+            "categories": [{"id": 7, "name": "b"}, {"id": 2, "name": "a"}],
+        }
+        (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content | parts))
+        return tmp_path
+
+    return write_split
+
+
+def read(root: Path) -> CocoSplit:
+    return read_coco(root, "train2017")
+
+
+def test_category_ids_with_gaps_become_labels_from_one(write: Write) -> None:
+    split = read(write({}, {"category_id": 7}))
+    assert split.category_ids == (2, 7)
+    assert split.classes == ("a", "b")
+    assert split.pictures[0].target()["labels"].tolist() == [1, 2]
+
+
+def uncompressed(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
+    counts, value, run = [], 0, 0
+    for pixel in mask.flatten(order="F"):
+        if pixel != value:
+            counts.append(run)
+            value, run = int(pixel), 0
+        run += 1
+    return {"counts": [*counts, run], "size": [HEIGHT, WIDTH]}
+
+
+def test_polygons_and_both_run_length_encodings_give_the_same_mask(write: Write) -> None:
+    from faster_coco_eval.core import mask as rle_tools
+
+    wanted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    wanted[5:13, 4:14] = 1
+    compressed = rle_tools.encode(np.asfortranarray(wanted))
+    compressed["counts"] = getattr(compressed["counts"], "decode", lambda: compressed["counts"])()
+    masks = (POLYGON, uncompressed(wanted), compressed)
+    split = read(write(*({"segmentation": mask} for mask in masks)))
+    target = split.pictures[0].target()
+    assert target["masks"].dtype == torch.uint8
+    for mask in target["masks"]:
+        assert np.array_equal(mask.numpy(), wanted)
+
+
+def test_crowds_are_kept_for_the_evaluation_and_not_trained_on(write: Write) -> None:
+    split = read(write({"iscrowd": 1}, {}))
+    assert len(split.pictures[0].target()["boxes"]) == 1
+    assert [annotation["iscrowd"] for annotation in split.truth.dataset["annotations"]] == [1, 0]
+    assert split.left_out["crowds not trained on, and ignored in evaluation"] == 1
+
+
+def test_boxes_are_clipped_to_their_image_or_left_out_and_counted(write: Write) -> None:
+    beyond = {"bbox": [30, 20, 50, 50]}
+    without_area = {"bbox": [5, 5, 0, 9]}
+    outside = {"bbox": [60, 5, 10, 10]}
+    sliver = {"bbox": [5, 5, 0.5, 9]}
+    line = {"segmentation": [[1, 1, 9, 9]]}
+    split = read(write({}, beyond, without_area, outside, sliver, line))
+    boxes = split.pictures[0].target()["boxes"].tolist()
+    assert boxes == [[4, 5, 14, 13], [30, 20, WIDTH, HEIGHT]]
+    assert split.left_out == {
+        "boxes clipped to their image": 1,
+        "boxes without area inside their image left out": 2,
+        "boxes below a pixel not trained on": 1,
+        "masks without area left out": 1,
+    }
+    assert [annotation["id"] for annotation in split.truth.dataset["annotations"]] == [1, 2, 3]
+
+
+def test_images_without_objects_have_empty_targets_and_can_be_left_out(write: Write) -> None:
+    split = read(write({}))
+    target = split.pictures[1].target()
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, HEIGHT, WIDTH)
+    assert len(split) == 2
+    assert [picture.number for picture in split.without_empty().pictures] == [3]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "parts"),
+    [
+        ({"image_id": 99}, ("image 99", "annotation 1")),
+        ({"category_id": 3}, ("category 3",)),
+        ({"bbox": [1, 2, 3]}, ("[1, 2, 3]", "[x, y, width, height]")),
+        ({"bbox": [1, 2, float("nan"), 4]}, ("box",)),
+        ({"segmentation": {"counts": [0, 9], "size": [9, 9]}}, ("[9, 9]", "[30, 40]")),
+        ({"segmentation": None}, ("no mask",)),
+    ],
+)
+def test_an_annotation_that_fits_nothing_is_refused_in_one_line(
+    write: Write, annotation: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as refused:
+        read(write(annotation))
+    message = str(refused.value)
+    assert "\n" not in message
+    for part in ("instances_train2017.json", *parts):
+        assert part in message
+
+
+def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tmp_path: Path) -> None:
+    root = write({})
+    (root / "train2017" / "8.png").unlink()
+    with pytest.raises(UserError, match=r"1 of the 2 images .* missing, the first .*8\.png"):
+        read(root)
+    with pytest.raises(UserError, match="no list 'images'"):
+        read(write({}, images=None))
+    with pytest.raises(UserError, match="name and an id"):
+        read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
+    (root / "annotations" / "instances_train2017.json").write_text("{")
+    with pytest.raises(UserError, match="no JSON"):
+        read(root)
+    with pytest.raises(UserError, match=r"no such file: .*instances_val2017\.json"):
+        read_coco(tmp_path, "val2017")
+
+
+def test_a_flip_moves_image_boxes_and_masks_together(write: Write) -> None:
+    split = read(write({}))
+    plain = CocoDataset(split, learning=True)[Key(0, 0)]
+    flipped = CocoDataset(split, learning=True, flip=1.0)[Key(0, 0)]
+    assert plain.image is not None
+    assert flipped.image is not None
+    assert torch.equal(flipped.image, plain.image.flip(-1))
+    assert flipped.target["boxes"].tolist() == [[WIDTH - 14, 5, WIDTH - 4, 13]]
+    rows, columns = flipped.target["masks"][0].nonzero().unbind(1)
+    assert (int(columns.min()), int(columns.max())) == (WIDTH - 14, WIDTH - 5)
+    assert (int(rows.min()), int(rows.max())) == (5, 12)
+
+
+def test_whether_an_image_is_flipped_follows_from_seed_epoch_and_index(write: Write) -> None:
+    split = read(write({}, {"image_id": 8}))
+    keys = [Key(epoch, index) for epoch in range(8) for index in (0, 1)]
+
+    def lefts(seed: int) -> list[float]:
+        dataset = CocoDataset(split, seed=seed, flip=0.5, learning=True)
+        return [float(dataset[key].target["boxes"][0, 0]) for key in keys]
+
+    assert lefts(0) == lefts(0)
+    assert len(set(lefts(0))) == 2
+    assert lefts(0) != lefts(1)
+
+
+def test_an_image_of_another_size_than_stated_is_replaced_in_training_and_left_out_in_evaluation(write: Write) -> None:
+    root = write({}, {"image_id": 8})
+    Image.new("RGB", (HEIGHT, WIDTH)).save(root / "train2017" / "3.png")
+    split = read(root)
+    replaced = CocoDataset(split, learning=True)[Key(0, 0)]
+    assert replaced.number == 1
+    assert "30x40, the annotations say 40x30" in replaced.corrupt[0]
+    batch = collate([CocoDataset(split)[Key(0, 0)]])
+    assert batch.images == []
+    assert "3.png" in batch.corrupt[0]

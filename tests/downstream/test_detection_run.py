@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cli
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from scalekd.downstream.backbone import Backbone
+from scalekd.downstream.detection import Detection
+from scalekd.downstream.detection.folder import load_detector
+from scalekd.downstream.detection.model import build_detector
+from scalekd.recipes import load_as, transfer_names
+from scalekd.training.logs import JsonLinesLogger
+
+SIDE = 64
+TINY: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+SETTINGS = (
+    *("--backbone", "resnet18", "--no-backbone-pretrained", "--backbone-args", str(TINY).replace("'", "")),
+    *("--sizes", "64", "--max-size", "96", "--width", "16", "--hidden", "32", "--proposals", "32"),
+    *("--batch", "2", "--epochs", "2", "--warmup-steps", "0", "--optimizer", "adamw", "--lr", "0.003"),
+    *("--workers", "0", "--log-every", "1", "--precision", "float32", "--pictures", "2", "--empty-images"),
+)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """4 training and 2 validation images with a bright square or a dark one each, but for one without any."""
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, count in (("train2017", 4), ("val2017", 2)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for index in range(count):
+            pixels = generator.integers(90, 160, (SIDE, SIDE + 8 * index, 3), dtype=np.uint8)
+            x, y, side = (int(number) for number in generator.integers((0, 0, 20), (30, 30, 34)))
+            bright = index % 2
+            if index != 2:
+                pixels[y : y + side, x : x + side] = 250 * bright
+                corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+                annotations.append(
+                    {
+                        "id": index,
+                        "image_id": 10 + index,
+                        "category_id": (3, 8)[bright],
+                        "bbox": [x, y, side, side],
+                        "area": side**2,
+                        "iscrowd": 0,
+                        "segmentation": [corners],
+                    }
+                )
+            Image.fromarray(pixels).save(root / split / f"{index}.png")
+            size = {"width": pixels.shape[1], "height": SIDE}
+            images.append({"id": 10 + index, "file_name": f"{index}.png"} | size)
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 3, "name": "dark"}, {"id": 8, "name": "bright"}],
+        }
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = cli("transfer", "detection", "--data", coco, "--output", run, *SETTINGS, "--ema", "0.5")
+    assert outcome.code == 0, outcome.err
+    assert "box AP" in outcome.out
+    assert "3 objects" in outcome.err
+    result = json.loads((run / "result.json").read_text())
+    assert set(result["boxes"]["per_class"]) == set(result["masks"]["per_class"]) == {"dark", "bright"}
+    assert result["images"] == 2
+    losses = [line["train/loss"] for line in lines(run) if "train/loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    assert [line["step"] for line in lines(run) if "val/box_AP" in line] == [2, 4]
+    with Image.open(run / "pictures" / "0.png") as drawn:
+        assert drawn.size == (2 * SIDE, SIDE)
+
+    detector, classes = load_detector(run)
+    assert classes == ["dark", "bright"]
+    with torch.no_grad():
+        (found,) = detector([torch.rand(3, SIDE, SIDE)])
+    assert found["masks"].shape[1:] == (1, SIDE, SIDE)
+    means = [v for name, v in load_file(run / "detector.safetensors").items() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)  # frozen: those of a new model
+
+    cli("transfer", "detection", "--data", coco, "--output", run, *SETTINGS).refused("output", "--overwrite")
+    cli("transfer", "detection", "--output", run, "--resume").refused("resume", "finished")
+
+
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
+    cli: Cli, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes, flips, sampled boxes: all that is random follows from seed and batch."""
+    settings = ("--data", coco, *SETTINGS, "--sizes", "48,64", "--micro-batch", "1", "--pictures", "0")
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert cli("transfer", "detection", *settings, "--output", whole).code == 0
+    log_metrics = JsonLinesLogger.log_metrics
+
+    def stop_at_3(self: JsonLinesLogger, metrics: dict[str, float], step: int | None = None) -> None:
+        log_metrics(self, metrics, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JsonLinesLogger, "log_metrics", stop_at_3)
+    stopped = cli("transfer", "detection", *settings, "--output", parted)
+    assert stopped.code == 130
+    assert "stopped at step 3" in stopped.err
+    monkeypatch.setattr(JsonLinesLogger, "log_metrics", log_metrics)
+    cli("transfer", "detection", "--output", parted, "--resume", "--lr", "0.1").refused("resume", "lr")
+    assert cli("transfer", "detection", "--output", parted, "--resume").code == 0
+    results = [json.loads((run / "result.json").read_text()) for run in (whole, parted)]
+    assert results[0]["sha256"] == results[1]["sha256"]
+    assert lines(whole) == lines(parted)
+
+
+def tiny_detector(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"frozen_norm": True, "frozen_stem": False, "proposals": 16} | changes
+    backbone = Backbone("resnet18", pretrained=False, **TINY)
+    return build_detector(backbone, 2, sizes=(64,), max_size=96, width=16, hidden=32, **options)
+
+
+def test_an_image_without_objects_has_a_finite_loss() -> None:
+    empty = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "masks": torch.zeros(0, SIDE, SIDE, dtype=torch.uint8),
+    }
+    losses = tiny_detector().train()([torch.rand(3, SIDE, SIDE)], [empty])
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    assert float(losses["loss_objectness"].detach()) > 0
+
+
+def test_boxes_are_computed_in_float32_under_autocast() -> None:
+    """bf16 has 8 bits: a coordinate of 1,000 pixels would be off by 4."""
+    detector = tiny_detector().eval()
+    detector.roi_heads.score_thresh = 0.0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = detector([torch.rand(3, SIDE, SIDE)])
+    assert len(found["boxes"])
+    assert found["boxes"].dtype == found["scores"].dtype == found["masks"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_norms_keep_their_statistics_and_the_stem_its_weights_where_they_are_frozen(frozen: bool) -> None:
+    detector = tiny_detector(frozen_norm=frozen, frozen_stem=frozen).train()
+    model = detector.backbone.backbone.model
+    assert all(module.training != frozen for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert learns["conv1.weight"] == learns["layer1.0.conv1.weight"] == (not frozen)
+    assert learns["layer2.0.conv1.weight"]
+    assert learns["layer4.0.bn2.weight"]
+
+
+@pytest.mark.parametrize("name", [name for name in transfer_names() if name.startswith("detection/")])
+def test_each_shipped_recipe_is_valid(name: str) -> None:
+    recipe = load_as(Detection, name, {})
+    assert recipe.epochs >= max(recipe.milestones)
+
+
+def test_the_recipes_are_those_asked_for() -> None:
+    resnet, swin = (load_as(Detection, f"detection/maskrcnn-{name}", {}) for name in ("resnet50", "swin_tiny"))
+    for recipe in (resnet, swin):
+        assert (recipe.epochs, recipe.milestones, recipe.batch, recipe.sizes) == (12, (8, 11), 16, (800,))
+    assert (resnet.optimizer, resnet.lr, resnet.weight_decay) == ("sgd", 0.02, 1e-4)
+    assert (swin.optimizer, swin.lr, swin.weight_decay) == ("adamw", 1e-4, 0.05)
+
+
+def test_wrong_input_ends_in_one_line(cli: Cli, coco: Path, tmp_path: Path) -> None:
+    def call(*flags: str | Path) -> Any:
+        return cli("transfer", "detection", "--output", tmp_path / "run", *flags)
+
+    call("--data", coco).refused("backbone", "--backbone")
+    call("--backbone", "resnet18").refused("data", "--data")
+    call("--data", tmp_path, *SETTINGS).refused("instances_train2017.json", "annotations")
+    call("--data", coco, *SETTINGS, "--batch", "8").refused("batch", "8", "4")
+    call("--data", coco, *SETTINGS, "--warmup-steps", "9").refused("warmup_steps", "9", "4 steps")
+    call("--data", coco, *SETTINGS, "--max-size", "32").refused("max_size", "32", "64")
+    vit = ("--backbone", "vit_tiny_patch16_224", "--backbone-args", "{}")
+    call("--data", coco, *SETTINGS, *vit, "--frozen-stem").refused("frozen_stem", "stride 4")
+    file = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 9, "name": "third"})
+    file.write_text(json.dumps(content))
+    call("--data", coco, *SETTINGS).refused("different categories")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
