@@ -183,7 +183,7 @@ def test_an_image_of_another_size_than_stated_is_replaced_in_training_and_left_o
     split = read(root)
     replaced = CocoDataset(split, learning=True)[Key(0, 0)]
     assert replaced.number == 1
-    assert "30x40, the annotations say 40x30" in replaced.corrupt[0]
+    assert "30x40, the annotations say 40x30" in replaced.corrupt[str(root / "train2017" / "3.png")]
     batch = collate([CocoDataset(split)[Key(0, 0)]])
     assert batch.images == []
-    assert "3.png" in batch.corrupt[0]
+    assert "3.png" in next(iter(batch.corrupt))

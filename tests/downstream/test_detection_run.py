@@ -16,7 +16,7 @@ from torch import nn
 
 from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.detection import Detection
-from scalekd.downstream.detection.folder import load_detector
+from scalekd.downstream.detection.detector import load_detector
 from scalekd.downstream.detection.model import build_detector
 from scalekd.recipes import load_as, transfer_names
 from scalekd.training.logs import JsonLinesLogger
@@ -91,7 +91,7 @@ def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, 
         assert drawn.size == (2 * SIDE, SIDE)
 
     detector, classes = load_detector(run)
-    assert classes == ["dark", "bright"]
+    assert classes == ("dark", "bright")
     with torch.no_grad():
         (found,) = detector([torch.rand(3, SIDE, SIDE)])
     assert found["masks"].shape[1:] == (1, SIDE, SIDE)
@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
 
     monkeypatch.setattr(JsonLinesLogger, "log_metrics", stop_at_3)
     stopped = cli("transfer", "detection", *settings, "--output", parted)
-    assert stopped.code == 130
+    assert stopped.code == 143
     assert "stopped at step 3" in stopped.err
     monkeypatch.setattr(JsonLinesLogger, "log_metrics", log_metrics)
     cli("transfer", "detection", "--output", parted, "--resume", "--lr", "0.1").refused("resume", "lr")

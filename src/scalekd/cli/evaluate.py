@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from rich.text import Text
 
 from scalekd.cli.model import HELP, find_run, read_model
 from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
-from scalekd.data import Batch, CorruptImages, Split, evaluation_loader, in_order, read_split, read_splits
+from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, in_order, read_split, read_splits
+from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import (
     NEIGHBOURS,
@@ -104,7 +105,7 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
         classifier.to(device).eval(),
-        _batches(split, classifier, crop, recipe, corrupt, "evaluate"),
+        watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
         num_classes=classifier.num_classes,
         device=device,
         autocast=partial(autocast, device, pick_dtype(recipe.precision, device)),
@@ -165,7 +166,7 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
         Features(
             *collect_features(
                 classifier.features,
-                _batches(split, classifier, crop, recipe, corrupt, subject.given),
+                watched(_batches(split, classifier, crop, recipe, corrupt), subject.given),
                 device=device,
                 autocast=cast,
                 corrupt=corrupt,
@@ -177,7 +178,7 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
 
 
 def _batches(
-    split: Split, classifier: Classifier, crop: float, recipe: Recipe, corrupt: CorruptImages, what: str
-) -> Iterable[Batch]:
+    split: Split, classifier: Classifier, crop: float, recipe: Recipe, corrupt: CorruptImages
+) -> SteadyLoader[Batch, Key]:
     dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
-    return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what)
+    return evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report)

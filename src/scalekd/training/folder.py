@@ -18,7 +18,10 @@ from scalekd.recipes import Keys, Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
 # The recipe last: what is cleared away half is a run's folder still.
-_OURS = ("inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors", "recipe.yaml")
+_OURS = (
+    "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors", "segmenter.safetensors",
+    "detector.safetensors", "recipe.yaml",
+)  # fmt: skip
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
@@ -38,6 +41,8 @@ class RunFolder:
         metrics: A JSON object a line.
         tensorboard: Folder of the same figures as TensorBoard reads them.
         student: Plain timm weights, rewritten at each validation.
+        segmenter, detector: Weights of the whole model of a run of `transfer`, instead of a student's.
+        pictures: Folder of validation images with what that model says of them.
         result: Final figures; there only when the run is finished.
     """
 
@@ -49,6 +54,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.student = path / "student.safetensors"
+        self.segmenter = path / "segmenter.safetensors"
+        self.detector = path / "detector.safetensors"
+        self.pictures = path / "pictures"
         self.result = path / "result.json"
 
     @property
@@ -90,8 +98,8 @@ class RunFolder:
         """Delete the run that is here."""
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
-        for name in _OURS:
-            (self.path / name).unlink(missing_ok=True)
+        for file in (*self.pictures.glob("*.png"), *(self.path / name for name in _OURS)):
+            file.unlink(missing_ok=True)
 
     def check_same(self, recipe: Keys) -> None:
         """Make sure that the run that is here has these settings, but for those that do not bear on the result.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.errors import UserError
-from scalekd.recipes import Recipe
+from scalekd.recipes import Keys
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.folder import GROUP, RunFolder, read_json, write_json
 from scalekd.training.lock import locked
@@ -124,7 +124,7 @@ class Group:
                     stack.enter_context(locked(folder, warn))
             yield
 
-    def check(self, recipes: Sequence[Recipe], *, resume: bool, overwrite: bool) -> None:
+    def check(self, recipes: Sequence[Keys], *, resume: bool, overwrite: bool) -> None:
         """Make sure that the runs may be written here, without changing what is there.
 
         Raises:
@@ -149,7 +149,7 @@ class Group:
             if run.metrics.exists() and not run.exists:
                 raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
 
-    def _check_resumable(self, recipes: Sequence[Recipe]) -> None:
+    def _check_resumable(self, recipes: Sequence[Keys]) -> None:
         self.stored_keys()  # of these students?
         for run, recipe in zip(self.runs, recipes, strict=True):
             run.check_same(recipe)
@@ -164,7 +164,7 @@ class Group:
             are = "are" if self.students else "is"
             raise UserError(f"resume: the {what} in {self.path} {are} finished; start anew with --overwrite")
 
-    def prepare(self, recipes: Sequence[Recipe], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
+    def prepare(self, recipes: Sequence[Keys], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
         """Clear former runs away and write what these start from; resumed ones must start from the same.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
-from scalekd.data import Key, seeded
-from scalekd.data.decoding import UnreadableImageError, open_image, read
-from scalekd.data.loader import EvaluationOrder
+from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
+from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
+from scalekd.data.loader import leave_stopping_to_the_main_process
+from scalekd.data.patience import Patience
+from scalekd.data.steady import SteadyLoader
 from scalekd.downstream.detection.coco import CocoSplit, Picture
+from scalekd.downstream.detection.schema import Detection
 
 Target = dict[str, Tensor]
 
@@ -26,7 +29,7 @@ class Example(NamedTuple):
     image: Tensor | None
     target: Target
     number: int
-    corrupt: tuple[str, ...]
+    corrupt: dict[str, str]
 
 
 class DetectionBatch(NamedTuple):
@@ -35,7 +38,7 @@ class DetectionBatch(NamedTuple):
     images: list[Tensor]
     targets: list[Target]
     numbers: list[int]
-    corrupt: tuple[str, ...]
+    corrupt: dict[str, str]
 
 
 class CocoDataset(Dataset[Example]):
@@ -47,39 +50,52 @@ class CocoDataset(Dataset[Example]):
         flip: Probability of a horizontal flip.
         learning: Whether targets are wanted, and an unreadable image is replaced by the next one. Otherwise it is
             left out.
+        max_pixels: Larger images count as unreadable.
+        patience: Seconds to wait for data that is gone.
     """
 
-    def __init__(self, split: CocoSplit, *, seed: int = 0, flip: float = 0.0, learning: bool = False) -> None:
+    def __init__(
+        self,
+        split: CocoSplit,
+        *,
+        seed: int = 0,
+        flip: float = 0.0,
+        learning: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        patience: float = 0,
+    ) -> None:
         self.split, self.seed, self.flip, self.learning = split, seed, flip, learning
+        self._max_pixels, self._patience = max_pixels, Patience(patience)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Example:
-        corrupt: list[str] = []
+        corrupt: dict[str, str] = {}
         for offset in range(len(self) if self.learning else 1):
             index = (key.image + offset) % len(self)
             picture = self.split.pictures[index]
             try:
-                image = read_picture(picture)
+                reading = partial(read_picture, picture, self._max_pixels)
+                image = self._patience.read(picture.path.parent, reading)
             except UnreadableImageError as error:
-                corrupt.append(f"{picture.path} ({error})")
+                corrupt[str(picture.path)] = str(error)
                 continue
             target = picture.target() if self.learning else {}
             with seeded(self.seed, key.epoch, index):
                 if random.random() < self.flip:
                     image, target = flipped(image, target)
-            return Example(image, target, index, tuple(corrupt))
-        return Example(None, {}, -1, tuple(corrupt))
+            return Example(image, target, index, corrupt)
+        return Example(None, {}, -1, corrupt)
 
 
-def read_picture(picture: Picture) -> Tensor:
+def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The pixels of a picture, `[3, h, w]`, uint8.
 
     Raises:
         UnreadableImageError: If its file is spoilt, or of another size than the annotations say.
     """
-    with open_image(partial(str, picture.path)) as image:
+    with open_image(partial(str, picture.path), max_pixels) as image:
         if image.size != (picture.width, picture.height):
             stated = f"{picture.width}x{picture.height}"
             raise UnreadableImageError(f"it is {image.width}x{image.height}, the annotations say {stated}")
@@ -100,30 +116,53 @@ def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 def collate(examples: list[Example]) -> DetectionBatch:
     """Gather the examples that could be read; images keep their sizes."""
     good = [(e.image, e.target, e.number) for e in examples if e.image is not None]
-    corrupt = tuple(path for e in examples for path in e.corrupt)
+    corrupt = {path: reason for e in examples for path, reason in e.corrupt.items()}
     return DetectionBatch([i for i, _, _ in good], [t for _, t, _ in good], [n for _, _, n in good], corrupt)
 
 
-def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def training_batches(dataset: CocoDataset, stream: Sampler[list[Key]], workers: int) -> DataLoader[Any]:
-    """Batches of a training run, in the stream's order."""
-    return _loader(dataset, workers, batch_sampler=stream, persistent_workers=workers > 0)
-
-
-def evaluation_batches(dataset: CocoDataset, batch: int, workers: int) -> DataLoader[Any]:
-    """Every picture of a split once, in order."""
-    return _loader(dataset, workers, batch_size=batch, sampler=EvaluationOrder(len(dataset)))
-
-
-def _loader(dataset: CocoDataset, workers: int, **order: Any) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        **order,
+def training_batches(
+    split: CocoSplit, recipe: Detection, report: Callable[[str], object], *, start: int = 0
+) -> SteadyLoader[DetectionBatch, Key]:
+    """Micro-batches of a training run from the `start`-th on; `report` is told when workers that died are replaced."""
+    stream = TrainingStream(
+        size=len(split),
+        batch=recipe.batch,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        start=start,
     )
+    dataset = CocoDataset(
+        split,
+        seed=recipe.seed,
+        flip=recipe.flip,
+        learning=True,
+        max_pixels=recipe.max_pixels,
+        patience=recipe.data_patience,
+    )
+    return _loader(dataset, stream, recipe.workers, report)
+
+
+def evaluation_batches(
+    split: CocoSplit, recipe: Detection, report: Callable[[str], object]
+) -> SteadyLoader[DetectionBatch, Key]:
+    """Every picture of a split once, in order; for `report` see `training_batches`."""
+    dataset = CocoDataset(split, max_pixels=recipe.max_pixels, patience=recipe.data_patience)
+    order = EvaluationOrder(len(split), recipe.micro_batch or recipe.batch)
+    return _loader(dataset, order, recipe.workers, report)
+
+
+def _loader(
+    dataset: CocoDataset, order: Sampler[list[Key]], workers: int, report: Callable[[str], object]
+) -> SteadyLoader[DetectionBatch, Key]:
+    def load(batches: Iterable[list[Key]]) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    return SteadyLoader(order, load, report)

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
+from torchvision.models.detection import MaskRCNN
 
-from scalekd.data import CorruptImages, TrainingStream
 from scalekd.data.decoding import UnreadableImageError
-from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.detection.coco import CocoSplit, read_coco
-from scalekd.downstream.detection.data import CocoDataset, evaluation_batches, read_picture, training_batches
-from scalekd.downstream.detection.folder import DetectionFolder, build
-from scalekd.downstream.detection.keeper import DetectionKeeper
+from scalekd.downstream.detection.data import evaluation_batches, read_picture, training_batches
+from scalekd.downstream.detection.detector import build, save_detector
 from scalekd.downstream.detection.module import DetectionModule, scaled
 from scalekd.downstream.detection.pictures import write_comparison
 from scalekd.downstream.detection.schema import Detection
+from scalekd.downstream.running import Run, begun, build_backbone, fit
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, keep_freed_memory, pick_device, pick_dtype
-from scalekd.models.weights import file_hash
+from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.training.folder import write_json
-from scalekd.training.logs import JsonLinesLogger, quieten_lightning
 
 
 def train(
@@ -42,7 +35,7 @@ def train(
 
     Args:
         recipe: The run's settings, `backbone` and `data` among them.
-        output: Folder for everything the run leaves (see `DetectionFolder`).
+        output: Folder for everything the run leaves (see `RunFolder`).
         resume: Whether to go on with the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
@@ -52,40 +45,17 @@ def train(
 
     Raises:
         UserError: For any wrong input.
-        Interrupted: If the user stopped the run; the checkpoint is written.
+        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    quieten_lightning()
-    console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    if recipe.backbone is None:
-        raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
-    folder = DetectionFolder(output)
-    folder.check(recipe, resume=resume, overwrite=overwrite)
-    learned, val = _read_data(recipe, say)
-    seed_everything(recipe.seed, verbose=False)
-    backbone = Backbone(
-        recipe.backbone,
-        weights=recipe.backbone_weights,
-        pretrained=recipe.backbone_pretrained,
-        **recipe.backbone_args,
-    )
-    seed_everything(recipe.seed, verbose=False)  # the heads' start depends on no backbone
-    detector = build(recipe, backbone, len(val.classes))
-    inputs = {
-        "backbone weights": None if backbone.file is None else file_hash(backbone.file),
-        "training data": learned.fingerprint,
-        "validation data": val.fingerprint,
-    }
-    if not resume:
-        folder.clear()  # last: what cannot start must not delete another run
-    folder.prepare(recipe, inputs, resume=resume)
-    corrupt = CorruptImages(recipe.max_corrupt, say)
-    module = DetectionModule(recipe, detector, val, steps_per_epoch=len(learned) // recipe.batch, corrupt=corrupt)
-    seconds = _fit(module, learned, folder, resume and folder.checkpoint.is_file(), console)
-    return _conclude(module, folder, backbone.name, seconds)
+    with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
+        learned, val = _read_data(recipe, run.say)
+        backbone = build_backbone(recipe)
+        detector = build(recipe, backbone, len(val.classes))
+        run.prepare(backbone, {"training data": learned.fingerprint, "validation data": val.fingerprint})
+        return _train(run, recipe, detector, learned, val)
 
 
-def _read_data(recipe: Detection, say: Any) -> tuple[CocoSplit, CocoSplit]:
+def _read_data(recipe: Detection, say: Callable[[str], None]) -> tuple[CocoSplit, CocoSplit]:
     """Both splits, with a line on each; they must have the same categories."""
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
@@ -110,96 +80,44 @@ def _read_data(recipe: Detection, say: Any) -> tuple[CocoSplit, CocoSplit]:
     return learned, val
 
 
-def _fit(module: DetectionModule, train: CocoSplit, folder: DetectionFolder, resume: bool, console: Console) -> float:
-    """Train and validate; the seconds it took."""
-    recipe, steps = module.recipe, module.steps_per_epoch
-    device = pick_device(recipe.accelerator)
-    bf16 = pick_dtype(recipe.precision, device) == torch.bfloat16
-    at_once = recipe.batch // recipe.accumulate
-    step = _read_step(folder.checkpoint) if resume else 0
-    folder.trim_metrics(step)
-    stream = TrainingStream(
-        size=len(train),
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        seed=recipe.seed,
-        accumulate=recipe.accumulate,
-        start=step * recipe.accumulate,
-    )
-    keep_freed_memory()
-    trainer = Trainer(
-        accelerator=device.type,
-        devices=1,
-        accumulate_grad_batches=recipe.accumulate,
-        precision="bf16-mixed" if bf16 else "32-true",
-        max_steps=steps * recipe.epochs,  # the whole run is one stream of batches, see TrainingStream
-        max_epochs=-1,
-        val_check_interval=steps * recipe.accumulate * recipe.validate_every,
-        check_val_every_n_epoch=None,
-        gradient_clip_val=recipe.clip,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=[JsonLinesLogger(folder.metrics), TensorBoardLogger(folder.path, name="tensorboard", version="")],
-        callbacks=[DetectionKeeper(folder, console)],
-        default_root_dir=folder.path,
-    )
-    started = time.perf_counter()
-    dataset = CocoDataset(train, seed=recipe.seed, flip=recipe.flip, learning=True)
-    trainer.fit(
+def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
+    steps = len(learned) // recipe.batch
+    module = DetectionModule(recipe, detector, val, steps_per_epoch=steps, corrupt=run.corrupt())
+
+    def save() -> str:
+        return save_detector(run.folder, module.final, recipe, val.classes)
+
+    facts = fit(
+        run,
         module,
-        training_batches(dataset, stream, recipe.workers),
-        evaluation_batches(CocoDataset(module.val), at_once, recipe.workers),
-        ckpt_path=folder.checkpoint if resume else None,
-        weights_only=True,
+        lambda start: training_batches(learned, recipe, run.say, start=start),
+        evaluation_batches(val, recipe, run.say),
+        save,
     )
-    return round(time.perf_counter() - started, 1)
-
-
-def _read_step(checkpoint: Path) -> int:
-    """The optimiser step that a checkpoint was written at."""
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception as error:
-        raise UserError(
-            f"resume: {checkpoint} cannot be read ({type(error).__name__}); start anew with --overwrite"
-        ) from error
-
-
-def _conclude(module: DetectionModule, folder: DetectionFolder, backbone: str, seconds: float) -> dict[str, Any]:
-    """Write the detector, the pictures and the result."""
-    assert module.boxes is not None
-    assert module.masks is not None
-    recipe = module.recipe
-    folder.save(module.final_detector, backbone, module.val.classes)
-    _draw(module, folder)
+    _draw(module, recipe, run.folder.pictures)
     result = {
-        "boxes": asdict(module.boxes),
-        "masks": asdict(module.masks),
-        "images": len(module.val),
-        "samples": recipe.epochs * module.steps_per_epoch * recipe.batch,
-        "seconds_since_start_or_resume": seconds,
-        "corrupt_images": sorted(module.corrupt.paths),
-        "detector": folder.detector.name,
-        "sha256": file_hash(folder.detector),
+        **(module.measured or {}),
+        "images": len(val),
+        **facts,
+        "backbone": detector.backbone.backbone.name,
+        "detector": run.folder.detector.name,
+        "sha256": save(),
     }
-    write_json(folder.result, result)
+    write_json(run.folder.result, result)
     return result
 
 
 @torch.inference_mode()
-def _draw(module: DetectionModule, folder: DetectionFolder) -> None:
+def _draw(module: DetectionModule, recipe: Detection, folder: Path) -> None:
     """Pictures of the first validation images that can be read."""
-    device = pick_device(module.recipe.accelerator)
-    detector = module.final_detector.to(device).eval()
-    folder.pictures.mkdir(exist_ok=True)
-    for picture in module.val.pictures[: module.recipe.pictures]:
+    device = pick_device(recipe.accelerator)
+    detector = module.final.to(device).eval()
+    folder.mkdir(exist_ok=True)
+    for picture in module.val.pictures[: recipe.pictures]:
         try:
-            image = read_picture(picture)
+            image = read_picture(picture, recipe.max_pixels)
         except UnreadableImageError:  # counted in the validation
             continue
-        with autocast(device, pick_dtype(module.recipe.precision, device)):
+        with autocast(device, pick_dtype(recipe.precision, device)):
             (found,) = detector(scaled([image.to(device)]))
-        write_comparison(folder.pictures / f"{picture.path.stem}.png", image, picture, found, module.val.classes)
+        write_comparison(folder / f"{picture.path.stem}.png", image, picture, found, module.val.classes)

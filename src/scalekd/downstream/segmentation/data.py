@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from scalekd.data import Key, TrainingStream, seeded
+from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import UnreadableImageError, open_image, read
-from scalekd.data.loader import EvaluationOrder
+from scalekd.data.loader import leave_stopping_to_the_main_process
+from scalekd.data.patience import DataGoneError, Patience
+from scalekd.data.steady import SteadyLoader
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.errors import UserError
 
@@ -104,14 +105,14 @@ def _check(image: Path, label: Path) -> None:
         )
 
 
-def read_label(path: Path, num_classes: int, *, zero_is_unlabelled: bool) -> Tensor:
+def read_label(path: Path, num_classes: int, *, zero_is_unlabelled: bool, max_pixels: int) -> Tensor:
     """A label image as class indices `[h, w]`, uint8, from 0; 255 for pixels without a label.
 
     Raises:
         UnreadableImageError: If the file is missing or spoilt.
         UserError: If a number stands for no class.
     """
-    with open_image(lambda: str(path)) as image:
+    with open_image(lambda: str(path), max_pixels) as image:
         try:
             numbers = np.asarray(image).astype(np.int64)
         except (OSError, SyntaxError, ValueError) as error:
@@ -132,7 +133,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-    corrupt: tuple[str, ...] = ()
+    corrupt: dict[str, str]
     wrong: str = ""
 
 
@@ -148,31 +149,40 @@ class LabelledImages(Dataset[Batch]):
 
     def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
         self.pairs, self.transform, self.substitute, self.seed = pairs, transform, substitute, recipe.seed
+        self._max_pixels, self._patience = recipe.max_pixels, Patience(recipe.data_patience)
         self._read_label = partial(
-            read_label, num_classes=len(recipe.class_names), zero_is_unlabelled=recipe.zero_is_unlabelled
+            read_label,
+            num_classes=len(recipe.class_names),
+            zero_is_unlabelled=recipe.zero_is_unlabelled,
+            max_pixels=recipe.max_pixels,
         )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Batch:
-        corrupt: list[str] = []
+        corrupt: dict[str, str] = {}
         for offset in range(len(self) if self.substitute else 1):
             index = (key.image + offset) % len(self)
-            image, label = self.pairs.images[index], self.pairs.labels[index]
             try:
-                with open_image(lambda: str(image)) as opened:  # noqa: B023 (called at once)
-                    pixels = read(opened)
-                numbers = self._read_label(label)
-            except UnreadableImageError:
-                corrupt.append(f"{image} or {label}")
+                pixels, numbers = self._patience.read(self.pairs.root, partial(self._read, index))
+            except UnreadableImageError as error:
+                corrupt[str(self.pairs.images[index])] = f"or {self.pairs.labels[index]}: {error}"
                 continue
-            except UserError as error:  # told by the main process: a worker's comes with its traceback
-                return Batch(torch.empty(0), torch.empty(0), wrong=str(error))
+            except DataGoneError:
+                raise
+            except UserError as error:  # of a label image's content, which the main process tells
+                return Batch(torch.empty(0), torch.empty(0), {}, str(error))
             with seeded(self.seed, key.epoch, index):
                 pixels, numbers = self.transform(pixels, numbers)
-            return Batch(pixels[None], numbers[None], tuple(corrupt))
-        return Batch(torch.empty(0), torch.empty(0), tuple(corrupt))
+            return Batch(pixels[None], numbers[None], corrupt)
+        return Batch(torch.empty(0), torch.empty(0), corrupt)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image `[3, h, w]` and labels `[h, w]`."""
+        with open_image(partial(str, self.pairs.images[index]), self._max_pixels) as opened:
+            pixels = read(opened)
+        return pixels, self._read_label(self.pairs.labels[index])
 
 
 def training_transform(recipe: Segmentation) -> Transform:
@@ -211,45 +221,49 @@ def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> An
     return part
 
 
-def training_loader(pairs: Pairs, recipe: Segmentation, *, accumulate: int, start: int) -> DataLoader[Batch]:
-    """Micro-batches of a training run from the `start`-th on."""
+def training_loader(
+    pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], *, start: int = 0
+) -> SteadyLoader[Batch, Key]:
+    """Micro-batches of a training run from the `start`-th on; `report` is told when workers that died are replaced."""
     epochs = -(-recipe.steps // (len(pairs) // recipe.batch))
     stream = TrainingStream(
-        size=len(pairs), batch=recipe.batch, epochs=epochs, seed=recipe.seed, accumulate=accumulate, start=start
+        size=len(pairs),
+        batch=recipe.batch,
+        epochs=epochs,
+        seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        start=start,
     )
     dataset = LabelledImages(pairs, recipe, training_transform(recipe), substitute=True)
-    return _loader(dataset, recipe.workers, batch_sampler=stream)
+    return _loader(dataset, stream, recipe.workers, report)
 
 
-def testing_loader(pairs: Pairs, recipe: Segmentation) -> DataLoader[Batch]:
-    """Every image of a split once, in order and by itself: their sizes differ."""
-    return _loader(
-        LabelledImages(pairs, recipe, testing_transform(recipe)),
-        recipe.workers,
-        batch_size=1,
-        sampler=EvaluationOrder(len(pairs)),
-    )
+def testing_loader(pairs: Pairs, recipe: Segmentation, report: Callable[[str], object]) -> SteadyLoader[Batch, Key]:
+    """Every image of a split once, in order and by itself: their sizes differ. For `report` see `training_loader`."""
+    dataset = LabelledImages(pairs, recipe, testing_transform(recipe))
+    return _loader(dataset, EvaluationOrder(len(pairs), 1), recipe.workers, report)
 
 
-def _loader(dataset: LabelledImages, workers: int, **order: Any) -> DataLoader[Batch]:
-    return DataLoader(
-        dataset,
-        num_workers=workers,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
-        collate_fn=_join,
-        pin_memory=torch.cuda.is_available(),
-        **order,
-    )
+def _loader(
+    dataset: LabelledImages, order: Sampler[list[Key]], workers: int, report: Callable[[str], object]
+) -> SteadyLoader[Batch, Key]:
+    def load(batches: Iterable[list[Key]]) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+            collate_fn=_join,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    return SteadyLoader(order, load, report)
 
 
 def _join(samples: list[Batch]) -> Batch:
     """Samples as one batch: of those that could be read, unless a label is wrong."""
-    corrupt = tuple(path for sample in samples for path in sample.corrupt)
+    corrupt = {path: reason for sample in samples for path, reason in sample.corrupt.items()}
     wrong = next((sample.wrong for sample in samples if sample.wrong), "")
     good = [(sample.images[0], sample.labels[0]) for sample in samples if sample.images.numel()]
     images, labels = default_collate(good) if good and not wrong else (torch.empty(0), torch.empty(0))
     return Batch(images, labels, corrupt, wrong)
-
-
-def _leave_ctrl_c_to_the_main_process(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
