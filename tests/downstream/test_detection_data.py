@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from scalekd.data import Key
@@ -121,7 +123,10 @@ def test_images_without_objects_have_empty_targets_and_can_be_left_out(write: Wr
         ({"bbox": [1, 2, 3]}, ("[1, 2, 3]", "[x, y, width, height]")),
         ({"bbox": [1, 2, float("nan"), 4]}, ("box",)),
         ({"segmentation": {"counts": [0, 9], "size": [9, 9]}}, ("[9, 9]", "[30, 40]")),
+        ({"segmentation": {"counts": [0, 9], "size": [HEIGHT, WIDTH]}}, ("annotation 1", "cannot be decoded")),
+        ({"segmentation": {"counts": "zzzz", "size": [HEIGHT, WIDTH]}}, ("cannot be decoded",)),
         ({"segmentation": None}, ("no mask",)),
+        ({"segmentation": [[0, 0, 1e9, 0, 1e9, 9]]}, ("polygon", "1e+09")),
     ],
 )
 def test_an_annotation_that_fits_nothing_is_refused_in_one_line(
@@ -140,8 +145,11 @@ def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tm
     (root / "train2017" / "8.png").unlink()
     with pytest.raises(UserError, match=r"1 of the 2 images .* missing, the first .*8\.png"):
         read(root)
-    with pytest.raises(UserError, match="no list 'images'"):
+    with pytest.raises(UserError, match="the list 'images'"):
         read(write({}, images=None))
+    outside = {"id": 3, "file_name": "../3.png", "width": WIDTH, "height": HEIGHT}
+    with pytest.raises(UserError, match=r"'../3\.png', which is outside"):
+        read(write({}, images=[outside]))
     with pytest.raises(UserError, match="name and an id"):
         read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
     (root / "annotations" / "instances_train2017.json").write_text("{")
@@ -187,3 +195,56 @@ def test_an_image_of_another_size_than_stated_is_replaced_in_training_and_left_o
     batch = collate([CocoDataset(split)[Key(0, 0)]])
     assert batch.images == []
     assert "3.png" in next(iter(batch.corrupt))
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 9),
+    st.sampled_from([2**31, 2**63, -(2**70), 1e308, float("nan"), float("inf"), -0.5]),
+    st.sampled_from(["", "a", "\x00", "../3.png", "\ud800"]),
+    st.sampled_from([[], [[]], [1], {}, {"counts": "o0", "size": [HEIGHT, WIDTH]}]),
+)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to everything in a JSON document."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inside:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@pytest.fixture
+def valid(write: Write) -> tuple[Path, str]:
+    """A folder, and what its file of annotations holds."""
+    root = write({}, {"category_id": 7, "segmentation": uncompressed(np.ones((HEIGHT, WIDTH)))})
+    return root, (root / "annotations" / "instances_train2017.json").read_text()
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_spoilt_file_is_refused_in_one_line_or_read(valid: tuple[Path, str], data: st.DataObject) -> None:
+    root, text = valid
+    content = json.loads(text)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *way, last = data.draw(st.sampled_from(list(places(content)) or [("images",)]))
+        parent = content
+        for key in way:
+            parent = parent[key]
+        if data.draw(st.booleans()) and isinstance(parent, dict):
+            parent.pop(last, None)
+        else:
+            parent[last] = data.draw(VALUES)
+    spoilt = json.dumps(content).encode()[: data.draw(st.sampled_from([None, None, None, 300]))]
+    (root / "annotations" / "instances_train2017.json").write_bytes(spoilt)
+    try:
+        split = read(root)
+    except UserError as error:
+        refused = str(error)
+    else:
+        targets = [picture.target() for picture in split.pictures if picture.width * picture.height < 10**4]
+        assert all(target["labels"].max() <= len(split.classes) for target in targets if len(target["labels"]))
+        return
+    assert "\n" not in refused
+    assert "instances_train2017.json" in refused

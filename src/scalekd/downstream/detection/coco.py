@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,10 +15,21 @@ from faster_coco_eval import COCO
 from faster_coco_eval.core import mask as rle_tools
 from torch import Tensor
 
+from scalekd.data.decoding import MAX_PIXELS
+from scalekd.data.sources.source import escapes
+from scalekd.downstream.detection.annotations import (
+    AnnotationEntry,
+    CategoryEntry,
+    Content,
+    Encoding,
+    ImageEntry,
+    read_annotations,
+)
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
 
 _POINTS = 6  # numbers of the smallest polygon, a triangle
+_FAR = 10  # times the image's longer side
 _LIMIT = 1.0  # pixels: a box narrower or lower than this is not trained on, as in mmdetection
 
 
@@ -86,7 +95,7 @@ class CocoSplit:
     category_ids: tuple[int, ...]
     classes: tuple[str, ...]
     left_out: Counter[str]
-    content: dict[str, Any]
+    content: Content
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -126,12 +135,12 @@ def read_coco(root: Path, split: str) -> CocoSplit:
     file = root / "annotations" / f"instances_{split}.json"
     if not file.is_file():
         raise UserError(f"data: no such file: {file}; needed are {split}/ and annotations/{file.name} in {root}")
-    content = _load(file)
+    content = read_annotations(file)
     pictures = _pictures(content["images"], root / split, file)
     names = _categories(content["categories"], file)
     labels = {category: label for label, category in enumerate(names, 1)}
     left_out: Counter[str] = Counter()
-    kept: list[dict[str, Any]] = []
+    kept: list[AnnotationEntry] = []
     for annotation in content["annotations"]:
         read = _instance(
             annotation, pictures, labels, f"{file}: annotation {annotation.get('id', '(no id)')}", left_out
@@ -140,31 +149,19 @@ def read_coco(root: Path, split: str) -> CocoSplit:
             pictures[annotation["image_id"]].instances.append(read)
             area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
             ours = {"id": len(kept) + 1, "iscrowd": int(read.crowd), "area": area, "segmentation": read.mask}
-            kept.append(annotation | ours)
-    content = {"images": content["images"], "categories": content["categories"], "annotations": kept}
+            kept.append({**annotation, **ours})  # type: ignore[typeddict-item]
+    content["annotations"] = kept
     return CocoSplit(file, list(pictures.values()), tuple(names), tuple(names.values()), left_out, content)
 
 
-def _load(file: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"data: {file} is no JSON ({error}); download it again") from None
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"data: {file} has no list {part!r}; it must be in COCO's format for instances")
-    parts: dict[str, list[dict[str, Any]]] = content
-    return parts
-
-
-def _pictures(images: list[dict[str, Any]], folder: Path, file: Path) -> dict[int, Picture]:
+def _pictures(images: list[ImageEntry], folder: Path, file: Path) -> dict[int, Picture]:
     """The images by id; all their files must be there."""
-    try:
-        pictures = {i["id"]: Picture(i["id"], folder / i["file_name"], i["width"], i["height"]) for i in images}
-    except KeyError as error:
-        raise UserError(f"data: {file}: an image has no {error}; id, file_name, width and height are needed") from None
-    if not pictures:
-        raise UserError(f"data: {file} lists no images")
+    outside = next((image["file_name"] for image in images if escapes(image["file_name"])), None)
+    if outside is not None:
+        raise UserError(f"data: {file} names the image {outside!r}, which is outside of {folder}; do not trust it")
+    pictures = {i["id"]: Picture(i["id"], folder / i["file_name"], i["width"], i["height"]) for i in images}
+    if len(pictures) < len(images):
+        raise UserError(f"data: {file}: two images have the same id; every image needs one of its own")
     there = set(os.listdir(folder)) if folder.is_dir() else set()  # a look at each takes minutes
     missing = [p.path for p in pictures.values() if p.path.name not in there and not p.path.is_file()]
     if missing:
@@ -175,27 +172,29 @@ def _pictures(images: list[dict[str, Any]], folder: Path, file: Path) -> dict[in
     return pictures
 
 
-def _categories(categories: list[dict[str, Any]], file: Path) -> dict[int, str]:
+def _categories(categories: list[CategoryEntry], file: Path) -> dict[int, str]:
     """Names by id, ascending; ids may have gaps, as COCO's have."""
-    if not categories:
-        raise UserError(f"data: {file} lists no categories")
-    names = {c["id"]: str(c.get("name")) for c in categories if isinstance(c.get("id"), int)}
+    names = {category["id"]: category["name"] for category in categories}
     if len(set(names.values())) < len(categories):
-        raise UserError(f"data: {file}: every category needs a name and an id (a whole number) of its own")
+        raise UserError(f"data: {file}: every category needs a name and an id of its own")
     return dict(sorted(names.items()))
 
 
 def _instance(
-    annotation: dict[str, Any], pictures: dict[int, Picture], labels: dict[int, int], where: str, left_out: Counter[str]
+    annotation: AnnotationEntry,
+    pictures: dict[int, Picture],
+    labels: dict[int, int],
+    where: str,
+    left_out: Counter[str],
 ) -> Instance | None:
     """One annotation, or None where nothing of it can be used, which is counted."""
-    picture, label = pictures.get(annotation.get("image_id", -1)), labels.get(annotation.get("category_id", -1))
+    picture, label = pictures.get(annotation["image_id"]), labels.get(annotation["category_id"])
     if picture is None:
-        raise UserError(f"data: {where} is of image {annotation.get('image_id')}, which the file does not list")
+        raise UserError(f"data: {where} is of image {annotation['image_id']}, which the file does not list")
     if label is None:
-        raise UserError(f"data: {where} is of category {annotation.get('category_id')}, which the file does not list")
-    box = _box(annotation.get("bbox"), picture, where, left_out)
-    mask = _mask(annotation.get("segmentation"), picture, where)
+        raise UserError(f"data: {where} is of category {annotation['category_id']}, which the file does not list")
+    box = _box(annotation["bbox"], picture, left_out)
+    mask = _mask(annotation["segmentation"], picture, where)
     if box is None:
         left_out["boxes without area inside their image left out"] += 1
         return None
@@ -210,12 +209,9 @@ def _instance(
     return instance
 
 
-def _box(bbox: Any, picture: Picture, where: str, left_out: Counter[str]) -> tuple[float, float, float, float] | None:
+def _box(bbox: list[float], picture: Picture, left_out: Counter[str]) -> tuple[float, float, float, float] | None:
     """`[x, y, width, height]` -> corners inside the image; None where nothing of it is there."""
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) for v in bbox)
-    if not numbers or not all(map(math.isfinite, bbox)):
-        raise UserError(f"data: {where} has the box {bbox!r}; it must be [x, y, width, height], in pixels")
-    x, y, width, height = map(float, bbox)
+    x, y, width, height = bbox
     left, right = max(x, 0.0), min(x + width, float(picture.width))
     upper, lower = max(y, 0.0), min(y + height, float(picture.height))
     if left >= right or upper >= lower:
@@ -226,15 +222,21 @@ def _box(bbox: Any, picture: Picture, where: str, left_out: Counter[str]) -> tup
     return left, upper, right, lower
 
 
-def _mask(mask: Any, picture: Picture, where: str) -> Any:
+def _mask(mask: list[list[float]] | Encoding, picture: Picture, where: str) -> list[list[float]] | Encoding | None:
     """Polygons or a run-length encoding that can be decoded; None where no polygon has an area."""
-    if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
-        usable = [polygon for polygon in mask if len(polygon) >= _POINTS and len(polygon) % 2 == 0]
-        return usable or None
-    if not isinstance(mask, dict) or "counts" not in mask or "size" not in mask:
-        raise UserError(f"data: {where} has no mask; segmentation must be polygons or a run-length encoding")
-    if list(mask["size"]) != [picture.height, picture.width]:
+    if isinstance(mask, list):
+        farthest = max((abs(number) for polygon in mask for number in polygon), default=0)
+        if farthest > _FAR * max(picture.width, picture.height):  # drawing its outline would take ages
+            raise UserError(f"data: {where} has a polygon that goes to {farthest:g}, far outside its image; mend it")
+        return [polygon for polygon in mask if len(polygon) >= _POINTS and len(polygon) % 2 == 0] or None
+    if mask["size"] != [picture.height, picture.width]:
         raise UserError(
             f"data: {where} has a mask of {mask['size']}, but its image is of {[picture.height, picture.width]}"
         )
+    if picture.width * picture.height > MAX_PIXELS:
+        return mask  # its image is told of when it is read
+    try:
+        decode_mask(mask, picture.height, picture.width)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"data: {where} has a mask that cannot be decoded: {error}") from None
     return mask
