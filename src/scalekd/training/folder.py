@@ -22,6 +22,7 @@ _OURS = ("inputs.json", "environment.json", "metrics.jsonl", "result.json", "stu
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
+_MODELS = {"teacher", "student"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
     "keep", "checkpoint_minutes",
@@ -81,6 +82,7 @@ class RunFolder:
         write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        paths |= {key: os.path.abspath(value) for key, value in recipe if key in _MODELS and is_weights(value)}
         if recipe.data is not None:
             paths["data"] = absolute(recipe.data)
         _write(self.recipe, dump(recipe.model_copy(update=paths)))
@@ -100,6 +102,7 @@ class RunFolder:
         """
         stored, wanted = resolved(Recipe()) | self.stored_keys(), resolved(recipe)  # newer keys had their defaults
         free = _PLACES | _CONDUCT | ({"micro_batch"} if cut_freely(recipe) else set())
+        free |= {key for key in _MODELS if is_weights(stored.get(key)) and is_weights(wanted.get(key))}  # known by hash
         changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
@@ -158,6 +161,11 @@ class RunFolder:
 
     def _logs(self) -> list[Path]:
         return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def is_weights(model: object) -> bool:
+    """Whether a model is named by its weights file."""
+    return isinstance(model, str) and model.endswith(".safetensors")
 
 
 def cut_freely(recipe: Recipe) -> bool:

@@ -120,19 +120,26 @@ def _is_number(label: str) -> bool:
     return label.isdecimal() and len(label) < _DIGITS and label == str(int(label))
 
 
-def same_classes(training: Split, validation: Split) -> Split:
+def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> Split:
     """The validation images, labelled in the order of the training images' classes.
+
+    Args:
+        training: The training images.
+        validation: The validation images.
+        names: What the two splits are called.
 
     Raises:
         UserError: If the two do not have the same classes.
     """
-    for have, lack in ((training, validation), (validation, training)):
-        extra = sorted(set(have.classes) - set(lack.classes))
-        if extra:
-            raise UserError(
-                f"data: classes differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
-                f"in {have.root} but not in {lack.root}"
-            )
+    splits = ((names[0], training, validation), (names[1], validation, training))
+    extra = {name: sorted(set(have.classes) - set(lack.classes)) for name, have, lack in splits}
+    only = [
+        f"{', '.join(more[:3])}{', ...' if len(more) > 3 else ''} in {name} only"
+        for name, more in extra.items()
+        if more
+    ]
+    if only:
+        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
     return in_order(validation, training.classes)
 
 
