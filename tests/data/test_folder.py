@@ -42,5 +42,5 @@ def test_an_empty_split_a_single_class_and_an_empty_class_are_refused(data: Path
 
 def test_different_classes_in_the_splits_are_named(data: Path) -> None:
     shutil.move(data / "val" / "red", data / "val" / "rot")
-    with pytest.raises(UserError, match=r"classes differ: red in .*train but not in .*val"):
+    with pytest.raises(UserError, match=r"classes differ: red in train only"):
         read_splits(data, "train", "val")

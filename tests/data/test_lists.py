@@ -29,7 +29,7 @@ from scalekd.errors import UserError
         ("path,label,split\ntrain/../../x.png,blue,train\n", "paths must stay"),
         ("path,label,split\nout/x.png,blue,train\n", "'out/x.png' is in a link that leads out"),
         ("path,label,split\ntrain/out.png,blue,train\n", "'train/out.png' is a link that leads out"),
-        ("path,label,split\nnone/x.png,blue,train\n", "no such folder"),
+        ("path,label,split\nnone/x.png,blue,train\n", "not there .No such file"),
         ("path,label,split\nTRAIN,blue,train\n", "one class, 'blue'"),
         ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
         ("path,label,split\n\udcff,blue,val\n", "no text"),

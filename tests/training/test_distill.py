@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,28 @@ def test_resuming_without_a_run_is_refused(cli: Cli, tmp_path: Path) -> None:
     cli("distill", "--output", tmp_path / "none", "--resume").refused("holds no run")
 
 
+def test_a_run_goes_on_from_any_folder_and_with_its_teacher_elsewhere(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, here, there = tmp_path / "run", tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        shutil.copy(teacher_file, folder / "t.safetensors")
+    monkeypatch.chdir(here)
+    first = distill(cli, data, output, "--teacher", "t.safetensors", "--no-check-teacher")
+    (output / "result.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    resumed = cli("distill", "--output", output, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "resume    from step-" in resumed.err
+    assert result(output)["sha256"] == first["sha256"]
+    (output / "result.json").unlink()
+    (here / "t.safetensors").unlink()
+    cli("distill", "--output", output, "--resume").refused("no such file", "here/t.safetensors")
+    outcome = cli("distill", "--output", output, "--resume", "--teacher", there / "t.safetensors")
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.parametrize("when", ["in the middle of an epoch", "in a validation"])
 def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     data: Path, teacher_file: Path, tmp_path: Path, when: str
@@ -235,7 +258,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     os.killpg(stopped.pid, signal.SIGINT)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, err
-    assert err.strip().splitlines()[-1].endswith(f"--resume goes on with the run in {tmp_path / 'stopped'}")
+    assert err.strip().splitlines()[-1].endswith(f"scalekd distill --resume --output {tmp_path / 'stopped'}")
     assert "Traceback" not in err
     resumed = start("stopped", "--resume")
     _, err = resumed.communicate(timeout=300)

@@ -278,7 +278,7 @@ def test_a_signal_leaves_a_checkpoint_that_one_process_goes_on_from(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].endswith(f"--resume goes on with the run in {stopped}")
+    assert err.strip().splitlines()[-1].endswith(f"scalekd distill --resume --output {stopped}")
     assert not (stopped / "result.json").exists()
     resumed = cli("distill", *flags, "--output", stopped, "--devices", "1", "--auto-resume")
     assert resumed.code == 0, resumed.err

@@ -112,7 +112,11 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
     monkeypatch.undo()
     group = tmp_path / "stopped"
     assert stopped.code == 130
-    assert stopped.err.strip().splitlines()[-1] == f"stopped at step 4; --resume goes on with the run in {group}"
+    assert (
+        stopped.err.strip()
+        .splitlines()[-1]
+        .endswith(f"stopped at step 4; go on with: scalekd distill --resume --output {group}")
+    )
     cli("distill", "--resume", "--output", group / "test_vit").refused(
         "one of a group", f"--resume to --output {group}"
     )

@@ -107,6 +107,8 @@ class Checkpoints(TorchCheckpointIO):
 
 def _reason(error: Exception) -> str:
     """An exception's first line."""
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is damaged or cut short"
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 

@@ -33,6 +33,8 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     if resume and checkpoint is None:
         processes.first_says(lambda: _begin_anew(setup))
     step = 0 if checkpoint is None else checkpoint.run["step"]
+    if checkpoint is not None:
+        setup.say(f"resume    from {checkpoint.path.name}: step {step} of {setup.steps * recipe.epochs} is done")
     if processes.first and resume:
         for number, folder in enumerate(group.runs):
             folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])

@@ -25,6 +25,7 @@ _OURS = (
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache"}
+_MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
     "keep", "checkpoint_minutes",
@@ -89,6 +90,7 @@ class RunFolder:
         write_json(self.environment, describe_environment())
         # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
+        paths |= {key: os.path.abspath(value) for key, value in recipe if key in _MODELS and is_weights(value)}
         data = getattr(recipe, "data", None)
         if isinstance(data, str):
             paths["data"] = absolute(data)
@@ -107,11 +109,10 @@ class RunFolder:
         Raises:
             UserError: If there is no run or a setting is another; names it.
         """
-        stored, wanted = (
-            resolved(type(recipe)()) | self.stored_keys(),
-            resolved(recipe),
-        )  # newer keys had their defaults
+        defaults = resolved(type(recipe)())  # of keys that are newer than the run
+        stored, wanted = defaults | self.stored_keys(), resolved(recipe)
         free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set())
+        free |= {key for key in _MODELS if is_weights(stored.get(key)) and is_weights(wanted.get(key))}  # known by hash
         changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
         if changed:
             key = changed[0]
@@ -170,6 +171,11 @@ class RunFolder:
 
     def _logs(self) -> list[Path]:
         return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def is_weights(model: object) -> bool:
+    """Whether a model is named by its weights file."""
+    return isinstance(model, str) and model.endswith(".safetensors")
 
 
 def cut_freely(recipe: Recipe) -> bool:

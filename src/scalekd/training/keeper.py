@@ -176,8 +176,10 @@ class Keeper(Callback):
     def _stop_if_wished(self, module: DistillationModule, wish: int) -> None:
         if wish > _CHECKPOINT:
             self._vote.close()
-            where = f"--resume goes on with the run in {self._group.path}"
-            raise Interrupted(f"stopped at step {module.step}; {where}", signal.Signals(wish - _CHECKPOINT))
+            command = f"scalekd distill --resume --output {self._group.path}"
+            raise Interrupted(
+                f"stopped at step {module.step}; go on with: {command}", signal.Signals(wish - _CHECKPOINT)
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._vote.close()

@@ -217,7 +217,7 @@ def _label_column(table: Any, root: Path) -> str:
 def _labels(table: Any, root: Path) -> tuple[list[str], Iterator[str | int | None]]:
     """Class names, where the table has them, and the label of each row."""
     column = _label_column(table, root)
-    names = list(getattr(table.features[column], "names", ()))
+    names = [str(name) for name in getattr(table.features[column], "names", ())]  # as the library reads others
 
     def texts() -> Iterator[str | int | None]:
         for rows in table.select_columns([column]).iter(_AT_ONCE):

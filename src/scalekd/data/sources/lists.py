@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.data.names import Names
-from scalekd.data.sources.source import Labelling, escapes
+from scalekd.data.sources.source import Labelling, escapes, parse_json, repeated
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
 
@@ -88,6 +87,8 @@ def _read(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         UserError: If it cannot be read, is not what its ending says, or has no column `path`.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"data: {file} is no regular file")
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             yield from _read_csv(file, lines) if file.suffix == ".csv" else _read_json(file, lines)
@@ -98,20 +99,27 @@ def _read(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_csv(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(lines, strict=True)
     columns = [str(column) for column in reader.fieldnames or ()]
     if "path" not in columns:
         raise UserError(f"data: {file} has no column 'path'; its first line must name the columns (has {columns})")
+    if twice := repeated(columns):
+        raise UserError(f"data: {file} has two columns {twice!r}; remove one")
     for row in reader:
+        if any(row.get(None, ())):  # what is beyond the columns
+            raise UserError(
+                f"data: {file}: line {reader.line_num} has more fields than there are columns; put quotes around those "
+                "with commas"
+            )
         yield reader.line_num, row
 
 
 def _read_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            raise UserError(f"data: {file}: line {number} is no JSON") from None
+            row = parse_json(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"data: {file}: line {number} is no JSON: {getattr(error, 'msg', error)}") from None
         if row is None:
             continue
         if not isinstance(row, dict):
@@ -139,8 +147,8 @@ def _links(file: Path, root: str, folder: str, path: str) -> set[str]:
     try:
         with os.scandir(real) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"data: {file}: {path!r} is not there (no such folder)") from None
+    except OSError as error:
+        raise UserError(f"data: {file}: {path!r} is not there ({error.strerror})") from None
 
 
 def _inside(path: str, root: str) -> bool:

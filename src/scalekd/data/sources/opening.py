@@ -90,7 +90,7 @@ def read_splits(data: str | Path, train: str, val: str) -> tuple[Split, Split]:
     """
     source = open_data(data)
     training = source.read(train)
-    return training, same_classes(training, source.read(val))
+    return training, same_classes(training, source.read(val), (train, val))
 
 
 def read_unlabelled(data: str | Path, name: str) -> Split:

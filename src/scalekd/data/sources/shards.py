@@ -183,6 +183,9 @@ def _class_names(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError:
         raise UserError(f"data: {file} is no text; it holds the classes' names, a line each") from None
+    if "" in names[:-1]:  # counted or not, the indices after it differ
+        raise UserError(f"data: {file}: line {names.index('') + 1} is empty; it holds the classes' names, a line each")
+    return [name for name in names if name]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from scalekd.data.split import UNLABELLED, Split, Store
 from scalekd.errors import UserError, did_you_mean
 
 _DIGITS = 19
+_KEYS = ("path", "label", "cls", "split")
 
 
 class Source(Protocol):
@@ -77,8 +80,10 @@ class Labelling:
         if len(names) < 2:
             raise UserError(f"data: {store.root} has one class, {names[0]!r}; at least two are needed")
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in Counter(names).items() if count > 1)
             raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
+        if wrong := next((name for name in names if not _is_text(name)), None):
+            raise UserError(f"data: {store.root} has a class {wrong!r}, which is no Unicode text; name it otherwise")
         place: dict[str | int, int] = {index: index for index in range(len(names))} | _places(store.root, texts, names)
         unknown = [label for label in self._numbers if label not in place]
         if unknown:
@@ -115,19 +120,26 @@ def _is_number(label: str) -> bool:
     return label.isdecimal() and len(label) < _DIGITS and label == str(int(label))
 
 
-def same_classes(training: Split, validation: Split) -> Split:
+def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> Split:
     """The validation images, labelled in the order of the training images' classes.
+
+    Args:
+        training: The training images.
+        validation: The validation images.
+        names: What the two splits are called.
 
     Raises:
         UserError: If the two do not have the same classes.
     """
-    for have, lack in ((training, validation), (validation, training)):
-        extra = sorted(set(have.classes) - set(lack.classes))
-        if extra:
-            raise UserError(
-                f"data: classes differ: {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''} "
-                f"in {have.root} but not in {lack.root}"
-            )
+    splits = ((names[0], training, validation), (names[1], validation, training))
+    extra = {name: sorted(set(have.classes) - set(lack.classes)) for name, have, lack in splits}
+    only = [
+        f"{', '.join(more[:3])}{', ...' if len(more) > 3 else ''} in {name} only"
+        for name, more in extra.items()
+        if more
+    ]
+    if only:
+        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
     return in_order(validation, training.classes)
 
 
@@ -141,8 +153,28 @@ def in_order(split: Split, classes: tuple[str, ...]) -> Split:
 
 def escapes(entry: str) -> bool:
     """Whether a path that data names leaves the folder that it is relative to (or is none)."""
+    return not entry or not _is_text(entry) or "\0" in entry or os.path.isabs(entry) or ".." in Path(entry).parts
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file or folder could have these characters in its name: JSON can spell halves of some."""
     try:
-        os.fsencode(entry)
+        os.fsencode(name)
     except UnicodeEncodeError:
-        return True
-    return not entry or "\0" in entry or os.path.isabs(entry) or ".." in Path(entry).parts
+        return False
+    return True
+
+
+def repeated(keys: Sequence[str]) -> str | None:
+    """A key with a meaning here that is there twice, so that nobody knows which is meant."""
+    return next((key for key in _KEYS if keys.count(key) > 1), None)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := repeated([key for key, _ in pairs]):
+        raise ValueError(f"it has two entries {twice!r}")
+    return dict(pairs)
+
+
+parse_json = json.JSONDecoder(object_pairs_hook=_once).decode
+"""A text in JSON; raises ValueError (where a key with a meaning here is repeated, too) or RecursionError."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.sources.places import cache_folder
-from scalekd.data.sources.source import escapes
+from scalekd.data.sources.source import escapes, parse_json
 from scalekd.errors import UserError
 
 _FORMAT = 1
@@ -107,6 +107,8 @@ def _index(shard: Path, size: int) -> ShardIndex:
                     raise UserError(f"data: shard {shard}: {sample.image[0]!r} and {member.name!r} are one sample")
                 sample.image = (member.name, member.offset_data, member.size)
             elif ending in ("cls", "json"):
+                if ending in sample.labels:
+                    raise UserError(f"data: shard {shard}: {member.name!r} is another label of one sample")
                 if member.size > _LARGEST_LABEL:
                     raise UserError(
                         f"data: shard {shard}: {member.name!r} has {member.size} bytes, too many for a label"
@@ -158,7 +160,7 @@ def _label(shard: Path, name: str, content: bytes) -> str:
     try:
         text = content.decode().strip()
         if name.lower().endswith(".json"):
-            entries = json.loads(text)
+            entries = parse_json(text)
             value = entries.get("label", entries.get("cls", "")) if isinstance(entries, dict) else ""
             if isinstance(value, bool) or not isinstance(value, str | int):
                 raise ValueError(f"its label is {value!r}, neither text nor an integer")
