@@ -102,3 +102,21 @@ def test_what_gives_no_pyramid_is_refused(tmp_path: Path) -> None:
         build("torchvision:resnet18")
     with pytest.raises(UserError, match="holds no weights"):
         Backbone(tmp_path)
+
+
+def test_swins_last_stage_looks_across_its_windows() -> None:
+    """At 224 px one window is all of it; larger images have several, which must not stay apart."""
+    backbone = build("swin_tiny_patch4_window7_224", **(TINY_SWIN | {"depths": (1, 1, 1, 2)}))
+    images = torch.rand(1, 3, 448, 448)
+    corner = images.clone()
+    corner[..., :32, :32] = 0  # one cell of the last map
+    changed = (backbone(images)[3] - backbone(corner)[3]).abs().amax(dim=(0, 1)) > 1e-6
+    assert changed[:7, :7].any()
+    assert changed[7:, :].any()
+
+
+def test_maps_of_models_with_layer_norms_are_normalised() -> None:
+    for name, args in PAIRS[:2]:
+        maps = build(name, **args)(10 * torch.rand(1, 3, 64, 64))
+        scales = [float(features.detach().std(1, correction=0).mean()) for features in maps]
+        assert all(abs(scale - 1) < 0.05 for scale in scales) == (name != "resnet18"), name

@@ -61,6 +61,16 @@ def test_no_predictions_at_all_give_zeros(kind: Literal["bbox", "segm"], truth: 
     assert set(measured.per_class.values()) == {0}
 
 
+def test_images_that_were_not_looked_at_do_not_count(truth: COCO, predictions: Any) -> None:
+    seen = sorted({found["image_id"] for found in predictions})[:1]
+    part = [found for found in predictions if found["image_id"] in seen]
+    of_all, of_seen = (average_precision(truth, part, "bbox", images).figures["AP"] for images in (None, seen))
+    assert of_seen > of_all  # type: ignore[operator]
+    content = truth.dataset | {"images": [image for image in truth.dataset["images"] if image["id"] in seen]}
+    content["annotations"] = [a for a in truth.dataset["annotations"] if a["image_id"] in seen]
+    assert of_seen == pytest.approx(average_precision(COCO(content), part, "bbox").figures["AP"])
+
+
 def test_a_class_that_does_not_occur_has_no_figure(truth: COCO) -> None:
     truth.dataset["categories"].append({"id": 91, "name": "fish"})
     assert average_precision(COCO(truth.dataset), [], "bbox").per_class["fish"] is None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cli
+from conftest import TINY_VIT, Cli
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -18,6 +18,7 @@ from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.detection import Detection
 from scalekd.downstream.detection.detector import load_detector
 from scalekd.downstream.detection.model import build_detector
+from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.training.logs import JsonLinesLogger
 
@@ -87,7 +88,7 @@ def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, 
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert [line["step"] for line in lines(run) if "val/box_AP" in line] == [2, 4]
-    with Image.open(run / "pictures" / "0.png") as drawn:
+    with Image.open(run / "pictures" / "000-0.png") as drawn:
         assert drawn.size == (2 * SIDE, SIDE)
 
     detector, classes = load_detector(run)
@@ -127,6 +128,39 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
     results = [json.loads((run / "result.json").read_text()) for run in (whole, parted)]
     assert results[0]["sha256"] == results[1]["sha256"]
     assert lines(whole) == lines(parted)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", TINY_VIT | {"class_token": False, "global_pool": "avg", "fc_norm": False}),
+        ("mixer_b14_224", {"img_size": 64, "patch_size": 16, "num_blocks": 2, "embed_dim": 16}),
+    ],
+)
+def test_a_detector_is_read_again_whatever_its_backbone_and_wherever_that_is(
+    cli: Cli, coco: Path, tmp_path: Path, name: str, args: dict[str, Any]
+) -> None:
+    Classifier(name, pretrained=False, num_classes=3, **args).save(tmp_path / "student.safetensors")
+    settings = (*SETTINGS, "--epochs", "1", "--pictures", "0", "--backbone-args", "{}", "--backbone-pretrained")
+    settings += ("--backbone", str(tmp_path / "student.safetensors"))
+    outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *settings)
+    assert outcome.code == 0, outcome.err
+    (tmp_path / "student.safetensors").unlink()
+    state = load_file(tmp_path / "run" / "detector.safetensors")
+    detector, _ = load_detector(tmp_path / "run")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in detector.state_dict().items())
+
+
+def test_unreadable_images_are_left_out_of_the_figures_and_are_not_all_there_is(
+    cli: Cli, coco: Path, tmp_path: Path
+) -> None:
+    (coco / "val2017" / "1.png").write_bytes(b"")
+    outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *SETTINGS)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["images"] == 1
+    for image in (coco / "train2017").iterdir():
+        image.write_bytes(b"")
+    cli("transfer", "detection", "--data", coco, "--output", tmp_path / "none", *SETTINGS).refused("no image", "read")
 
 
 def tiny_detector(**changes: Any) -> Any:

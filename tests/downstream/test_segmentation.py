@@ -101,16 +101,19 @@ def test_a_student_learns_to_segment_and_leaves_its_run(run: Cli, cli: Cli, tmp_
     assert other > 50
 
 
-def test_the_backbones_weights_are_taken_and_noted(run: Cli, tmp_path: Path) -> None:
+def test_the_backbones_weights_are_taken_and_noted(run: Cli, cli: Cli, tmp_path: Path) -> None:
     args: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     digest = Classifier("resnet18", pretrained=False, num_classes=3, **args).save(tmp_path / "student.safetensors")
     assert run("--backbone", tmp_path / "student.safetensors", "--backbone-args", "{}").code == 0
     assert json.loads((tmp_path / "run" / "inputs.json").read_text())["backbone weights"] == digest
+    (tmp_path / "student.safetensors").unlink()  # which the trained model holds
+    assert cli("transfer", "segmentation", "--output", tmp_path / "run", "--evaluate").code == 0
 
 
+@pytest.mark.parametrize("last", [2, 3])  # at a validation, between two
 @pytest.mark.parametrize("more", [(), ("--micro-batch", "2", "--ema", "0.5", "--precision", "bf16")])
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], last: int
 ) -> None:
     more = (*more, "--validate-every", "2", "--json")
     whole = run(*more)
@@ -121,14 +124,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
     def press_ctrl_c(module: SegmentationModule, *args: Any, **kwargs: Any) -> None:
         average(module, *args, **kwargs)
-        if module.global_step == 2:  # of the third step: Lightning counts after it
+        if module.global_step == last - 1:  # Lightning counts after the step
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationModule, "optimizer_step", press_ctrl_c)
         stopped = run(*more, "--overwrite")
     assert stopped.code == 130
-    assert "stopped at step 3" in stopped.err
+    assert f"stopped at step {last}" in stopped.err
     resumed = run(*more, "--resume")
     assert resumed.code == 0, resumed.err
     assert json.loads(resumed.out)["sha256"] == json.loads(whole.out)["sha256"]
@@ -180,6 +183,8 @@ def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_
     run("--batch", "1").refused("at least 2 images at once")
     run("--micro-batch", "3").refused("micro_batch: 3")
     run("--validate-every", "3").refused("validate_every: 3")
+    run("--window", "16", "--window-stride", "17").refused("window_stride: 17")
+    run("--window-stride", "17").refused("window_stride: 17")
     run("--image-folder", "images").refused("image_folder", "{split}")
     run("--recipe", "segmentation/upernet-resnet51").refused("did you mean 'segmentation/upernet-resnet50'")
     run("--backbone-args", "{output_stride: 8}").refused("backbone", "strides 2, 4, 8")
@@ -196,6 +201,9 @@ def test_an_unreadable_image_is_left_out_up_to_the_limit(run: Cli, scenes: Path)
     outcome = run("--overwrite", "--json")
     assert outcome.code == 0, outcome.err
     assert len(json.loads(outcome.out)["corrupt_images"]) == 2
+    for image in (scenes / "images" / "training").iterdir():
+        image.write_bytes(b"")
+    run("--overwrite").refused("no image of a batch can be read", "max_corrupt")
 
 
 def test_a_sample_follows_from_seed_epoch_and_index(scenes: Path) -> None:

@@ -103,6 +103,7 @@ def test_a_runs_card_tells_what_it_left(cli: Cli, data: Path, teacher_file: Path
     for part in ("scalekd", "teacher.safetensors", f"{result['top1']:.2f}", result["sha256"], "12 images", "epochs: 2"):
         assert part in card, part
     assert str(tmp_path) not in card
+    cli("export", run, "--format", "timm", "--output", run).refused("run's own folder")
     cli("export", run, "--format", "timm").refused("exists", "--overwrite")
     assert cli("export", run, "--format", "timm", "--overwrite").code == 0
 
@@ -158,7 +159,12 @@ def test_wrong_input_is_refused_in_a_line(
         ({"architecture": "python:os.system"}, "python:os.system"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
         ({"architecture": None}, "None"),
-        ({"pretrained_cfg": {"input_size": 3}}, "config.json"),
+        ({"pretrained_cfg": {"input_size": 3}}, "no configuration"),
+        ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, "input_size"),
+        ({"pretrained_cfg": {"crop_pct": "x"}}, "crop_pct"),
+        ({"pretrained_cfg": {"std": [0, 1, 1]}}, "std"),
+        ({"label_names": 5}, "label_names"),
+        ({"label_names": ["a"]}, "names 1 classes"),
     ],
 )
 def test_a_folder_may_not_ask_for_code_or_files(cli: Cli, tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -167,4 +173,4 @@ def test_a_folder_may_not_ask_for_code_or_files(cli: Cli, tmp_path: Path, change
     assert cli("export", weights, "--format", "timm", "--output", folder).code == 0
     config = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps(config))
-    cli("predict", folder, tmp_path / "image.png").refused("config.json", told)
+    cli("predict", folder, tmp_path / "image.png").refused(str(folder), told)

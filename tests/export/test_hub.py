@@ -84,11 +84,14 @@ def weights(tmp_path: Path) -> Path:
 def test_the_folder_arrives_as_it_is(cli: Cli, hub: type[Hub], weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     command = ("export", weights, "--format", "timm", "--output", folder, "--push-to-hub", "me/student", "--private")
+    folder.mkdir()
+    (folder / "private.txt").write_text("not of the export")
     outcome = cli(*command)
     assert outcome.code == 0, outcome.err
     assert "uploaded" in outcome.out
     assert hub.created[0]["name"] == "student"
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
+    (folder / "private.txt").unlink()
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
     received = tmp_path / "received"
     received.mkdir()

@@ -89,6 +89,10 @@ def randomised(module: nn.Module) -> nn.Module:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.5 if "running_var" in name else torch.randn_like(tensor) * 0.2)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):  # as large as activations get, so that bounded ones (ReLU6) would show
+            part.weight.data += 1.5
+            part.bias.data += 1
     return module.eval()
 
 
@@ -234,6 +238,10 @@ def test_the_log_in_a_trainers_file_is_passed_over(tmp_path: Path, monkeypatch: 
     class HistoryBuffer:
         def __init__(self) -> None:
             self._log_history, self._max_length = np.array([0.5, 0.25]), np.int64(3)
+            self.statistics_methods = {"mean": self.mean}
+
+        def mean(self) -> float:
+            return float(self._log_history.mean())
 
     module = ModuleType("mmengine.logging.history_buffer")
     HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"

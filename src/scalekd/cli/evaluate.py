@@ -34,6 +34,7 @@ from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
 
 _NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
+_SHARED = ("data", "train_split", "val_split", "precision")  # what models must have in common to be compared
 _OF_THE_RUN = ("data", "train_split", "val_split", "resolution", "crop_fraction", "precision")
 
 
@@ -123,20 +124,22 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
 
 def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:
     """Print what each model's features are worth, all on the data of the first that brings some along."""
-    data = next((subject.keys["data"] for subject in subjects if "data" in subject.keys), None)
-    if data is None:
+    shared = next(({key: s.keys[key] for key in _SHARED if key in s.keys} for s in subjects if "data" in s.keys), None)
+    if shared is None:
         raise UserError(_NO_DATA.format(splits="train/<class>/ and val/<class>/"))
     rows: list[dict[str, Any]] = []
     for subject in subjects:
-        train, val = _features(subject, load(None, subject.keys | {"data": data}))
+        train, val = _features(
+            subject, load(None, {key: value for key, value in subject.keys.items() if key not in _SHARED} | shared)
+        )
         row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
         row |= {"knn": knn_accuracy(train, val)} if knn else {}
         row |= {"linear": linear_accuracy(train, val)} if linear else {}
         rows.append(row | {"training_images": len(train.labels), "images": len(val.labels)})
     if as_json:
-        typer.echo(json.dumps({"data": str(data), "models": rows}))
+        typer.echo(json.dumps({"data": str(shared["data"]), "models": rows}))
     else:
-        _print(rows, str(data))
+        _print(rows, str(shared["data"]))
 
 
 def _print(rows: Sequence[dict[str, Any]], data: str) -> None:

@@ -28,6 +28,7 @@ from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
 from scalekd.recipes import Recipe, load
+from scalekd.training import RunFolder
 from scalekd.training.inputs import evaluation_images
 
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
@@ -88,7 +89,7 @@ def export(
         result["int8"] = _quantise(named, full=exported, target=target, images=images, recipe=recipe)
         lines.append(_describe_int8(result["int8"]))
     if hub is not None:
-        result["hub"] = push_to_hub(target, hub, private=private)
+        result["hub"] = push_to_hub(target, _WRITTEN, hub, private=private)
         lines.append(f"uploaded  {result['hub']}")
     typer.echo(json.dumps(result) if as_json else "\n".join(lines))
 
@@ -105,6 +106,8 @@ def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) ->
     is_folder = name == "timm"
     if not is_folder and target.suffix != Path(name).suffix:
         raise UserError(f"output: {target} must end in {Path(name).suffix}")
+    if is_folder and RunFolder(target).exists:
+        raise UserError(f"output: {target} is a run's own folder; name one in it, such as {target / 'export' / name}")
     written = [target / file for file in _WRITTEN] if is_folder else [target, _int8_path(target)]
     there = [path for path in written if path.exists()]
     if there and not overwrite:
@@ -162,7 +165,9 @@ def _write(named: Named, format_: str, target: Path, opset: int | None) -> Calla
         digest = write_timm_folder(named.classifier, target, named.weights)
         (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
         plain = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
-        return lambda images: plain(named.classifier.prepare(images))
+        config = timm.data.resolve_model_data_config(plain)
+        mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        return lambda images: plain((images - mean) / std)
     if format_ == "onnx":
         export_onnx(named.classifier, target, _card(named), opset)
         _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to what was replaced

@@ -66,6 +66,8 @@ def read_model(
         return Named(read_timm_folder(path, resolution).eval(), path / WEIGHTS)
     if run is not None:
         student = str(run.stored_keys().get("student"))
+        if student == "None":
+            raise UserError(f"model: the run in {run.path} has trained no classifier; see its own weights there")
         if not run.student.is_file():
             raise UserError(f"model: {run.path} has no {run.student.name} yet; the run has not validated once")
         # Code of the user's own is named by the recipe alone, never by weights.

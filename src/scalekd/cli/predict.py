@@ -94,6 +94,8 @@ def _open(
 ) -> tuple[Classifier | OnnxClassifier, Callable[[Tensor], Tensor]]:
     """The model, and what turns a batch on the CPU into its logits."""
     if model.endswith(".onnx"):
+        if weights is not None:
+            raise UserError("weights: are of a timm name; an .onnx file has its own inside")
         runtime = OnnxClassifier(Path(model))
         return runtime, runtime
     device = pick_device(recipe.accelerator)

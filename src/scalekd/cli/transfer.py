@@ -2,71 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
-from pathlib import Path
-from typing import Annotated
-
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from scalekd.cli.detection import detection
-from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.downstream.segmentation import GROUPS, Segmentation
-from scalekd.errors import UserError
-from scalekd.recipes import load_as
-from scalekd.training import RunFolder
+from scalekd.cli.segmentation import segmentation
 
 transfer = typer.Typer(help="Train a student as the backbone of another task.", no_args_is_help=True)
-
-
-@transfer.callback()
-def _tasks() -> None:
-    """Train a student as the backbone of another task."""
-
-
-transfer.command()(detection)
-
-
-@transfer.command()
-@with_recipe_flags(groups=GROUPS)
-def segmentation(
-    *,
-    output: Annotated[Path, typer.Option(help="Folder for weights, logs, pictures and checkpoints.")],
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
-    evaluate: Annotated[
-        bool,
-        typer.Option("--evaluate", help="Only measure the model in the output folder."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    flags: Flags,
-) -> None:
-    """Train UPerNet on a student's features, and measure its mIoU.
-
-    Flags are recipe keys and win over the recipe. Label images have one channel of class numbers.
-    """
-    from scalekd.downstream.segmentation import run  # noqa: PLC0415 (needs the extra `downstream`)
-
-    if evaluate and (resume or overwrite or recipe):
-        raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
-    stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
-    settings = load_as(Segmentation, stored, flags, partial(typer.echo, err=True))
-    if evaluate:
-        result = run.evaluate(settings, output)
-    else:
-        result = run.train(settings, output, resume=resume, overwrite=overwrite)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name, value in result["iou"].items():
-        table.add_row(name, "does not occur" if value is None else f"{value:.2f}%")
-    Console().print(table)
-    typer.echo(
-        f"mIoU {result['miou']:.2f}%, pixel accuracy {result['pixel_accuracy']:.2f}%; pictures in {output}/pictures"
-    )
+for task in (detection, segmentation):
+    transfer.command()(task)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.models.build import ImageModel
 from scalekd.models.sources import create, is_timm
+from scalekd.models.weights import Card, load_weights, save_weights
 
 STRIDES = (4, 8, 16, 32)
 _SINGLE = (8, 16, 32)  # the one stride of a ViT or Mixer that a pyramid can be made from
@@ -23,10 +25,11 @@ _SINGLE = (8, 16, 32)  # the one stride of a ViT or Mixer that a pyramid can be 
 class Backbone(nn.Module):
     """A classifier without its head, as a pyramid of feature maps; all of it can be trained.
 
-    Hierarchical models give their own maps. A ViT or Mixer has one stride: its maps are scaled by deconvolutions and
-    pooling, all from the last one (ViTDet's simple feature pyramid) or from four depths. Position embeddings are
-    resampled to the image. An architecture of a fixed size (Mixer, BEiT) sees the image as tiles of that size, which
-    know nothing of each other.
+    Hierarchical models give their own maps, those with layer norms through a layer norm each, as mmdetection and
+    mmsegmentation have it; Swin always shifts its windows. A ViT or Mixer has one stride: its maps are scaled by
+    deconvolutions and pooling, all from the last one (ViTDet's simple feature pyramid) or from four depths. Position
+    embeddings are resampled to the image. An architecture of a fixed size (Mixer, BEiT) sees the image as tiles of that
+    size, which know nothing of each other.
 
     Args:
         model: A timm name, a weights file of scalekd's, or the folder of a run (or of `adapt`).
@@ -58,9 +61,9 @@ class Backbone(nn.Module):
         **model_args: Any,
     ) -> None:
         super().__init__()
-        source = _in_folder(Path(model)) if Path(model).is_dir() else model
+        source = weights_in(Path(model)) if Path(model).is_dir() else model
         image_model = ImageModel(source, weights=weights, pretrained=pretrained, **model_args)
-        self.name = image_model.name
+        self.name, self.model_args = image_model.name, image_model.model_args
         files = [Path(path) for path in (weights, source) if path is not None and Path(path).is_file()]
         self.file = files[0] if files else None
         self.register_buffer("mean", image_model.mean, persistent=False)
@@ -72,13 +75,23 @@ class Backbone(nn.Module):
         self.model.prune_intermediate_layers(sorted(set(self._indices)), prune_norm=True)
         widths = [maps.shape[1] for maps in self._try_out(own)]
         self.strides = list(STRIDES)
+        normed = own == self.strides and any(isinstance(part, nn.LayerNorm) for part in self.model.modules())
         self.scales = nn.ModuleList(
-            _scale(width, stride, wanted) for width, stride, wanted in zip(widths, own, STRIDES, strict=True)
+            LayerNorm2d(width) if normed else _scale(width, stride, wanted)
+            for width, stride, wanted in zip(widths, own, STRIDES, strict=True)
         )
         self.channels = [
             width if wanted >= stride else width * wanted // stride
             for width, stride, wanted in zip(widths, own, STRIDES, strict=True)
         ]
+
+    @classmethod
+    def from_card(cls, card: Card, *, spread: bool = False) -> Backbone:
+        """The backbone, its weights random, of a model that `save_whole` has written."""
+        backbone = cls(card.architecture.partition(":")[2], pretrained=False, spread=spread, **card.args)
+        backbone.mean.copy_(torch.tensor(card.mean).view_as(backbone.mean))
+        backbone.std.copy_(torch.tensor(card.std).view_as(backbone.std))
+        return backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C, H/4, W/4]` to `[B, C, H/32, W/32]`, finest first.
@@ -135,12 +148,16 @@ class Backbone(nn.Module):
         return maps
 
 
-def _in_folder(folder: Path) -> Path:
-    """The weights in the folder of a run or of `adapt`."""
-    names = ("student.safetensors", "teacher.safetensors")
+def weights_in(folder: Path) -> Path:
+    """The weights in the folder of a run, of `adapt` or of `export --format timm`.
+
+    Raises:
+        UserError: If there are none.
+    """
+    names = ("student.safetensors", "teacher.safetensors", "model.safetensors")
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
-        raise UserError(f"backbone: {folder} holds no weights ({' or '.join(names)}); name a run's folder or a file")
+        raise UserError(f"backbone: {folder} holds no weights ({', '.join(names)}); name a run's folder or a file")
     return found[0]
 
 
@@ -149,8 +166,12 @@ def _any_size(image_model: ImageModel) -> tuple[int | None, Any]:
     model = image_model.model
     if hasattr(model, "dynamic_img_size"):  # ViT, EVA, Swin: an argument of their builders
         arguments = image_model.model_args | {"dynamic_img_size": True, "num_classes": model.num_classes}
+        if isinstance(
+            model, SwinTransformer
+        ):  # otherwise a stage of one window at the weights' resolution never shifts
+            arguments["always_partition"] = True
         flexible = create(image_model.name, pretrained=False, model_args=arguments)
-        flexible.load_state_dict(model.state_dict())
+        load_weights(flexible, model.state_dict(), image_model.name)
         return None, flexible
     return (image_model.resolution if model.pretrained_cfg.get("fixed_input_size") else None), model
 
@@ -186,3 +207,42 @@ def _scale(channels: int, stride: int, wanted: int) -> nn.Module:
         steps += [LayerNorm2d(before), nn.GELU()] if narrow else []
         steps.append(nn.ConvTranspose2d(before, after, 2, stride=2))
     return nn.Sequential(*steps)
+
+
+def save_whole(
+    path: Path, model: nn.Module, backbone: Backbone, *, head: str, resolution: int, classes: tuple[str, ...]
+) -> str:
+    """Write a model of another task, its backbone within, with a card that is enough to build it again.
+
+    Args:
+        path: The safetensors file.
+        model: All of it.
+        backbone: Its backbone.
+        head: What stands on the backbone, such as `upernet`.
+        resolution: Image side in pixels that it was trained at.
+        classes: Class names.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    card = Card(
+        architecture=f"{head}:{backbone.name}",
+        num_classes=len(classes),
+        resolution=resolution,
+        mean=tuple(backbone.mean.flatten().tolist()),
+        std=tuple(backbone.std.flatten().tolist()),
+        args=backbone.model_args,
+        classes=classes,
+    )
+    return save_weights(path, model.state_dict(), card)
+
+
+def card_of(path: Path, card: Card | None, head: str) -> Card:
+    """The card of a file that `save_whole` has written.
+
+    Raises:
+        UserError: If it is another model's.
+    """
+    if card is None or not card.architecture.startswith(f"{head}:"):
+        raise UserError(f"weights: {path} holds no {head} of scalekd's")
+    return card

@@ -15,7 +15,7 @@ from pytorch_lightning import Trainer, seed_everything
 from rich.console import Console
 
 from scalekd.data import CorruptImages
-from scalekd.downstream.backbone import Backbone
+from scalekd.downstream.backbone import Backbone, weights_in
 from scalekd.downstream.keeper import Keeper
 from scalekd.downstream.keys import Transfer
 from scalekd.downstream.module import TransferModule
@@ -83,8 +83,8 @@ def begun(recipe: Transfer, output: Path, *, resume: bool, overwrite: bool, cons
     """
     quieten_lightning()
     named = named_backbone(recipe)
-    if os.path.exists(named):  # so that the run can be read from anywhere
-        recipe = recipe.model_copy(update={"backbone": os.path.abspath(named)})
+    if os.path.isdir(named):
+        recipe = recipe.model_copy(update={"backbone": os.path.abspath(weights_in(Path(named)))})
     with Stop() as stop:
         run = Run(recipe, Group(output), stop, resume, console or Console(stderr=True))
         with run.group.claimed(run.say, resume=resume):

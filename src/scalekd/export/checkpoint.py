@@ -12,6 +12,7 @@ from torch import Tensor
 from scalekd.errors import UserError
 
 _STUDENT = "student."
+_REFUSED = "Unsupported global"  # how torch begins to say what it would have to import
 
 
 class _Ignored:
@@ -29,6 +30,7 @@ _LOG = tuple(
     (_Ignored, name)
     for name in (
         "mmengine.logging.history_buffer.HistoryBuffer",
+        *("builtins.getattr", "__builtin__.getattr", "getattr"),  # of the buffer's methods
         *(
             f"{numpy}.{name}"
             for numpy in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -52,7 +54,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(list(_LOG)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line[line.index(_REFUSED) :] for line in lines if _REFUSED in line), lines[0]).split(". ")[0]
         raise UserError(f"checkpoint: {path} cannot be read with weights_only=True: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, errors
@@ -9,11 +10,12 @@ from huggingface_hub import HfApi, errors
 from scalekd.errors import UserError
 
 
-def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload a folder as a model, with the token of `hf auth login` or `HF_TOKEN`.
+def push_to_hub(folder: Path, files: Sequence[str], repository: str, *, private: bool) -> str:
+    """Upload files of a folder as a model, with the token of `hf auth login` or `HF_TOKEN`.
 
     Args:
-        folder: What `write_timm_folder` wrote, and its README.
+        folder: The folder; nothing else that is in it is sent.
+        files: Their names.
         repository: `USER/NAME`; made if it is not there.
         private: Whether a new repository is private.
 
@@ -26,7 +28,9 @@ def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
     api = HfApi(library_name="scalekd")
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Export of scalekd")
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, allow_patterns=list(files), commit_message="Export of scalekd"
+        )
     except (errors.HTTPError, ValueError, OSError) as error:  # type: ignore[attr-defined]
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"push_to_hub: {repository} at {api.endpoint} was not written: {reason}") from error

@@ -136,6 +136,8 @@ def _told_arguments(family: type[nn.Module], state: Mapping[str, Tensor]) -> dic
         return {"class_token": False, "global_pool": "avg", "fc_norm": False}  # tokens are normalised, then pooled
     if issubclass(family, ConvNeXt) and "backbone.norm2.weight" in state:
         return {"head_norm_first": True}  # maps of several stages, each normalised: pooling comes after
+    if issubclass(family, EfficientNet):
+        return {"act_layer": "relu"}  # where timm's own has ReLU6
     return {}
 
 

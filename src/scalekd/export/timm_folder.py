@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import Field, FiniteFloat, PositiveFloat, TypeAdapter, ValidationError
 from timm.models._hub import load_model_config_from_path, save_config_for_hf
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic's choice below Python 3.12
 
 from scalekd.errors import UserError
 from scalekd.models import Classifier
@@ -17,6 +20,24 @@ from scalekd.models.weights import file_hash, load_weights, read_weights
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What timm's configuration of an architecture says of its modules, rather than of weights that it was published with.
 _STRUCTURE = ("fixed_input_size", "first_conv", "classifier")
+
+
+_Share = Annotated[float, Field(ge=0.1, le=1)]
+_Side = Annotated[int, Field(gt=0, le=16384)]
+
+
+class _Config(TypedDict, total=False):
+    """What is read of `config.json`."""
+
+    num_classes: Annotated[int, Field(ge=0, le=10**6)]
+    input_size: tuple[Literal[3], _Side, _Side]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    crop_pct: _Share
+    label_names: list[str] | dict[str, str]
+
+
+_CONFIG = TypeAdapter(_Config)
 
 
 def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None) -> str:
@@ -70,7 +91,13 @@ def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
         config, name, args = load_model_config_from_path(folder)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"model: {folder / CONFIG} is no configuration of timm's: {error}") from None
-    classes = config.get("num_classes", args.get("num_classes", 1000))
+    try:
+        said = _CONFIG.validate_python(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"model: {folder / CONFIG} cannot be right: {where}: {first['msg']}") from None
+    classes = said.get("num_classes", args.get("num_classes", 1000))
     args = {key: value for key, value in args.items() if key != "num_classes"}
     if not may_come_from_a_file(str(name)):
         raise UserError(f"model: {folder / CONFIG} names {name!r}, which timm does not know")
@@ -78,7 +105,7 @@ def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
     if foreign:
         raise UserError(f"model: {folder / CONFIG} wants to set {foreign[0]}, which a file must not; do not trust it")
     state, card = read_weights(folder / WEIGHTS)
-    images = {key: config[key] for key in ("input_size", "mean", "std", "crop_pct") if key in config}
+    images = {key: said[key] for key in ("input_size", "mean", "std", "crop_pct") if key in said}
     if resolution and timm_config(name).fixed_input_size:
         args |= {"img_size": resolution}
     overlay = {"pretrained_cfg_overlay": images, "num_classes": classes}
@@ -89,8 +116,12 @@ def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
     classifier.name, classifier.model_args = name, args
-    names = config.get("label_names") or (card.classes if card else ())
-    classifier.classes = tuple(str(name) for name in (names.values() if isinstance(names, dict) else names))
+    names = said.get("label_names") or (card.classes if card else ())
+    classifier.classes = tuple(names.values() if isinstance(names, dict) else names)
+    if classifier.classes and len(classifier.classes) != classifier.num_classes:
+        raise UserError(
+            f"model: {folder} names {len(classifier.classes)} classes, but the model has {classifier.num_classes}"
+        )
     return classifier
 
 

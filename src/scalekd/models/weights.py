@@ -127,6 +127,8 @@ def read_card(text: str, source: str | Path) -> Card:
         raise UserError(f"weights: {source} has a card this version cannot read: {key}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"weights: {source} has a card this version cannot read: {error}") from None
+    if len(card.classes) not in (0, card.num_classes):
+        raise UserError(f"weights: {source} names {len(card.classes)} classes, but has {card.num_classes} outputs")
     foreign = sorted(card.args.keys() & FIXED_ARGS)
     if foreign:
         raise UserError(f"weights: {source} wants to set {foreign[0]}, which a weights file must not; do not trust it")

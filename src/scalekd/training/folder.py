@@ -24,7 +24,7 @@ _OURS = (
 )  # fmt: skip
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
-_PLACES = {"data", "teacher_weights", "student_weights", "cache"}
+_PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache"}
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
@@ -100,7 +100,8 @@ class RunFolder:
         """Delete the run that is here."""
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
-        for file in (*self.pictures.glob("*.png"), *(self.path / name for name in _OURS)):
+        transfer = self.segmenter.exists() or self.detector.exists()
+        for file in (*(self.pictures.glob("*.png") if transfer else ()), *(self.path / name for name in _OURS)):
             file.unlink(missing_ok=True)
 
     def check_same(self, recipe: Keys) -> None:

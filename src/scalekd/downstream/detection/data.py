@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
-from scalekd.data.loader import leave_stopping_to_the_main_process
 from scalekd.data.patience import Patience
 from scalekd.data.steady import SteadyLoader
 from scalekd.downstream.detection.coco import CocoSplit, Picture
 from scalekd.downstream.detection.schema import Detection
+from scalekd.downstream.loading import steady_loader
 
 Target = dict[str, Tensor]
 
@@ -140,7 +140,7 @@ def training_batches(
         max_pixels=recipe.max_pixels,
         patience=recipe.data_patience,
     )
-    return _loader(dataset, stream, recipe.workers, report)
+    return steady_loader(dataset, stream, collate, recipe.workers, report)
 
 
 def evaluation_batches(
@@ -149,20 +149,4 @@ def evaluation_batches(
     """Every picture of a split once, in order; for `report` see `training_batches`."""
     dataset = CocoDataset(split, max_pixels=recipe.max_pixels, patience=recipe.data_patience)
     order = EvaluationOrder(len(split), recipe.micro_batch or recipe.batch)
-    return _loader(dataset, order, recipe.workers, report)
-
-
-def _loader(
-    dataset: CocoDataset, order: Sampler[list[Key]], workers: int, report: Callable[[str], object]
-) -> SteadyLoader[DetectionBatch, Key]:
-    def load(batches: Iterable[list[Key]]) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            worker_init_fn=leave_stopping_to_the_main_process,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    return SteadyLoader(order, load, report)
+    return steady_loader(dataset, order, collate, recipe.workers, report)

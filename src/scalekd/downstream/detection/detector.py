@@ -6,15 +6,14 @@ from pathlib import Path
 
 from torchvision.models.detection import MaskRCNN
 
-from scalekd.downstream.backbone import Backbone
+from scalekd.downstream.backbone import Backbone, card_of, save_whole
 from scalekd.downstream.detection.model import build_detector
 from scalekd.downstream.detection.schema import Detection
-from scalekd.errors import UserError
-from scalekd.models.weights import Card, load_weights, read_weights, save_weights
+from scalekd.models.weights import load_weights, read_weights
 from scalekd.recipes import load_as
 from scalekd.training import RunFolder
 
-_PREFIX = "maskrcnn:"
+_HEAD = "maskrcnn"
 
 
 def build(recipe: Detection, backbone: Backbone, num_classes: int) -> MaskRCNN:
@@ -32,22 +31,10 @@ def build(recipe: Detection, backbone: Backbone, num_classes: int) -> MaskRCNN:
     )
 
 
-def save_detector(folder: RunFolder, detector: MaskRCNN, recipe: Detection, classes: tuple[str, ...]) -> str:
-    """Write the whole detector, with a card that says which backbone it has.
-
-    Returns:
-        The SHA-256 of the file.
-    """
+def save_detector(path: Path, detector: MaskRCNN, recipe: Detection, classes: tuple[str, ...]) -> str:
+    """Write the whole detector; gives the SHA-256 of the file."""
     backbone: Backbone = detector.backbone.backbone
-    card = Card(
-        architecture=f"{_PREFIX}{backbone.name}",
-        num_classes=len(classes),
-        resolution=recipe.sizes[-1],
-        mean=tuple(backbone.mean.flatten().tolist()),
-        std=tuple(backbone.std.flatten().tolist()),
-        classes=classes,
-    )
-    return save_weights(folder.detector, detector.state_dict(), card)
+    return save_whole(path, detector, backbone, head=_HEAD, resolution=recipe.sizes[-1], classes=classes)
 
 
 def load_detector(path: str | Path) -> tuple[MaskRCNN, tuple[str, ...]]:
@@ -61,9 +48,7 @@ def load_detector(path: str | Path) -> tuple[MaskRCNN, tuple[str, ...]]:
     folder = RunFolder(Path(path))
     recipe = load_as(Detection, folder.stored_keys(), {})
     state, card = read_weights(folder.detector)
-    if card is None or not card.architecture.startswith(_PREFIX):
-        raise UserError(f"weights: {folder.detector} is no detector of scalekd's")
-    backbone = Backbone(card.architecture.removeprefix(_PREFIX), pretrained=False, **recipe.backbone_args)
-    detector = build(recipe, backbone, card.num_classes)
+    card = card_of(folder.detector, card, _HEAD)
+    detector = build(recipe, Backbone.from_card(card), card.num_classes)
     load_weights(detector, state, folder.detector)
     return detector.eval(), card.classes

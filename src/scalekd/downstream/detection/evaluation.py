@@ -64,7 +64,7 @@ def encode_mask(mask: Tensor) -> dict[str, Any]:
 
 
 def average_precision(
-    truth: COCO, results: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
+    truth: COCO, results: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"], images: Sequence[int] | None = None
 ) -> AveragePrecision:
     """COCO's figures for predictions against annotations.
 
@@ -73,11 +73,14 @@ def average_precision(
         results: Predictions: `image_id`, `category_id`, `score`, and what `kind` is about; none at all give zeros.
         kind: `bbox`: boxes, `[x, y, width, height]`. `segm`: masks as run-length encodings in `segmentation`, whose
             areas then decide about sizes.
+        images: Ids of those that were looked at; by default all.
     """
     part = {"bbox": "bbox", "segm": "segmentation"}[kind]
     kept = ("image_id", "category_id", "score", part)
     predicted = truth.loadRes([{key: result[key] for key in kept} for result in results])
     evaluation = COCOeval_faster(truth, predicted, kind)
+    if images is not None:
+        evaluation.params.imgIds = sorted(images)
     evaluation.run()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, of all sizes, at most 100 an image
     names = {category["id"]: category["name"] for category in truth.loadCats(evaluation.params.catIds)}

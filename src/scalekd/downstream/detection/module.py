@@ -17,6 +17,7 @@ from scalekd.downstream.detection.data import DetectionBatch
 from scalekd.downstream.detection.evaluation import AveragePrecision, as_results, average_precision
 from scalekd.downstream.detection.schema import Detection
 from scalekd.downstream.module import TransferModule
+from scalekd.errors import UserError
 
 
 class DetectionModule(TransferModule):
@@ -31,6 +32,7 @@ class DetectionModule(TransferModule):
 
     Attributes:
         boxes, masks: Figures of the last validation; None before the first.
+        seen: Images that it could read.
     """
 
     def __init__(
@@ -46,15 +48,19 @@ class DetectionModule(TransferModule):
         self.recipe, self.val, self.steps_per_epoch = recipe, val, steps_per_epoch
         self.boxes: AveragePrecision | None = None
         self.masks: AveragePrecision | None = None
+        self.seen = 0
         self._results: list[dict[str, Any]] = []
+        self._numbers: list[int] = []
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         self.corrupt.add(batch.corrupt)
+        if not batch.images:
+            raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
         losses: dict[str, Tensor] = self.model(scaled(batch.images), batch.targets)
         return {name.removeprefix("loss_"): value for name, value in losses.items()}
 
     def on_validation_epoch_start(self) -> None:
-        self._results = []
+        self._results, self._numbers = [], []
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         self.corrupt.add(batch.corrupt)
@@ -63,10 +69,12 @@ class DetectionModule(TransferModule):
         outputs = self.final(scaled(batch.images))
         numbers = [self.val.pictures[index].number for index in batch.numbers]
         self._results += as_results(outputs, numbers, self.val.category_ids)
+        self._numbers += numbers
 
     def on_validation_epoch_end(self) -> None:
-        self.boxes = average_precision(self.val.truth, self._results, "bbox")
-        self.masks = average_precision(self.val.truth, self._results, "segm")
+        self.seen = len(self._numbers)
+        self.boxes = average_precision(self.val.truth, self._results, "bbox", self._numbers)
+        self.masks = average_precision(self.val.truth, self._results, "segm", self._numbers)
         figures = {
             f"val/{kind}_{name}": value
             for kind, measured in (("box", self.boxes), ("mask", self.masks))
@@ -88,13 +96,14 @@ class DetectionModule(TransferModule):
     def measured(self) -> dict[str, Any] | None:
         if self.boxes is None or self.masks is None:
             return None
-        return {"boxes": asdict(self.boxes), "masks": asdict(self.masks)}
+        return {"boxes": asdict(self.boxes), "masks": asdict(self.masks), "seen": self.seen}
 
     @measured.setter
     def measured(self, values: dict[str, Any] | None) -> None:
         self.boxes, self.masks = (
             None if values is None else AveragePrecision(**values[kind]) for kind in ("boxes", "masks")
         )
+        self.seen = 0 if values is None else values["seen"]
 
     def build_schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
         recipe = self.recipe

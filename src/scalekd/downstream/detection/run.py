@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, 
     module = DetectionModule(recipe, detector, val, steps_per_epoch=steps, corrupt=run.corrupt())
 
     def save() -> str:
-        return save_detector(run.folder, module.final, recipe, val.classes)
+        return save_detector(run.folder.detector, module.final, recipe, val.classes)
 
     facts = fit(
         run,
@@ -94,10 +95,13 @@ def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, 
         evaluation_batches(val, recipe, run.say),
         save,
     )
+    assert module.boxes is not None
+    assert module.masks is not None
     _draw(module, recipe, run.folder.pictures)
     result = {
-        **(module.measured or {}),
-        "images": len(val),
+        "boxes": asdict(module.boxes),
+        "masks": asdict(module.masks),
+        "images": module.seen,
         **facts,
         "backbone": detector.backbone.backbone.name,
         "detector": run.folder.detector.name,
@@ -113,11 +117,11 @@ def _draw(module: DetectionModule, recipe: Detection, folder: Path) -> None:
     device = pick_device(recipe.accelerator)
     detector = module.final.to(device).eval()
     folder.mkdir(exist_ok=True)
-    for picture in module.val.pictures[: recipe.pictures]:
+    for number, picture in enumerate(module.val.pictures[: recipe.pictures]):
         try:
             image = read_picture(picture, recipe.max_pixels)
         except UnreadableImageError:  # counted in the validation
             continue
         with autocast(device, pick_dtype(recipe.precision, device)):
             (found,) = detector(scaled([image.to(device)]))
-        write_comparison(folder / f"{picture.path.stem}.png", image, picture, found, module.val.classes)
+        write_comparison(folder / f"{number:03}-{picture.path.stem}.png", image, picture, found, module.val.classes)

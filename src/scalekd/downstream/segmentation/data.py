@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import UnreadableImageError, open_image, read
-from scalekd.data.loader import leave_stopping_to_the_main_process
 from scalekd.data.patience import DataGoneError, Patience
 from scalekd.data.steady import SteadyLoader
+from scalekd.downstream.loading import steady_loader
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.errors import UserError
 
 IGNORED = 255
+_MEAN = [round(255 * share) for share in IMAGENET_DEFAULT_MEAN]
 _CLASS_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's modes of one channel, whose values are class numbers
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -188,11 +191,11 @@ class LabelledImages(Dataset[Batch]):
 def training_transform(recipe: Segmentation) -> Transform:
     """Random scale, crop, flip and photometric distortion, as mmsegmentation does them for ADE20K."""
     low, high = (round(recipe.short_side * scale) for scale in recipe.scale_range)
-    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
     steps = v2.Compose(
         [
             v2.RandomShortestSize(list(range(low, high + 1)), round(recipe.long_side * recipe.scale_range[1])),
-            partial(_crop, v2.RandomCrop(recipe.crop, pad_if_needed=True, fill=fill), recipe.max_class_share),
+            partial(_fill_up, recipe.crop),
+            partial(_crop, v2.RandomCrop(recipe.crop), recipe.max_class_share),
             v2.RandomHorizontalFlip(recipe.flip),
             v2.RandomPhotometricDistort(p=recipe.photometric),
         ]
@@ -209,6 +212,13 @@ def testing_transform(recipe: Segmentation) -> Transform:
 def _apply(transform: Callable[..., Any], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
     return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+
+def _fill_up(side: int, image: Tensor, label: Tensor) -> Any:
+    """What is smaller than a crop gets the mean colour of ImageNet, unlabelled, at the right and below."""
+    height, width = image.shape[-2:]
+    missing = [0, 0, max(side - width, 0), max(side - height, 0)]
+    return F.pad(image, missing, fill=_MEAN), F.pad(label, missing, fill=IGNORED)
 
 
 def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> Any:
@@ -235,29 +245,13 @@ def training_loader(
         start=start,
     )
     dataset = LabelledImages(pairs, recipe, training_transform(recipe), substitute=True)
-    return _loader(dataset, stream, recipe.workers, report)
+    return steady_loader(dataset, stream, _join, recipe.workers, report)
 
 
 def testing_loader(pairs: Pairs, recipe: Segmentation, report: Callable[[str], object]) -> SteadyLoader[Batch, Key]:
     """Every image of a split once, in order and by itself: their sizes differ. For `report` see `training_loader`."""
     dataset = LabelledImages(pairs, recipe, testing_transform(recipe))
-    return _loader(dataset, EvaluationOrder(len(pairs), 1), recipe.workers, report)
-
-
-def _loader(
-    dataset: LabelledImages, order: Sampler[list[Key]], workers: int, report: Callable[[str], object]
-) -> SteadyLoader[Batch, Key]:
-    def load(batches: Iterable[list[Key]]) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            worker_init_fn=leave_stopping_to_the_main_process,
-            collate_fn=_join,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    return SteadyLoader(order, load, report)
+    return steady_loader(dataset, EvaluationOrder(len(pairs), 1), _join, recipe.workers, report)
 
 
 def _join(samples: list[Batch]) -> Batch:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from scalekd.data import CorruptImages
+from scalekd.downstream.backbone import Backbone, card_of, save_whole
 from scalekd.downstream.running import Run, begun, build_backbone, fit
 from scalekd.downstream.segmentation.data import Pairs, read_pairs, testing_loader, training_loader
 from scalekd.downstream.segmentation.model import Segmenter
@@ -20,8 +21,11 @@ from scalekd.errors import UserError
 from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.layout import choose_attention
-from scalekd.models.weights import Card, load_weights, read_weights, save_weights
+from scalekd.models.weights import load_weights, read_weights
+from scalekd.recipes import load_as
 from scalekd.training.folder import RunFolder, write_json
+
+_HEAD = "upernet"
 
 
 def train(
@@ -52,7 +56,9 @@ def train(
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
         if recipe.batch > len(pairs[0]):
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
-        segmenter = _build(recipe)
+        if not recipe.class_names:
+            raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+        segmenter = _build(recipe, build_backbone(recipe, spread=True))
         _announce(run, segmenter, pairs)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         run.prepare(segmenter.backbone, inputs)
@@ -71,9 +77,7 @@ def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = No
         UserError: If there is no trained model, or the data is not as the recipe says.
     """
     folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
-    state, _ = read_weights(folder.segmenter)
-    segmenter = _build(recipe.model_copy(update={"backbone_pretrained": False}))
-    load_weights(segmenter, state, folder.segmenter)
+    segmenter = load_segmenter(output)
     device = pick_device(recipe.accelerator)
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
@@ -86,11 +90,25 @@ def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = No
     return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
 
 
-def _build(recipe: Segmentation) -> Segmenter:
-    if not recipe.class_names:
-        raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+def load_segmenter(path: str | Path) -> Segmenter:
+    """The segmenter that a run left, in eval mode; the backbone's own file is not needed any more.
+
+    It takes images (RGB in [0, 1], `[B, 3, h, w]`) and gives `Scores`.
+
+    Raises:
+        UserError: If there is no such run, or it has left no segmenter yet.
+    """
+    folder = RunFolder(Path(path))
+    recipe = load_as(Segmentation, folder.stored_keys(), {})
+    state, card = read_weights(folder.segmenter)
+    segmenter = _build(recipe, Backbone.from_card(card_of(folder.segmenter, card, _HEAD), spread=True))
+    load_weights(segmenter, state, folder.segmenter)
+    return segmenter.eval()
+
+
+def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
     segmenter = Segmenter(
-        build_backbone(recipe, spread=True),
+        backbone,
         len(recipe.class_names),
         decoder_channels=recipe.decoder_channels,
         dropout=recipe.dropout,
@@ -137,16 +155,14 @@ def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, v
 
 
 def _save(module: SegmentationModule, folder: RunFolder) -> str:
-    backbone, recipe = module.segmenter.backbone, module.recipe
-    card = Card(
-        architecture=f"upernet:{backbone.name}",
-        num_classes=len(recipe.class_names),
-        resolution=recipe.crop,
-        mean=tuple(backbone.mean.flatten().tolist()),
-        std=tuple(backbone.std.flatten().tolist()),
-        classes=recipe.class_names,
+    return save_whole(
+        folder.segmenter,
+        module.final,
+        module.segmenter.backbone,
+        head=_HEAD,
+        resolution=module.recipe.crop,
+        classes=module.recipe.class_names,
     )
-    return save_weights(folder.segmenter, module.final.state_dict(), card)
 
 
 def _in_words(figures: Figures, recipe: Segmentation) -> dict[str, Any]:

@@ -122,6 +122,8 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
             raise ValueError("classes: give each name once")
         if self.classes and not 2 <= len(self.classes) <= _MOST_CLASSES:
             raise ValueError(f"classes: {len(self.classes)} are named; there must be 2 to {_MOST_CLASSES}")
+        if self.window_stride and self.window_stride > (self.window or 0):
+            raise ValueError(f"window_stride: {self.window_stride} needs a window of at least as many pixels")
         for key in ("image_folder", "label_folder"):
             if "{split}" not in getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)!r} must say where the split's name goes: {{split}}")

@@ -17,6 +17,7 @@ from scalekd.downstream.segmentation.data import IGNORED, Batch
 from scalekd.downstream.segmentation.model import Segmenter
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.downstream.segmentation.testing import Figures, Tally, check, classify
+from scalekd.errors import UserError
 
 
 class SegmentationModule(TransferModule):
@@ -45,6 +46,8 @@ class SegmentationModule(TransferModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         check(batch, self.corrupt)
+        if not batch.images.numel():
+            raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
         scores = self.model(batch.images.float() / 255)
         losses = {"decoder": cross_entropy(scores.logits, batch.labels)}
         if scores.auxiliary is not None:
