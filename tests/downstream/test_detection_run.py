@@ -142,8 +142,8 @@ def test_a_detector_is_read_again_whatever_its_backbone_and_wherever_that_is(
 ) -> None:
     Classifier(name, pretrained=False, num_classes=3, **args).save(tmp_path / "student.safetensors")
     settings = (*SETTINGS, "--epochs", "1", "--pictures", "0", "--backbone-args", "{}", "--backbone-pretrained")
-    settings += ("--backbone", str(tmp_path / "student.safetensors"))
-    outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *settings)
+    named = ("--backbone", tmp_path / "student.safetensors")
+    outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *settings, *named)
     assert outcome.code == 0, outcome.err
     (tmp_path / "student.safetensors").unlink()
     state = load_file(tmp_path / "run" / "detector.safetensors")
