@@ -34,8 +34,8 @@ def parse_arguments() -> Any:
         action="append",
         required=True,
         metavar="NAME=MODEL",
-        help=f"a run's folder or weights file, in which {{seed}} is the seed; {RANDOM}=TIMM_NAME starts from random weights. "
-        "Give several",
+        help=f"a run's folder or weights file, in which {{seed}} is the seed; {RANDOM}=TIMM_NAME starts from random "
+        "weights. Give several",
     )
     parser.add_argument("--seed", type=int, action="append", help="give several; default 0 and 1")
     parser.add_argument("--recipe", default="segmentation/camvid", help="default segmentation/camvid")
@@ -100,8 +100,8 @@ def main() -> None:
     backbones, results = pairs(args.backbone, "backbone"), []
     for seed in args.seed or [0, 1]:  # all backbones of a seed first, so that what is there compares
         for name, model in backbones.items():
-            model = model.replace("{seed}", str(seed))
-            recipe = settings(args, {"backbone": model, "backbone_pretrained": name != RANDOM, "seed": seed})
+            backbone = model.replace("{seed}", str(seed))
+            recipe = settings(args, {"backbone": backbone, "backbone_pretrained": name != RANDOM, "seed": seed})
             say(f"{name}, seed {seed}")
             result = run(recipe, args.runs / f"{name}-{seed}")
             figures = {key: result[key] for key in ("miou", "pixel_accuracy", "iou", "steps", "sha256")}
