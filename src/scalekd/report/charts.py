@@ -88,6 +88,11 @@ class Chart:
         ys += [0.0] if self.from_zero else []
         return _widened(min(xs), max(xs), 0), _widened(min(ys), max(ys), 0 if self.from_zero else 0.04)
 
+    @property
+    def has_legend(self) -> bool:
+        """Whether the curves need their names: several, or those of runs, which go by colour everywhere."""
+        return len(self.shown) > 1 or self.shown[0].colour is not None
+
     def _scaled(self, y: float) -> float:
         return math.log10(max(y, 1e-12)) if self.logarithmic else y
 

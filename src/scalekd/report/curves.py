@@ -14,9 +14,8 @@ from scalekd.report.spectra import Floats, bands
 
 _BINS = 48
 _TERMS = {
-    "task": "task (labels)", "kd": "kd (logits)", "inter": "inter-class relation", "intra": "intra-class relation",
+    "loss": "all terms", "task": "task (labels)", "kd": "kd (logits)", "inter": "inter-class relation", "intra": "intra-class relation",
 }  # fmt: skip
-_LEARNED = ("train/", "cosine/", "val/")
 
 
 def _name(key: str) -> str:
@@ -97,14 +96,17 @@ def _of_several(records: Sequence[Record]) -> list[Chart]:
 def spectrum_chart(shares: Floats) -> Chart:
     """The teacher's spectrum, summed over frequencies of equal order."""
     by_band = [(float(band), 100 * float(share)) for band, share in enumerate(bands(shares)) if share > 0]
-    return Chart("Share of energy by order of frequency, %", "order of the frequency, u + v", [Series("teacher", by_band)],
-                 "0 is the zero frequency: a channel's mean over the image.", logarithmic=True)  # fmt: skip
+    note = "0 is the zero frequency: a channel's mean over the image."
+    order = "order of the frequency, u + v"
+    return Chart(
+        "Share of energy by order of frequency, %", order, [Series("teacher", by_band)], note, logarithmic=True
+    )
 
 
 def spectrum_cells(shares: Floats) -> list[Cell]:
-    """The teacher's spectrum as squares, on a logarithmic scale of four decades."""
+    """The teacher's spectrum as squares, on a logarithmic scale of three decades."""
     with np.errstate(divide="ignore"):
-        strength = np.clip(1 + np.log10(shares / shares.max()) / 4, 0, 1)
+        strength = np.clip(1 + np.log10(shares / shares.max()) / 3, 0, 1)
     return [
         Cell(u, v, round(float(strength[v, u]), 3), f"frequency ({v}, {u}): {100 * shares[v, u]:.3g}% of the energy")
         for v in range(shares.shape[0])

@@ -128,18 +128,13 @@ def _compare_data(figures: Figures, record: Record, sample: Sample) -> None:
 
 def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
     """Say why a figure is not there, where no error has."""
-    if not sample_is_labelled(figures):
+    if not figures.given:
         figures.notes.append(
             "Confusion and worst images are left out: the images have no labels or the student no head."
         )
-    if models.method is not None and recipe.method not in ("scalekd",):
+    if models.method is not None and recipe.method != "scalekd":
         what = "no teacher" if recipe.method == "none" else "no projectors"
         figures.notes.append(f"The method {recipe.method} has {what}: the figures of those are left out.")
-
-
-def sample_is_labelled(figures: Figures) -> bool:
-    """Whether the student was asked about labelled images."""
-    return bool(figures.given)
 
 
 class _Gatherer:
@@ -216,7 +211,9 @@ class _Gatherer:
         method, indices = self.models.projectors, self.sample.indices
         assert method is not None
         chosen = [indices[int((number + 0.5) * len(indices) / _ATTENDED)] for number in range(_ATTENDED)]
-        for image in filter(lambda image: image is not None, map(self.read, sorted(set(chosen)))):
+        for image in map(self.read, sorted(set(chosen))):
+            if image is None:
+                continue
             with self.models.autocast():
                 maps = attention_maps(method, image[None].to(self.models.device))
             grids = {"CAP_prev": method.teacher.tail_input, "CAP_last": method.teacher.tokens}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,10 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 import scalekd
+from scalekd.errors import printable
 from scalekd.report import words
 from scalekd.report.answers import accuracy, confusion, mistaken
 from scalekd.report.charts import Cell, Chart
@@ -149,10 +152,20 @@ def render_page(records: Sequence[Record], figures: Sequence[Figures]) -> str:
 
 
 def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("scalekd.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(
+        loader=PackageLoader("scalekd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(text: object) -> Markup:
+    """A text, escaped, whose long names a browser may break after `_` and `/`."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(printable(text)))))
 
 
 def _text(name: str) -> str:
@@ -181,4 +194,4 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Text that cannot break out of a table or the page."""
-    return words.printable(text).replace("|", r"\|").replace("<", "&lt;")
+    return printable(text).replace("|", r"\|").replace("<", "&lt;")

@@ -126,7 +126,7 @@ def read_student(record: Record) -> Classifier:
     return Classifier(**named).eval()
 
 
-def join(record: Record, recipe: Recipe, student: Classifier | None) -> tuple[Teacher | None, Method]:
+def join(recipe: Recipe, student: Classifier | None) -> tuple[Teacher | None, Method]:
     """Teacher and method with random weights of student and projectors.
 
     Raises:
@@ -153,7 +153,7 @@ def restore_models(record: Record, recipe: Recipe, say: Callable[[str], object])
     except UserError as error:
         say(f"What the student answers is left out: {error}.")
     try:
-        teacher, method = join(record, recipe, student)
+        teacher, method = join(recipe, student)
     except UserError as error:
         say(f"Figures of the teacher are left out: {error}.")
     if isinstance(method, ScaleKD):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from torch import Tensor
 
-from scalekd.method import ScaleKD, StudentOutputs, remove_zero_frequency
+from scalekd.method import DualViewMimicking, ScaleKD, StudentOutputs, remove_zero_frequency
 from scalekd.method.outputs import MapShape
 from scalekd.method.projector import CrossAttention
 
@@ -39,15 +39,15 @@ def energy_shares(tokens: Tensor, grid: MapShape) -> Floats:
     total = energy.sum((1, 2), keepdims=True)
     shares = np.divide(energy, total, out=np.full_like(energy, np.nan), where=total > 0)
     channels = shares.transpose(0, 3, 1, 2).reshape(-1, grid.height, grid.width)
-    kept = channels[~np.isnan(channels[:, 0, 0])]
-    return kept.mean(0) if len(kept) else np.full((grid.height, grid.width), np.nan)
+    kept: Floats = channels[~np.isnan(channels[:, 0, 0])]
+    return np.asarray(kept.mean(0)) if len(kept) else np.full((grid.height, grid.width), np.nan)
 
 
 def bands(shares: Floats) -> Floats:
     """Shares `[H, W]` summed over frequencies of equal `u + v`: `[H + W - 1]`, the zero frequency first."""
     height, width = shares.shape
     number = np.add.outer(np.arange(height), np.arange(width))
-    return np.bincount(number.ravel(), weights=shares.ravel())
+    return np.bincount(number.ravel(), weights=shares.ravel()).astype(np.float64)
 
 
 def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
@@ -96,12 +96,12 @@ def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
     def keep(name: str, layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
         found[name] = attention(layer, *inputs)
 
+    places: dict[str, DualViewMimicking | None] = {"CAP_last": method.mimicking}
+    if method.proxy is not None:
+        places = {"CAP_prev": method.proxy.mimicking} | places
     hooks = [
-        cap.attn.register_forward_pre_hook(_hook(keep, f"{place}, {view}"))
-        for place, mimicking in (
-            ("CAP_prev", method.proxy and method.proxy.mimicking),
-            ("CAP_last", method.mimicking),
-        )
+        cap.attn.register_forward_pre_hook(partial(keep, f"{place}, {view}"))
+        for place, mimicking in places.items()
         if mimicking is not None
         for view, cap in mimicking.projectors.items()
     ]
@@ -112,17 +112,14 @@ def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def _hook(keep: Callable[..., None], name: str) -> Callable[..., None]:
-    return partial(keep, name)
-
-
 @torch.no_grad()
 def attention_maps(method: ScaleKD, images: Tensor) -> dict[str, Tensor]:
     """The attention of each projector for images `[B, 3, h, w]`: `[B, Nq, h', w']` over the student's map."""
-    sizes = {"CAP_prev": method.student.maps[0], "CAP_last": method.student.maps[1]}
+    maps = dict(zip(("CAP_prev", "CAP_last"), method.student.maps, strict=True))
     with attention_of(method) as found:
         mimicked(method, method.student(images))
-    return {
-        name: weights.unflatten(-1, (sizes[name.split(",")[0]].height, sizes[name.split(",")[0]].width)).cpu()
-        for name, weights in found.items()
-    }
+    shaped = {}
+    for name, weights in found.items():
+        size = maps[name.partition(",")[0]]
+        shaped[name] = weights.reshape(*weights.shape[:2], size.height, size.width).cpu()
+    return shaped

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalekd.errors import printable
 from scalekd.planner import StepFlops
 from scalekd.report.answers import accuracy
 from scalekd.report.measure import Figures
@@ -162,8 +161,8 @@ def commands(record: Record) -> list[str]:
 
 def table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
     """Runs side by side: titles, and for each run what is shown in each column with what it is sorted by."""
-    titles = ["run", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %", "images viewed",
-              "time", "FLOPs", "state"]  # fmt: skip
+    titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %",
+              "images viewed", "time", "FLOPs"]  # fmt: skip
     return titles, [_row(record, found) for record, found in pairs]
 
 
@@ -173,14 +172,14 @@ def _row(record: Record, figures: Figures) -> list[tuple[str, Any]]:
 
     done, flops = record.epochs_done, figures.flops
     teacher = "-" if record.method == "none" else model_name(record, "teacher")
+    state = "finished" if record.finished else "unfinished"
     total = None if flops is None else sum(_parts(record, flops).values()) * record.samples
     return [
-        (record.name, record.name), (record.method, record.method), (teacher, teacher),
+        (record.name, record.name), (state, state), (record.method, record.method), (teacher, teacher),
         (model_name(record, "student"), model_name(record, "student")),
         number(record.keys.get("seed"), "{}"),
         number(done, "{:.3g}"), number(record.last("val/top1")), number(record.last("val/top5")),
         number(record.teacher_top1), number(record.samples, "{:,}"),
         ("-", "") if record.seconds is None else (duration(record.seconds), record.seconds),
         ("-", "") if total is None else (amount(total), total),
-        ("finished", "finished") if record.finished else ("unfinished", "unfinished"),
     ]  # fmt: skip
