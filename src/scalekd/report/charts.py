@@ -132,8 +132,10 @@ class Chart:
         (x0, _), (y0, y1) = self.ranges
         values = ticks(y0, y1)
         if self.logarithmic:
-            whole = [10.0**power for power in range(math.ceil(y0), math.floor(y1) + 1)]
-            values = whole if len(whole) > 1 else [10**value for value in values]
+            powers = range(math.floor(y0), math.ceil(y1) + 1)
+            factors = (1, 2, 5) if y1 - y0 < 2 else (1,)
+            values = [factor * 10.0**power for power in powers for factor in factors]
+            values = [value for value in values if y0 <= math.log10(value) <= y1]
         return [Tick(self._place(x0, y)[1], short(y)) for y in values]
 
     @property

@@ -14,7 +14,8 @@ from scalekd.report.spectra import Floats, bands
 
 _BINS = 48
 _TERMS = {
-    "loss": "all terms", "task": "task (labels)", "kd": "kd (logits)", "inter": "inter-class relation", "intra": "intra-class relation",
+    "loss": "all terms", "task": "task (labels)", "kd": "kd (logits)", "inter": "inter-class relation",
+    "intra": "intra-class relation",
 }  # fmt: skip
 
 
