@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from torch import Tensor
 
-from scalekd.method import DualViewMimicking, ScaleKD, StudentOutputs, remove_zero_frequency
+from scalekd.method import ScaleKD, StudentOutputs, remove_zero_frequency
 from scalekd.method.outputs import MapShape
 from scalekd.method.projector import CrossAttention
 
@@ -96,9 +96,8 @@ def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
     def keep(name: str, layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
         found[name] = attention(layer, *inputs)
 
-    places: dict[str, DualViewMimicking | None] = {"CAP_last": method.mimicking}
-    if method.proxy is not None:
-        places = {"CAP_prev": method.proxy.mimicking} | places
+    previous = None if method.proxy is None else method.proxy.mimicking
+    places = {"CAP_prev": previous, "CAP_last": method.mimicking}
     hooks = [
         cap.attn.register_forward_pre_hook(partial(keep, f"{place}, {view}"))
         for place, mimicking in places.items()

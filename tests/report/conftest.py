@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from report_runs import listed, runs
+
+__all__ = ["listed", "runs"]
