@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from report_runs import HOSTILE
+from conftest import HOSTILE
 
 from scalekd.report import measure_figures, read_runs, render_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,7 +29,7 @@ def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
+def browser() -> Iterator[Browser]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -33,13 +37,13 @@ def browser() -> Iterator[playwright.Browser]:
 
 
 @pytest.fixture
-def page(browser: playwright.Browser, page_file: Path) -> Iterator[playwright.Page]:
+def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     """The page, opened; at the end nothing may have been loaded, said or broken."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
     heard: list[str] = []
     page.on("console", lambda message: heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("dialog", lambda dialog: (heard.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: heard.append(dialog.message))
     page.on("request", lambda request: heard.append(request.url))
     page.goto(page_file.as_uri())
     yield page
@@ -47,12 +51,12 @@ def page(browser: playwright.Browser, page_file: Path) -> Iterator[playwright.Pa
     page.close()
 
 
-def test_a_hostile_class_is_shown_as_text_and_a_phone_need_not_scroll_sideways(page: playwright.Page) -> None:
+def test_a_hostile_class_is_shown_as_text_and_a_phone_need_not_scroll_sideways(page: Page) -> None:
     assert page.get_by_text(HOSTILE).count() > 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_hovering_and_arrow_keys_show_values(page: playwright.Page) -> None:
+def test_hovering_and_arrow_keys_show_values(page: Page) -> None:
     tip = page.locator("#tip")
     assert tip.is_hidden()
     chart = page.locator("figure.chart", has_text="Loss: all terms").locator("svg")
@@ -71,14 +75,14 @@ def test_hovering_and_arrow_keys_show_values(page: playwright.Page) -> None:
     assert first != tip.inner_text()
 
 
-def test_hovering_a_square_shows_its_value(page: playwright.Page) -> None:
+def test_hovering_a_square_shows_its_value(page: Page) -> None:
     page.locator("svg.heat rect").first.hover()
     assert "frequency (0, 0)" in page.locator("#tip").inner_text()
 
 
-def test_the_table_sorts_both_ways(page: playwright.Page) -> None:
+def test_the_table_sorts_both_ways(page: Page) -> None:
     def column() -> list[str]:
-        return page.locator("table.sortable tbody tr td:first-child").all_inner_texts()
+        return list(page.locator("table.sortable tbody tr td:first-child").all_inner_texts())
 
     head = page.locator("table.sortable th", has_text="run")
     head.locator("button").click()
@@ -87,7 +91,7 @@ def test_the_table_sorts_both_ways(page: playwright.Page) -> None:
     assert (column(), head.get_attribute("aria-sort")) == (["scalekd", "none"], "descending")
 
 
-def test_dark_and_print(page: playwright.Page) -> None:
+def test_dark_and_print(page: Page) -> None:
     def background() -> str:
         return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Cli, newest_checkpoint
-from report_runs import HOSTILE
+from conftest import HOSTILE, Cli, newest_checkpoint
 
 from scalekd.report import measure_figures, read_runs, render_markdown, render_page
 
