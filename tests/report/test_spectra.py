@@ -122,6 +122,7 @@ def test_thinned_curves_keep_their_end_and_their_bounds(length: int, most: int) 
 def test_training_time_is_what_the_speeds_add_up_to() -> None:
     lines = [{"step": 10, "images_per_second": 5.0}, {"step": 20, "lr": 1.0}, {"step": 30, "images_per_second": 10.0}]
     assert training_seconds(lines, 4) == 10 * 4 / 5 + 20 * 4 / 10
+    assert training_seconds([*lines, {"step": 40, "lr": 1.0}], 4) == 10 * 4 / 5 + 30 * 4 / 10
     assert training_seconds([{"step": 1.0}], 4) is None
 
 

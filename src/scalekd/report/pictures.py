@@ -28,7 +28,7 @@ def overlay(image: Tensor, weights: Tensor) -> str:
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(scaled, stops, _HEAT[:, channel]) for channel in range(3)], -1)
     heat = Image.fromarray(colours.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BILINEAR)
-    return _uri(Image.blend(picture.convert("L").convert("RGB"), heat, 0.6))
+    return _uri(Image.blend(picture.convert("L").convert("RGB"), heat, 0.68))
 
 
 def _picture(image: Tensor) -> Image.Image:

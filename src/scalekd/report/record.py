@@ -90,7 +90,7 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training: the result's, validations included, or what the logged speeds add up to."""
+        """Seconds of training: the result's, validations included, or about what the logged speeds add up to."""
         measured = self.result.get("seconds")
         return float(measured) if measured is not None else training_seconds(self.lines, self.batch)
 

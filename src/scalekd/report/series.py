@@ -34,8 +34,13 @@ def epoch_means(curve: Points, steps_an_epoch: int) -> Points:
 
 
 def training_seconds(lines: Sequence[Line], batch: int) -> float | None:
-    """What the logged speeds add up to, in seconds; they leave validations out. None without any."""
-    speeds = [(0.0, 1.0), *points(lines, "images_per_second")]
-    if len(speeds) == 1:
+    """About how long the steps have taken, in seconds, validations left out; None without a logged speed.
+
+    A speed is the mean since the one before it. Steps after the last are counted at that one's speed.
+    """
+    speeds = [(step, speed) for step, speed in points(lines, "images_per_second") if speed > 0]
+    if not speeds:
         return None
-    return sum((step - before) * batch / speed for (before, _), (step, speed) in pairwise(speeds) if speed > 0)
+    end = max(line["step"] for line in lines)
+    spans = pairwise([(0.0, 1.0), *speeds, (end, speeds[-1][1])])
+    return sum((step - before) * batch / speed for (before, _), (step, speed) in spans)
