@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import HOSTILE, Cli, newest_checkpoint
+from conftest import HOSTILE, TINY_KEYS, Cli, newest_checkpoint
+from rich.console import Console
 
+from scalekd.recipes import load
 from scalekd.report import measure_figures, read_runs, render_markdown, render_page
+from scalekd.training import distill_students
 
 
 class Read(HTMLParser):
@@ -142,6 +145,28 @@ def test_a_report_changes_nothing_in_a_run(copied: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     page_of(run)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_run_without_labels_has_the_teachers_figures(copied: Path, listed: Path) -> None:
+    run = copied / "scalekd"
+    keys = yaml.safe_load((run / "recipe.yaml").read_text())
+    keys |= {"labels": "none", "data": str(listed / "images"), "val_split": "none"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(keys))
+    text = Read(page_of(run)).text
+    assert "the images have no labels or the student no head" in text
+    assert "Distances of the proxies" in text
+    assert "Rows: the image's class" not in text
+
+
+def test_a_groups_folder_stands_for_its_runs(listed: Path, teacher_file: Path, tmp_path: Path) -> None:
+    keys = TINY_KEYS | {"data": str(listed), "teacher": str(teacher_file), "logit_weight": 0, "epochs": 1}
+    recipe = load(None, keys | {"student_args": {}})
+    distill_students(recipe, ("test_resnet", "test_vit"), tmp_path / "[/group]", console=Console(quiet=True))
+    records = read_runs([tmp_path / "[/group]"])
+    assert [record.name for record in records] == ["test_resnet", "test_vit"]
+    figures = [measure_figures(record, 2) for record in records]
+    assert [found.step for found in figures] == [2, 2]
+    assert all(found.distances and found.attended and not found.notes for found in figures)
 
 
 def test_several_runs_stand_side_by_side(runs: Path) -> None:

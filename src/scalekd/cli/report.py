@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.recipes.schema import Recipe, validate
 from scalekd.report import Record, measure_figures, read_runs, render_markdown, render_page
 from scalekd.training.folder import written_whole
@@ -48,7 +48,7 @@ def report(
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(target) as file:
         file.write(text.encode(errors="backslashreplace"))
-    typer.echo(f"report    {target} ({len(text) / 1e6:.2f} MB)")
+    typer.echo(f"report    {printable(target)} ({len(text) / 1e6:.2f} MB)")
 
 
 def _with_flags(record: Record, flags: dict[str, Any]) -> Record:

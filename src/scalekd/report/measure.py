@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from scalekd.data import Key
@@ -100,7 +101,7 @@ def measure_figures(record: Record, count: int, console: Console | None = None) 
     try:
         sample = read_sample(recipe, models.student.classes if models.student else (), count)
         models.settle()
-        _Gatherer(figures, models, sample).run(f"report {record.name}", console)
+        _Gatherer(figures, models, sample).run(f"report {escape(record.name)}", console)
     except UserError as error:
         figures.notes.append(f"Figures that need images are left out: {error}.")
         return figures

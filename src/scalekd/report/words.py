@@ -55,7 +55,7 @@ def _progress(record: Record) -> str:
 def _took(record: Record) -> str:
     if record.seconds is None:
         return ""
-    return f", in {'' if record.finished else 'about '}{duration(record.seconds)}"
+    return f", in {'about ' if record.result.get('seconds') is None else ''}{duration(record.seconds)}"
 
 
 def _outcome(record: Record, figures: Figures) -> list[str]:
@@ -102,8 +102,8 @@ def cost(record: Record, figures: Figures) -> dict[str, str]:
     """Images, time and operations."""
     facts = {"images viewed": f"{record.samples:,}"}
     if record.seconds is not None:
-        unmeasured = "" if record.finished else " so far, by the logged speeds, validations left out"
-        facts["time"] = duration(record.seconds) + unmeasured
+        measured = record.result.get("seconds") is not None
+        facts["time"] = duration(record.seconds) + ("" if measured else ", by the logged speeds, validations left out")
     speed = record.last("images_per_second")
     if speed is not None:
         facts["speed"] = f"{speed:.3g} images a second (at the end of the log)"
