@@ -15,9 +15,12 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from rich.console import Console
 
 from scalekd.cli.main import run
 from scalekd.models import Classifier, Student, Teacher
+from scalekd.recipes import load
+from scalekd.training import distill
 
 # The machines that run the tests are shared: no time limits, and the same examples everywhere.
 settings.register_profile("scalekd", deadline=None, derandomize=True)
@@ -36,6 +39,13 @@ TINY_SETTINGS = (
     *("--crop-fraction", "1", "--workers", "0", "--log-every", "1", "--precision", "float32"),
 )
 TINY_RUN = (*TINY_STUDENT, *TINY_SETTINGS)
+HOSTILE = "<script>alert(1)</script>"  # a class that no page should believe
+# The same for `distill` in this process.
+TINY_KEYS: dict[str, Any] = {
+    "student": "resnet18", "student_args": TINY_CNN, "resolution": 32, "crop_fraction": 1, "batch": 6, "epochs": 2,
+    "warmup_epochs": 0, "lr": 0.01, "workers": 0, "log_every": 1, "precision": "float32", "check_teacher": False,
+    "accelerator": "cpu",
+}  # fmt: skip
 
 
 def shared(*parts: str) -> Path:
@@ -136,3 +146,25 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(int(stop.value.code or 0), out, err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 6 validation images, listed with their classes, one of them hostile."""
+    folder = tmp_path_factory.mktemp("listed")
+    for split, count in (("train", 4), ("val", 2)):
+        images = sorted(write_images(folder / "images" / split, count).glob("*/*.png"))
+        rows = [f"{path.relative_to(folder)},{path.parent.name.replace('green', HOSTILE)}" for path in images]
+        (folder / f"{split}.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, listed: Path, teacher_file: Path) -> Path:
+    """A folder with the finished runs `none` and `scalekd`, which learns from features only."""
+    folder = tmp_path_factory.mktemp("runs")
+    own = {"none": {}, "scalekd": {"teacher": str(teacher_file), "logit_weight": 0}}
+    for method, more in own.items():
+        recipe = load(None, TINY_KEYS | {"data": str(listed), "method": method} | more)
+        distill(recipe, folder / method, console=Console(quiet=True))
+    return folder

@@ -13,7 +13,7 @@ from scalekd.models import Classifier
 
 COMMANDS = (
     "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "transfer",
-    "recipes",
+    "recipes", "report",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 

@@ -20,6 +20,7 @@ from scalekd.cli.inspect import inspect
 from scalekd.cli.predict import predict
 from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
+from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
 from scalekd.errors import UserError, printable
 from scalekd.training import Interrupted, Stop, Stopped, joined
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, predict):
+for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, predict, report):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(data, name="data")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from scalekd.errors import UserError
 from scalekd.training.folder import written_whole
@@ -103,6 +104,21 @@ class Checkpoints(TorchCheckpointIO):
             others = f", nor can the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
             raise UserError(f"resume: {path} cannot be read ({_reason(fault)}){others}; start anew with --overwrite")
         return None
+
+    def look(self) -> tuple[Path, int, dict[str, Tensor]]:
+        """The newest checkpoint's file, step and tensors by name; unlike `newest` it leaves everything as it is.
+
+        Raises:
+            UserError: If there is none, or it cannot be read.
+        """
+        if not self.files:
+            raise UserError(f"checkpoint: there is none in {self.folder} that this revision reads")
+        path = self.files[-1]
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return path, content[RUN]["step"], content["state_dict"]
+        except Exception as error:  # damage shows as any of them
+            raise UserError(f"checkpoint: {path} cannot be read ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:

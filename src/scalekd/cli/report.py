@@ -1,0 +1,59 @@
+"""`scalekd report`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.errors import UserError, printable
+from scalekd.recipes.schema import Recipe, validate
+from scalekd.report import Record, measure_figures, read_runs, render_markdown, render_page
+from scalekd.training.folder import written_whole
+
+_PAGE = "report.html"
+
+
+@with_recipe_flags("data", "teacher_weights", "precision", "accelerator")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of a group of runs.")],
+    *,
+    output: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Validation images that figures look at; 0 for none.")] = 256,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a summary for a pull request; with --output write it.")
+    ] = False,
+    flags: Flags,
+) -> None:
+    """Write a page about one run or several: what came out, how it went, the paper's figures, how to do it again.
+
+    It is one file that loads nothing. Runs may still be training. What cannot be shown, because data or weights are
+    gone say, is left out and named. The flags say where the data and the teacher's weights are now.
+    """
+    records = [_with_flags(record, flags) for record in read_runs(runs)]
+    if output is None and not markdown and len(records) > 1:
+        raise UserError("output: none is given; give --output FILE.html (it has a default for a single run only)")
+    figures = [measure_figures(record, images) for record in records]
+    if markdown:
+        text = render_markdown(records, figures)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+    else:
+        text = render_page(records, figures)
+    target = output or records[0].folder.path / _PAGE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(target) as file:
+        file.write(text.encode(errors="backslashreplace"))
+    typer.echo(f"report    {printable(target)} ({len(text) / 1e6:.2f} MB)")
+
+
+def _with_flags(record: Record, flags: dict[str, Any]) -> Record:
+    """The run with what the user says of where things are now."""
+    if record.recipe is None or not flags:
+        return record
+    known = {key: value for key, value in record.keys.items() if key in Recipe.model_fields}
+    return replace(record, recipe=validate(Recipe, known | flags))

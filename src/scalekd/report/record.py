@@ -1,0 +1,191 @@
+"""What a run has left in its folder, read as it is: the run may still be going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scalekd.errors import UserError
+from scalekd.recipes import Recipe
+from scalekd.recipes.schema import validate
+from scalekd.report.series import Line, training_seconds
+from scalekd.training import Group, RunFolder
+from scalekd.training.folder import read_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, from its files alone.
+
+    Attributes:
+        name: What it is called on the page.
+        folder: Where it is.
+        keys: Its recipe as it is stored.
+        recipe: The same, checked; keys that this revision does not know are left out. None where a value is wrong.
+        inputs: Fingerprints of the data and hashes of the weights.
+        environment: Versions, revision and hardware.
+        result: Its final figures; empty while it is not finished.
+        lines: Its log, oldest first.
+        notes: What could not be read, a line each.
+    """
+
+    name: str
+    folder: RunFolder
+    keys: dict[str, Any]
+    recipe: Recipe | None
+    inputs: dict[str, Any]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return bool(self.result)
+
+    @property
+    def method(self) -> str:
+        """The recipe's method."""
+        return str(self.keys["method"])
+
+    @property
+    def batch(self) -> int:
+        """The global batch."""
+        return int(self.keys.get("batch") or 1)
+
+    @property
+    def training_images(self) -> int | None:
+        """Images of the training split; None where the run did not note them."""
+        return _count(self.inputs.get("training data"))
+
+    @property
+    def validation_images(self) -> int | None:
+        """Images of the validation split."""
+        return _count(self.inputs.get("validation data"))
+
+    @property
+    def steps_an_epoch(self) -> int | None:
+        """Optimiser steps an epoch; None where the number of images is unknown."""
+        images = self.training_images
+        return None if not images else max(images // self.batch, 1)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken, as far as the log says."""
+        return max((int(line["step"]) for line in self.lines), default=0)
+
+    @property
+    def samples(self) -> int:
+        """Images viewed, repeated ones counted again."""
+        return self.step * self.batch
+
+    @property
+    def epochs_done(self) -> float | None:
+        """Passes over the training images so far."""
+        return None if self.steps_an_epoch is None else self.step / self.steps_an_epoch
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training: the result's, validations included, or about what the logged speeds add up to."""
+        measured = self.result.get("seconds")
+        return float(measured) if measured is not None else training_seconds(self.lines, self.batch)
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """The teacher's top-1 in percent on the validation images, which a run notes when it ends."""
+        value = self.result.get("teacher_top1")
+        return None if value is None else float(value)
+
+    def last(self, key: str) -> float | None:
+        """The last logged value."""
+        return next((line[key] for line in reversed(self.lines) if key in line), None)
+
+
+def _count(fingerprint: Any) -> int | None:
+    """The number of images that a split's fingerprint begins with."""
+    number = str(fingerprint or "").partition(" ")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def read_runs(paths: Sequence[Path]) -> list[Record]:
+    """The runs in these folders; a group's folder stands for all of its runs.
+
+    Raises:
+        UserError: If a folder holds no run of `distill`, or one is given twice.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        students = Group.stored_students(path)
+        folders += [run.path for run in Group(path, students).runs] if students else [path]
+    absolute = [folder.absolute() for folder in folders]
+    for folder in absolute:
+        if absolute.count(folder) > 1:
+            raise UserError(f"report: {folder} is given twice; give each run once")
+    return [_read(path, name) for path, name in zip(folders, _names(absolute), strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The end of each path, as short as tells them apart."""
+    length = 1
+    while len({folder.parts[-length:] for folder in folders}) < len(folders):
+        length += 1
+    return ["/".join(folder.parts[-length:]) for folder in folders]
+
+
+def _read(path: Path, name: str) -> Record:
+    folder, notes = RunFolder(path), list[str]()
+    keys = folder.stored_keys()
+    if "method" not in keys:
+        raise UserError(f"report: {path} holds a run of transfer; reports are of runs of distill")
+    left: dict[str, dict[str, Any]] = {}
+    for file in (folder.inputs, folder.environment):
+        try:
+            left[file.stem] = read_json(file)
+        except UserError:
+            left[file.stem] = {}
+            notes.append(f"{file.name} is missing or damaged; what it says is left out.")
+    return Record(
+        name=name,
+        folder=folder,
+        keys=keys,
+        recipe=_recipe(keys, notes),
+        inputs=left["inputs"],
+        environment=left["environment"],
+        result=folder.stored_result() if folder.finished else {},
+        lines=_lines(folder.metrics, notes),
+        notes=notes,
+    )
+
+
+def _recipe(keys: dict[str, Any], notes: list[str]) -> Recipe | None:
+    """The stored recipe as one of this revision."""
+    foreign = [key for key in keys if key not in Recipe.model_fields]
+    if foreign:
+        notes.append(f"The run is of another revision of scalekd; recipe keys not known here: {', '.join(foreign)}.")
+    try:
+        return validate(Recipe, {key: value for key, value in keys.items() if key not in foreign})
+    except UserError as error:
+        notes.append(f"The models cannot be rebuilt from the recipe: {error}.")
+        return None
+
+
+def _lines(file: Path, notes: list[str]) -> list[Line]:
+    """The log's lines; the last one may be half written."""
+    texts = file.read_bytes().splitlines() if file.is_file() else []
+    lines = [line for line in map(_line, texts) if line is not None]
+    if len(lines) < len(texts):
+        notes.append(f"{len(texts) - len(lines)} line(s) of {file.name} cannot be read and are left out.")
+    return lines
+
+
+def _line(text: bytes) -> Line | None:
+    """A line of the log; None for a damaged one."""
+    try:
+        line = {key: float(value) for key, value in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return line if "step" in line else None

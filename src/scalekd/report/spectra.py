@@ -1,0 +1,124 @@
+"""The mathematics of the paper's figures: spectra of tokens, distances of tokens, CAP's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from torch import Tensor
+
+from scalekd.method import ScaleKD, StudentOutputs, remove_zero_frequency
+from scalekd.method.outputs import MapShape
+from scalekd.method.projector import CrossAttention
+
+Floats = NDArray[np.float64]
+
+
+def energy_shares(tokens: Tensor, grid: MapShape) -> Floats:
+    """Share of each frequency in the energy of tokens (ScaleKD section 3.2, what its frequency view is about).
+
+    Each channel of an image is a picture on the grid; its orthonormal 2-D DCT-II has the energy of the picture
+    (Parseval), so that squared coefficients over their sum are shares. Channels without any energy have none and are
+    left out. What remains counts alike: the mean is over images and channels.
+
+    Args:
+        tokens: `[B, N, D]`.
+        grid: Their grid `H x W`.
+
+    Returns:
+        `[H, W]`, sums to 1; `(0, 0)` is the zero frequency. NaN without any energy.
+    """
+    maps = tokens.detach().double().cpu().numpy().reshape(len(tokens), grid.height, grid.width, -1)
+    energy = np.square(dctn(maps, axes=(1, 2), norm="ortho"))
+    total = energy.sum((1, 2), keepdims=True)
+    shares = np.divide(energy, total, out=np.full_like(energy, np.nan), where=total > 0)
+    channels = shares.transpose(0, 3, 1, 2).reshape(-1, grid.height, grid.width)
+    kept: Floats = channels[~np.isnan(channels[:, 0, 0])]
+    return np.asarray(kept.mean(0)) if len(kept) else np.full((grid.height, grid.width), np.nan)
+
+
+def bands(shares: Floats) -> Floats:
+    """Shares `[H, W]` summed over frequencies of equal `u + v`: `[H + W - 1]`, the zero frequency first."""
+    height, width = shares.shape
+    number = np.add.outer(np.arange(height), np.arange(width))
+    return np.bincount(number.ravel(), weights=shares.ravel()).astype(np.float64)
+
+
+def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
+    """What one view of DFM sums: `|| f^ - T^ ||^2` of each position `[B, N]`, between 0 and 4; see `view_distance`."""
+    tokens, target = tokens.float(), target.float()
+    if view == "frequency":
+        tokens, target = remove_zero_frequency(tokens), remove_zero_frequency(target)
+    return (F.normalize(tokens, dim=-1) - F.normalize(target, dim=-1)).square().sum(-1)
+
+
+def mimicked(method: ScaleKD, student: StudentOutputs) -> dict[str, dict[str, Tensor]]:
+    """The tokens `[B, N, D]` that stand against the teacher's, by place (`proxy`, `student`) and view."""
+    places: dict[str, dict[str, Tensor]] = {}
+    if method.proxy is not None:
+        places["proxy"] = method.proxy(student.previous, method.teacher.tail)
+    if method.mimicking is not None:
+        places["student"] = method.mimicking(student.last, places["proxy"] if method.query == "proxy" else None)
+    return places
+
+
+def attention(layer: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
+    """How much each query looks at each position of the student's map (ScaleKD section 3.1).
+
+    Args:
+        layer: CAP's attention.
+        query: `[B or 1, Nq, D]`.
+        context: `[B, M, C]`.
+
+    Returns:
+        `[B, Nq, M]`, the mean over heads; sums to 1 over `M`.
+    """
+
+    def heads(x: Tensor) -> Tensor:  # B x N x D -> B x heads x N x D/heads
+        return x.view(*x.shape[:-1], layer.num_heads, -1).transpose(1, 2)
+
+    q, k = heads(layer.q(query)), heads(layer.k(context))
+    weights: Tensor = (q.float() * layer.scale @ k.float().transpose(-2, -1)).softmax(-1)
+    return weights.mean(1)
+
+
+@contextmanager
+def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
+    """Within it, a forward leaves the attention of each projector, named `CAP_prev, spatial` and so on."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
+        found[name] = attention(layer, *inputs)
+
+    previous = None if method.proxy is None else method.proxy.mimicking
+    places = {"CAP_prev": previous, "CAP_last": method.mimicking}
+    hooks = [
+        cap.attn.register_forward_pre_hook(partial(keep, f"{place}, {view}"))
+        for place, mimicking in places.items()
+        if mimicking is not None
+        for view, cap in mimicking.projectors.items()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def attention_maps(method: ScaleKD, images: Tensor) -> dict[str, Tensor]:
+    """The attention of each projector for images `[B, 3, h, w]`: `[B, Nq, h', w']` over the student's map."""
+    maps = dict(zip(("CAP_prev", "CAP_last"), method.student.maps, strict=True))
+    with attention_of(method) as found:
+        mimicked(method, method.student(images))
+    shaped = {}
+    for name, weights in found.items():
+        size = maps[name.partition(",")[0]]
+        shaped[name] = weights.reshape(*weights.shape[:2], size.height, size.width).cpu()
+    return shaped

@@ -1,0 +1,186 @@
+"""What the report says of a run in words and short facts."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scalekd.planner import StepFlops
+from scalekd.report.answers import accuracy
+from scalekd.report.measure import Figures
+from scalekd.report.record import Record
+
+_METHODS = {
+    "none": "labels only", "kd": "logit distillation (kd)", "dist": "relations of logits (dist)",
+    "ofa": "logits of two stages (ofa)", "fd": "last-stage features (fd)", "scalekd": "ScaleKD",
+}  # fmt: skip
+
+
+def model_name(record: Record, role: str) -> str:
+    """A model's name; of a weights file the name of the file, not where it lies."""
+    name = str(record.keys.get(role) or "?")
+    return Path(name).name if name.endswith(".safetensors") else name
+
+
+def summary(record: Record, figures: Figures) -> list[str]:
+    """What was taught by what, how far the run is, and what came out, a sentence each."""
+    classes = len(figures.classes)
+    images = record.training_images
+    data = f"{images:,} images" if images else "images"
+    of = f" of {classes} classes" if classes else ""
+    student, side = model_name(record, "student"), record.keys.get("resolution")
+    if record.method == "none":
+        what = f"{student} learned alone, from the labels of {data}{of} at {side} px."
+    else:
+        teacher = model_name(record, "teacher")
+        what = (
+            f"{teacher} taught {student} with {_METHODS.get(record.method, record.method)} on {data}{of} at {side} px."
+        )
+    return [what, _progress(record), *_outcome(record, figures)]
+
+
+def _progress(record: Record) -> str:
+    done, wanted = record.epochs_done, record.keys.get("epochs")
+    viewed = f"{record.samples:,} images viewed"
+    epochs = f"{done:.3g} of {wanted} epochs, {viewed}" if done is not None else viewed
+    if record.finished:
+        return f"The run is finished: {epochs}{_took(record)}."
+    if not record.lines:
+        return "The run is not finished: nothing is logged yet."
+    return f"The run is not finished: {epochs} so far{_took(record)}."
+
+
+def _took(record: Record) -> str:
+    if record.seconds is None:
+        return ""
+    return f", in {'about ' if record.result.get('seconds') is None else ''}{duration(record.seconds)}"
+
+
+def _outcome(record: Record, figures: Figures) -> list[str]:
+    said = []
+    top1, teacher = record.last("val/top1"), record.teacher_top1
+    if top1 is not None:
+        of = f" of {record.validation_images:,} validation images" if record.validation_images else ""
+        said.append(f"The student names {top1:.2f}%{of} correctly (top-1 of the last validation).")
+        if teacher is not None:
+            gap = top1 - teacher
+            side = "as many as" if not gap else f"{abs(gap):.2f} points {'more' if gap > 0 else 'less'} than"
+            said.append(f"That is {side} the teacher's {teacher:.2f}%.")
+    if top1 is None:
+        said.append("No accuracy was measured yet.")
+    if teacher is None and figures.teacher_given and record.method != "none":
+        here = (
+            f"On the {figures.images:,} images looked at here the teacher names {accuracy(figures.teacher_given):.1f}%"
+        )
+        own = f", the student {accuracy(figures.given):.1f}%" if figures.given else ""
+        said.append(f"{here} correctly{own}.")
+    return said
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def amount(value: float) -> str:
+    """A count of operations or parameters for people: 1.2 G."""
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def cost(record: Record, figures: Figures) -> dict[str, str]:
+    """Images, time and operations."""
+    facts = {"images viewed": f"{record.samples:,}"}
+    if record.seconds is not None:
+        measured = record.result.get("seconds") is not None
+        facts["time"] = duration(record.seconds) + ("" if measured else ", by the logged speeds, validations left out")
+    speed = record.last("images_per_second")
+    if speed is not None:
+        facts["speed"] = f"{speed:.3g} images a second (at the end of the log)"
+    if figures.flops is not None:
+        facts |= _operations(record, figures.flops)
+    for role, model in (("student", figures.student), ("teacher", figures.teacher)):
+        if model is not None:
+            facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs an image"
+    facts["energy"] = "not recorded"
+    return facts
+
+
+def _parts(record: Record, flops: StepFlops) -> dict[str, int]:
+    """FLOPs of a training step for one image; a teacher whose outputs came from a cache took none."""
+    teacher = 0 if record.keys.get("cache") else flops.teacher
+    parts = {"teacher": teacher, "student": flops.student, "projectors": flops.cap, "tail": flops.tail}
+    return {name: value for name, value in parts.items() if value}
+
+
+def _operations(record: Record, flops: StepFlops) -> dict[str, str]:
+    parts = _parts(record, flops)
+    step = sum(parts.values())
+    shares = ", ".join(f"{name} {value / step:.0%}" for name, value in parts.items())
+    return {
+        "operations an image": f"{amount(step)}FLOPs a training step ({shares}), counted, not measured",
+        "operations so far": f"{amount(step * record.samples)}FLOPs",
+    }
+
+
+def environment(record: Record) -> dict[str, str]:
+    """Software and hardware."""
+    packages = record.environment.get("packages")
+    versions = packages if isinstance(packages, Mapping) else {}
+    facts = {"software": ", ".join(f"{name} {version}" for name, version in versions.items() if version)}
+    facts |= {key: str(record.environment.get(key) or "") for key in ("python", "git", "platform", "cpu", "gpu")}
+    facts["device"] = " ".join(str(record.result.get(key) or "") for key in ("device", "dtype")).strip()
+    threads = record.environment.get("threads")
+    return {key: value for key, value in (facts | {"threads": str(threads or "")}).items() if value}
+
+
+def hashes(record: Record) -> dict[str, str]:
+    """What the run read and left."""
+    facts = {key: str(value) for key, value in record.inputs.items()}
+    if record.result.get("sha256"):
+        facts[f"{record.result['student']} (SHA-256)"] = str(record.result["sha256"])
+    return facts
+
+
+def commands(record: Record) -> list[str]:
+    """How to do the run again, or go on with it."""
+    again = f"scalekd distill --recipe {shlex.quote(str(record.folder.recipe))} --output runs/again"
+    if record.finished:
+        return [again]
+    return [f"scalekd distill --resume --output {shlex.quote(str(record.folder.path))}   # goes on with it", again]
+
+
+def table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
+    """Runs side by side: titles, and for each run what is shown in each column with what it is sorted by."""
+    titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %",
+              "images viewed", "time", "FLOPs"]  # fmt: skip
+    return titles, [_row(record, found) for record, found in pairs]
+
+
+def _row(record: Record, figures: Figures) -> list[tuple[str, Any]]:
+    def number(value: float | None, form: str = "{:.2f}") -> tuple[str, Any]:
+        return ("-", "") if value is None else (form.format(value), value)
+
+    done, flops = record.epochs_done, figures.flops
+    teacher = "-" if record.method == "none" else model_name(record, "teacher")
+    state = "finished" if record.finished else "unfinished"
+    total = None if flops is None else sum(_parts(record, flops).values()) * record.samples
+    return [
+        (record.name, record.name), (state, state), (record.method, record.method), (teacher, teacher),
+        (model_name(record, "student"), model_name(record, "student")),
+        number(record.keys.get("seed"), "{}"),
+        number(done, "{:.3g}"), number(record.last("val/top1")), number(record.last("val/top5")),
+        number(record.teacher_top1), number(record.samples, "{:,}"),
+        ("-", "") if record.seconds is None else (duration(record.seconds), record.seconds),
+        ("-", "") if total is None else (amount(total), total),
+    ]  # fmt: skip
