@@ -15,6 +15,7 @@ from typing import Any
 
 from command import Parser, check_output, say, write_json
 
+from scalekd.downstream.running import located
 from scalekd.downstream.segmentation import Segmentation
 from scalekd.downstream.segmentation.run import train
 from scalekd.environment import describe_environment
@@ -69,7 +70,7 @@ def run(recipe: Segmentation, folder: Path) -> dict[str, Any]:
     """
     there = RunFolder(folder)
     if there.finished:
-        there.check_same(recipe)
+        there.check_same(located(recipe))
         result: dict[str, Any] = json.loads(there.result.read_text(encoding="utf-8"))
         return result
     return train(recipe, folder, resume=there.exists)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import Trainer, seed_everything
@@ -27,6 +27,9 @@ from scalekd.training.folder import RunFolder
 from scalekd.training.group import Group
 from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents, quieten_lightning
 from scalekd.training.stopping import Interrupted, Stop
+
+
+R = TypeVar("R", bound=Transfer)
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,7 @@ def begun(recipe: Transfer, output: Path, *, resume: bool, overwrite: bool, cons
         UserError: If the folder is another run's or cannot be written, or there is nothing to go on with.
     """
     quieten_lightning()
-    named = named_backbone(recipe)
-    if os.path.isdir(named):
-        recipe = recipe.model_copy(update={"backbone": os.path.abspath(weights_in(Path(named)))})
+    recipe = located(recipe)
     with Stop() as stop:
         run = Run(recipe, Group(output), stop, resume, console or Console(stderr=True))
         with run.group.claimed(run.say, resume=resume):
@@ -101,6 +102,18 @@ def named_backbone(recipe: Transfer) -> str:
     if recipe.backbone is None:
         raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
     return recipe.backbone
+
+
+def located(recipe: R) -> R:
+    """The recipe with the weights file of its backbone in place of the folder that holds it.
+
+    Raises:
+        UserError: If there is no backbone, or the folder holds no weights.
+    """
+    named = named_backbone(recipe)
+    if not os.path.isdir(named):
+        return recipe
+    return recipe.model_copy(update={"backbone": os.path.abspath(weights_in(Path(named)))})
 
 
 def build_backbone(recipe: Transfer, *, spread: bool = False) -> Backbone:
