@@ -28,7 +28,6 @@ from scalekd.training.group import Group
 from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents, quieten_lightning
 from scalekd.training.stopping import Interrupted, Stop
 
-
 R = TypeVar("R", bound=Transfer)
 
 
