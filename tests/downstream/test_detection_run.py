@@ -91,6 +91,9 @@ def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, 
     with Image.open(run / "pictures" / "000-0.png") as drawn:
         assert drawn.size == (2 * SIDE, SIDE)
 
+    measured = cli("transfer", "detection", "--output", run, "--evaluate", "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["boxes"] == result["boxes"]
     detector, classes = load_detector(run)
     assert classes == ("dark", "bright")
     with torch.no_grad():

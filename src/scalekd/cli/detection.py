@@ -13,6 +13,7 @@ from rich.table import Table
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.downstream.detection import GROUPS, Detection
+from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.training import RunFolder
 
@@ -24,6 +25,10 @@ def detection(
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Only measure the detector in the output folder."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
@@ -31,12 +36,16 @@ def detection(
 
     Flags are recipe keys and win over the recipe. Data is in COCO's format; without a recipe the schedule is 1x.
     """
-    from scalekd.downstream.detection.run import train  # noqa: PLC0415 (needs the extra `downstream`)
+    from scalekd.downstream.detection import run  # noqa: PLC0415 (needs the extra `downstream`)
 
-    stored = RunFolder(output).stored_keys() if resume and recipe is None else recipe
-    result = train(
-        load_as(Detection, stored, flags, partial(typer.echo, err=True)), output, resume=resume, overwrite=overwrite
-    )
+    if evaluate and (resume or overwrite or recipe):
+        raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
+    stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
+    settings = load_as(Detection, stored, flags, partial(typer.echo, err=True))
+    if evaluate:
+        result = run.evaluate(settings, output)
+    else:
+        result = run.train(settings, output, resume=resume, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(result))
         return

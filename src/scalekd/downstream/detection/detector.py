@@ -37,16 +37,20 @@ def save_detector(path: Path, detector: MaskRCNN, recipe: Detection, classes: tu
     return save_whole(path, detector, backbone, head=_HEAD, resolution=recipe.sizes[-1], classes=classes)
 
 
-def load_detector(path: str | Path) -> tuple[MaskRCNN, tuple[str, ...]]:
+def load_detector(path: str | Path, recipe: Detection | None = None) -> tuple[MaskRCNN, tuple[str, ...]]:
     """The detector that a run left, in eval mode, and the names of its classes: label 1 is the first.
 
     It takes a list of images (RGB in [0, 1], each `[3, h, w]`) and gives `boxes`, `labels`, `scores`, `masks` of each.
+
+    Args:
+        path: The run's folder.
+        recipe: Its settings, of which image sizes may be others; by default those that it has kept.
 
     Raises:
         UserError: If there is no such run, or it has left no detector yet.
     """
     folder = RunFolder(Path(path))
-    recipe = load_as(Detection, folder.stored_keys(), {})
+    recipe = recipe or load_as(Detection, folder.stored_keys(), {})
     state, card = read_weights(folder.detector)
     card = card_of(folder.detector, card, _HEAD)
     detector = build(recipe, Backbone.from_card(card), card.num_classes)

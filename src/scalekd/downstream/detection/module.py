@@ -14,8 +14,9 @@ from torchvision.models.detection import MaskRCNN
 from scalekd.data import CorruptImages
 from scalekd.downstream.detection.coco import CocoSplit
 from scalekd.downstream.detection.data import DetectionBatch
-from scalekd.downstream.detection.evaluation import AveragePrecision, as_results, average_precision
+from scalekd.downstream.detection.evaluation import AveragePrecision
 from scalekd.downstream.detection.schema import Detection
+from scalekd.downstream.detection.testing import Tally, scaled
 from scalekd.downstream.module import TransferModule
 from scalekd.errors import UserError
 
@@ -49,8 +50,7 @@ class DetectionModule(TransferModule):
         self.boxes: AveragePrecision | None = None
         self.masks: AveragePrecision | None = None
         self.seen = 0
-        self._results: list[dict[str, Any]] = []
-        self._numbers: list[int] = []
+        self._tally = Tally(val)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         self.corrupt.add(batch.corrupt)
@@ -60,21 +60,15 @@ class DetectionModule(TransferModule):
         return {name.removeprefix("loss_"): value for name, value in losses.items()}
 
     def on_validation_epoch_start(self) -> None:
-        self._results, self._numbers = [], []
+        self._tally = Tally(self.val)
 
     def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:
         self.corrupt.add(batch.corrupt)
-        if not batch.images:
-            return
-        outputs = self.final(scaled(batch.images))
-        numbers = [self.val.pictures[index].number for index in batch.numbers]
-        self._results += as_results(outputs, numbers, self.val.category_ids)
-        self._numbers += numbers
+        self._tally.add(self.final, batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.seen = len(self._numbers)
-        self.boxes = average_precision(self.val.truth, self._results, "bbox", self._numbers)
-        self.masks = average_precision(self.val.truth, self._results, "segm", self._numbers)
+        self.seen = len(self._tally.seen)
+        self.boxes, self.masks = self._tally.figures()
         figures = {
             f"val/{kind}_{name}": value
             for kind, measured in (("box", self.boxes), ("mask", self.masks))
@@ -115,8 +109,3 @@ class DetectionModule(TransferModule):
             warmup_lr_init=recipe.warmup_lr,
             t_in_epochs=False,
         )
-
-
-def scaled(images: list[Tensor]) -> list[Tensor]:
-    """uint8 -> float32 in [0, 1]."""
-    return [image.float() / 255 for image in images]

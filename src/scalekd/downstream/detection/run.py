@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import torch
 from rich.console import Console
 from torchvision.models.detection import MaskRCNN
 
-from scalekd.data.decoding import UnreadableImageError
+from scalekd.data import CorruptImages
 from scalekd.downstream.detection.coco import CocoSplit, read_coco
-from scalekd.downstream.detection.data import evaluation_batches, read_picture, training_batches
-from scalekd.downstream.detection.detector import build, save_detector
-from scalekd.downstream.detection.module import DetectionModule, scaled
-from scalekd.downstream.detection.pictures import write_comparison
+from scalekd.downstream.detection.data import evaluation_batches, training_batches
+from scalekd.downstream.detection.detector import build, load_detector, save_detector
+from scalekd.downstream.detection.module import DetectionModule
 from scalekd.downstream.detection.schema import Detection
+from scalekd.downstream.detection.testing import Tally, draw
 from scalekd.downstream.running import Run, begun, build_backbone, fit
 from scalekd.errors import UserError
+from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
-from scalekd.training.folder import write_json
+from scalekd.training.folder import RunFolder, write_json
 
 
 def train(
@@ -56,11 +58,53 @@ def train(
         return _train(run, recipe, detector, learned, val)
 
 
-def _read_data(recipe: Detection, say: Callable[[str], None]) -> tuple[CocoSplit, CocoSplit]:
-    """Both splits, with a line on each; they must have the same categories."""
+def evaluate(recipe: Detection, output: Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Measure the detector that a run left, and draw its pictures anew.
+
+    Args:
+        recipe: The run's settings; data and image sizes may be others.
+        output: The run's folder.
+        console: Where the progress bar goes.
+
+    Raises:
+        UserError: If there is no trained detector, or the data is not as the recipe says or has other classes.
+    """
+    folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
+    val = read_coco(_data(recipe), recipe.val_split)
+    if val.classes != classes:
+        raise UserError(f"data: {val.file} lists other categories than the detector was trained for")
+    console = console or Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val)
+    detector.to(device)
+    with torch.inference_mode():
+        for batch in watched(evaluation_batches(val, recipe, say), "measure", console):
+            corrupt.add(batch.corrupt)
+            with cast():
+                tally.add(detector, batch._replace(images=[image.to(device) for image in batch.images]))
+    draw(detector, val, recipe, folder.pictures, autocast=cast)
+    boxes, masks = map(asdict, tally.figures())
+    seen, unread = len(tally.seen), sorted(corrupt.paths)
+    return {
+        "boxes": boxes,
+        "masks": masks,
+        "images": seen,
+        "corrupt_images": unread,
+        "detector": folder.detector.name,
+    }
+
+
+def _data(recipe: Detection) -> Path:
     if recipe.data is None:
         raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
-    splits = [read_coco(recipe.data, split) for split in (recipe.train_split, recipe.val_split)]
+    return recipe.data
+
+
+def _read_data(recipe: Detection, say: Callable[[str], None]) -> tuple[CocoSplit, CocoSplit]:
+    """Both splits, with a line on each; they must have the same categories."""
+    splits = [read_coco(_data(recipe), split) for split in (recipe.train_split, recipe.val_split)]
     for split in splits:
         counted = "".join(f"; {count} {what}" for what, count in split.left_out.items())
         say(f"data      {split.file}: {len(split)} images, {len(split.content['annotations'])} objects{counted}")
@@ -97,7 +141,9 @@ def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, 
     )
     assert module.boxes is not None
     assert module.masks is not None
-    _draw(module, recipe, run.folder.pictures)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    draw(module.final.to(device).eval(), val, recipe, run.folder.pictures, autocast=cast)
     result = {
         "boxes": asdict(module.boxes),
         "masks": asdict(module.masks),
@@ -109,19 +155,3 @@ def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, 
     }
     write_json(run.folder.result, result)
     return result
-
-
-@torch.inference_mode()
-def _draw(module: DetectionModule, recipe: Detection, folder: Path) -> None:
-    """Pictures of the first validation images that can be read."""
-    device = pick_device(recipe.accelerator)
-    detector = module.final.to(device).eval()
-    folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(module.val.pictures[: recipe.pictures]):
-        try:
-            image = read_picture(picture, recipe.max_pixels)
-        except UnreadableImageError:  # counted in the validation
-            continue
-        with autocast(device, pick_dtype(recipe.precision, device)):
-            (found,) = detector(scaled([image.to(device)]))
-        write_comparison(folder / f"{number:03}-{picture.path.stem}.png", image, picture, found, module.val.classes)
