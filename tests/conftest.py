@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from scalekd.recipes import load
 from scalekd.training import distill
 
 # The machines that run the tests are shared: no time limits, and the same examples everywhere.
-settings.register_profile("scalekd", deadline=None, derandomize=True)
+settings.register_profile("scalekd", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("scalekd")
 
 # A shell that runs the suite in the background has Ctrl-C ignored, which runs would respect.
