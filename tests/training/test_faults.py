@@ -86,7 +86,7 @@ def test_sigterm_in_a_validation_ends_it_there(
         at_call(patch, Learner, "validate", batch, twice)
         stopped = distill("run")
     assert stopped.code == 143
-    assert stopped.err.strip().splitlines()[-1].startswith(f"stopped at step {step}; --resume goes on")
+    assert stopped.err.strip().splitlines()[-1].startswith(f"stopped at step {step}; go on with: scalekd distill")
     assert "val/top1" not in lines(tmp_path / "run")[-1]
     assert newest_checkpoint(tmp_path / "run").name == f"step-{step:08}.ckpt"
     resume(cli, tmp_path / "run")

@@ -128,7 +128,7 @@ def test_a_message_of_torch_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatc
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("scalekd.cli.recipes.load", fail)
+        monkeypatch.setattr("scalekd.cli.recipes.load_as", fail)
         outcome = cli("recipes", "show", "imagenette")
         outcome.refused()
         harmless(outcome)

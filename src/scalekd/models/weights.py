@@ -127,7 +127,7 @@ def read_card(text: str, source: str | Path) -> Card:
         raise UserError(f"weights: {source} has a card this version cannot read: {key}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"weights: {source} has a card this version cannot read: {error}") from None
-    if len(card.classes) not in (0, card.num_classes):
+    if card.num_classes and len(card.classes) not in (0, card.num_classes):
         raise UserError(f"weights: {source} names {len(card.classes)} classes, but has {card.num_classes} outputs")
     foreign = sorted(card.args.keys() & FIXED_ARGS)
     if foreign:
