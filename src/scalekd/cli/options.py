@@ -52,8 +52,8 @@ def _parameter(name: str, group: type[Keys], field: FieldInfo) -> inspect.Parame
     option = typer.Option(
         f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
         help=field.description,
-        metavar=None if is_switch else _metavar(field.annotation),
-        show_default=_shown(field),
+        metavar=None if is_switch else type_in_words(field.annotation),
+        show_default=shown_default(field) or False,
         rich_help_panel=(group.__doc__ or "").rstrip("."),
     )
     return inspect.Parameter(
@@ -64,29 +64,30 @@ def _parameter(name: str, group: type[Keys], field: FieldInfo) -> inspect.Parame
     )
 
 
-def _shown(field: FieldInfo) -> str | bool:
+def shown_default(field: FieldInfo) -> str:
+    """A key's default as one would type it; empty where there is none."""
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or default == {}:
-        return False
+        return ""
     if isinstance(default, tuple):
         return ",".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in default)
     return str(default)
 
 
-def _metavar(annotation: Any) -> str:
+def type_in_words(annotation: Any) -> str:
     """A short word for a type: INT, FLOAT, A|B for choices, A,B for tuples."""
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
     if str(get_origin(annotation)) == "typing.Literal":
         return "|".join(map(str, kinds))
     if get_origin(annotation) is Annotated:
-        return _metavar(kinds[0])
+        return type_in_words(kinds[0])
     if get_origin(annotation) is tuple:
-        listed = [_metavar(kind) for kind in kinds if kind is not Ellipsis]
+        listed = [type_in_words(kind) for kind in kinds if kind is not Ellipsis]
         return ",".join(listed) + (",..." if Ellipsis in kinds else "")
     if get_origin(annotation) is dict:
         return "YAML"
     if kinds:
-        return "|".join(_metavar(kind) for kind in kinds)
+        return "|".join(type_in_words(kind) for kind in kinds)
     names = {"str": "TEXT", "Path": "PATH", "int": "INT", "float": "FLOAT"}
     return names.get(getattr(annotation, "__name__", ""), "VALUE")
 

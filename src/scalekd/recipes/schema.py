@@ -360,8 +360,8 @@ def has_key(method: object, key: str) -> bool:
 
 
 def methods_with(key: str) -> str:
-    """The methods that have a key, for messages."""
-    return ", ".join(sorted(_METHODS_OF[key]))
+    """The methods that have a key, for people; empty where all have it."""
+    return ", ".join(sorted(_METHODS_OF.get(key, ())))
 
 
 def validate(schema: type[K], keys: dict[str, Any], source: str = "recipe") -> K:
