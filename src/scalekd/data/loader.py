@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,32 +193,44 @@ class EvaluationOrder(Sampler[list[Key]]):
             yield [Key(0, index) for index in self._images[first : first + self.batch]]
 
 
+def steady_loader(
+    dataset: Dataset[Any],
+    order: Sampler[list[Key]],
+    gather: Callable[[list[Any]], Any],
+    workers: int,
+    report: Callable[[str], object] | None = None,
+) -> SteadyLoader[Any, Key]:
+    """Batches of any dataset, in an order.
+
+    Args:
+        dataset: Gives a sample for a key.
+        order: The keys of each batch.
+        gather: Makes a batch of samples.
+        workers: Processes that load samples.
+        report: Called with a line when processes that died are replaced.
+    """
+
+    def load(batches: Iterable[list[Key]]) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            worker_init_fn=leave_stopping_to_the_main_process,
+            collate_fn=gather,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    return SteadyLoader(order, load, report)
+
+
 def training_loader(
     dataset: ReplayDataset,
     stream: Sampler[list[Key]],
     workers: int,
     report: Callable[[str], object] | None = None,
 ) -> SteadyLoader[Batch, Key]:
-    """Batches of a training run, in the stream's order.
-
-    Args:
-        dataset: The images.
-        stream: The keys of each batch.
-        workers: Processes that load images.
-        report: Called with a line when processes that died are replaced.
-    """
-
-    def load(batches: Iterable[list[Key]]) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            worker_init_fn=leave_stopping_to_the_main_process,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    return SteadyLoader(stream, load, report)
+    """Batches of a training run, in the stream's order; see `steady_loader`."""
+    return steady_loader(dataset, stream, collate, workers, report)
 
 
 def evaluation_loader(

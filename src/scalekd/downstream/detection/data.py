@@ -14,11 +14,11 @@ from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
+from scalekd.data.loader import steady_loader
 from scalekd.data.patience import Patience
 from scalekd.data.steady import SteadyLoader
 from scalekd.downstream.detection.coco import CocoSplit, Picture
 from scalekd.downstream.detection.schema import Detection
-from scalekd.downstream.loading import steady_loader
 
 Target = dict[str, Tensor]
 

@@ -21,9 +21,9 @@ from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.loader import steady_loader
 from scalekd.data.patience import DataGoneError, Patience
 from scalekd.data.steady import SteadyLoader
-from scalekd.downstream.loading import steady_loader
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.errors import UserError
 
