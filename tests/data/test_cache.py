@@ -115,6 +115,7 @@ def slow(images: Tensor) -> TeacherOutputs:
 
 
 def fill_elsewhere(data: Path, caches: Path, index: int) -> None:
+    torch.set_num_threads(1)  # as a loader's worker does: a fork has none of its parent's threads, and waits for them
     filled = filling(data, caches)
     (caches / f"made-{index}").write_text(str(filled.run(slow)))
 
