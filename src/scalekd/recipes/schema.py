@@ -141,7 +141,8 @@ class TeacherKeys(Keys):
     tail_blocks: Positive | None = None
     """Blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is fixed."""
     check_teacher: bool = True
-    """Whether a teacher near chance on the validation images is an error."""
+    """Whether the teacher is measured on the validation images at the start; where its logits are used, one near chance
+    is an error."""
     cache: File | None = None
     """Folder of caches that `scalekd cache` fills: the teacher's outputs are read there instead of running it."""
     cache_format: Literal["bf16", "int8"] = "bf16"

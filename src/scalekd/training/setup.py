@@ -208,7 +208,8 @@ class Setup:
         if self.cache is not None:
             self.say(self._check_cache(self.cache))
         self.teacher_accuracy = None
-        if self.measured and self.teacher is not None and self.teacher.num_classes == len(self.classes):
+        known = self.teacher is not None and self.teacher.num_classes == len(self.classes)
+        if self.measured and self.teacher is not None and known and recipe.check_teacher:
             self.teacher_accuracy = self._check_teacher(self.teacher)
             self.say(f"teacher   top1 {self.teacher_accuracy.top1:.2f}% on the validation images")
 
@@ -233,8 +234,7 @@ class Setup:
         """Measure the teacher on the validation images; near chance is an error."""
         accuracy = self.measure(lambda images: teacher(images).logits, teacher.to(self.device))
         chance = 100 / len(self.classes)
-        needs_logits = self.methods[0].logit_weight > 0 and self.recipe.check_teacher
-        if needs_logits and accuracy.top1 < chance + 0.1 * (100 - chance):
+        if self.methods[0].logit_weight > 0 and accuracy.top1 < chance + 0.1 * (100 - chance):
             raise UserError(
                 f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {self.val.root}, "
                 f"where chance is {chance:.1f}%; its classes are probably "

@@ -1,0 +1,121 @@
+"""The rows of the study: which runs answer which question. See docs/results.md for the questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+EPOCHS = 4  # the budget: passes over SHARE percent of the training images
+SHARE = 30
+STRONG = "strong"  # the teacher whose weights are given
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "cnn": {"student": "mobilenetv1_100"},
+    "vit": {"student": "vit_tiny_patch16_224", "student_args": {"global_pool": "avg", "class_token": False}},
+    "mlp": {"student": "mixer_s16_224"},
+}
+METHODS = ("none", "kd", "dist", "fd", "scalekd")
+# Tried with equal effort for training alone and for ScaleKD.
+RATES = {"cnn": (2e-3, 4e-3, 8e-3), "vit": (5e-4, 1e-3, 2e-3), "mlp": (5e-4, 1e-3, 2e-3)}
+USUAL = {"cnn": 4e-3, "vit": 1e-3, "mlp": 1e-3}  # what came out
+
+# The method without its later parts: a projector on the last stage, then the second view, then TPP.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "cap": {"tpp": False, "views": ["spatial"], "logit_weight": 0.0},
+    "cap-dfm": {"tpp": False, "logit_weight": 0.0},
+    "cap-dfm-tpp": {"logit_weight": 0.0},
+    "spatial": {"views": ["spatial"]},
+    "frequency": {"views": ["frequency"]},
+}
+# Teachers beside the strong one: (student recipe of the run that makes it, epochs on all images).
+VIT_SMALL = {"student": "vit_small_patch14_dinov2", "student_args": {"global_pool": "avg", "fc_norm": False}}
+LONGER = (2, 4, 8)  # multiples of the budget for training alone
+SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        name: Of its run folder and result.
+        keys: Recipe keys beside those of the recipe `imagenette`.
+        share: Percent of the training images.
+        teacher: STRONG, or the row whose student teaches, or None for training alone.
+        probe: Whether a linear probe of its frozen features is measured afterwards.
+    """
+
+    name: str
+    keys: dict[str, Any]
+    share: int = SHARE
+    teacher: str | None = None
+    probe: bool = False
+    family: str = field(default="cnn")
+
+
+def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int = SHARE, **more: Any) -> Row:
+    """A run of a student family's student."""
+    teacher, probe = more.pop("teacher", None if method == "none" else STRONG), more.pop("probe", False)
+    keys = {"lr": USUAL[family], "epochs": EPOCHS, "method": method, "seed": seed} | STUDENTS[family] | more
+    name = "-".join(part for part in (family, method, label, f"s{seed}") if part)
+    return Row(name, keys, share, teacher, probe, family)
+
+
+def headline(seed: int) -> Iterator[Row]:
+    """Question a: every method on every family."""
+    for method in ("none", "scalekd", "kd", "fd", "dist"):
+        for family in STUDENTS:
+            yield row(family, method, seed)
+
+
+def tuning(*families: str) -> Iterator[Row]:
+    """The learning rates of both sides, on half of the images: half of the budget, with the same schedule."""
+    for family in families:
+        for rate in RATES[family]:
+            for method in ("none", "scalekd"):
+                yield row(family, method, label=f"tune-lr{rate:g}", lr=rate, share=SHARE // 2)
+
+
+def ablation() -> Iterator[Row]:
+    """Question b."""
+    for name, keys in ABLATIONS.items():
+        yield row("cnn", "scalekd", label=name, **keys)
+
+
+def teachers() -> Iterator[Row]:
+    """Question c: the strong teacher's architecture from random weights, and a smaller one, as teachers."""
+    scratch = {"lr": 5e-4, "method": "none", "seed": 0, "epochs": EPOCHS}
+    yield Row("teacher-vit-small", scratch | VIT_SMALL, 100, family="vit")
+    yield row("cnn", "scalekd", label="teacher-small-scratch", teacher="teacher-vit-small")
+    yield row("cnn", "scalekd", label="teacher-tiny-distilled", teacher="vit-scalekd-s0")
+    yield row("cnn", "kd", label="teacher-small-scratch", teacher="teacher-vit-small")
+
+
+def samples() -> Iterator[Row]:
+    """Questions d and f: longer alone, longer distilled, more and fewer images."""
+    for times in LONGER:
+        yield row("cnn", "none", label=f"x{times}", epochs=times * EPOCHS)
+    yield row("cnn", "scalekd", label="x2", epochs=2 * EPOCHS)
+    for family in ("vit", "mlp"):
+        yield row(family, "none", label="x4", epochs=4 * EPOCHS)
+    yield row("cnn", "kd", label="x4", epochs=4 * EPOCHS)
+    for share, epochs in SHARES.items():
+        for method in ("none", "scalekd"):
+            yield row("cnn", method, label=f"share{share}", share=share, epochs=epochs)
+
+
+def label_free() -> Iterator[Row]:
+    """Question e: no labels and no logits, then a linear probe; beside supervised training's features."""
+    yield row("cnn", "scalekd", label="label-free", labels="none", logit_weight=0.0, probe=True)
+
+
+def grid() -> list[Row]:
+    """All rows, the most telling first."""
+    parts = [
+        *(*tuning("cnn", "vit"), *headline(0), *samples(), *label_free(), *ablation(), *teachers()),
+        *(*tuning("mlp"), *headline(1)),
+    ]
+    rows = {row.name: row for row in parts}
+    assert len(rows) == len(parts), "two rows have one name"
+    return list(rows.values())
