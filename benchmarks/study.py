@@ -221,7 +221,8 @@ def main() -> int:
     threads = max(1, torch.get_num_threads() // args.jobs)
     study = Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, threads)
     queue, failed = Queue(rows, study), list[str]()
-    share_of(args.data, 100, study.runs / "data")  # wrong data is one error, not one a row
+    for percent in {row.share for row in rows}:  # here, not beside one another
+        share_of(args.data, percent, study.runs / "data")
     say(f"{len(queue.left)} of {len(rows)} rows to run; revision {describe_environment()['git']}")
     with ThreadPoolExecutor(args.jobs) as pool:
         for job in [pool.submit(work, queue, study, failed) for _ in range(args.jobs)]:
