@@ -83,12 +83,22 @@ class Study:
     def done(self, row: Row) -> bool:
         """Whether there is a result of this row, with the settings that it has today."""
         file = self.results / f"{row.name}.json"
-        return file.is_file() and json.loads(file.read_text("utf-8"))["keys"] == json.loads(json.dumps(self.keys(row)))
+        if not file.is_file():
+            return False
+        there = json.loads(file.read_text("utf-8"))
+        return bool(
+            there["keys"] == json.loads(json.dumps(self.keys(row))) and (there["probe"] is not None) == row.probe
+        )
 
     def keys(self, row: Row) -> dict[str, Any]:
         """All recipe keys of a row but places."""
         epochs = row.keys["epochs"]
         return COMMON | row.keys | {"validate_every": epochs, "warmup_epochs": math.ceil(epochs / 4) % epochs}
+
+    def settings(self, row: Row, teacher: list[str]) -> list[str]:
+        """A row's flags, but for its output."""
+        data = share_of(self.data, row.share, self.runs / "data")
+        return ["--recipe", "imagenette", "--data", str(data), *flags(self.keys(row)), *teacher]
 
     def _teacher(self, row: Row) -> list[str]:
         if row.teacher is None:
@@ -99,17 +109,17 @@ class Study:
 
     def run(self, row: Row) -> None:
         """Train and measure a row, and write its result."""
-        data = share_of(self.data, row.share, self.runs / "data")
-        settings = ["--recipe", "imagenette", "--data", str(data), *flags(self.keys(row)), *self._teacher(row)]
+        settings = self.settings(row, self._teacher(row))
         if row.teacher == STRONG:
             with self.filling:
-                self._scalekd("cache", *settings, log=f"{row.name}.cache")
+                self.scalekd("cache", *settings, log=f"{row.name}.cache")
         folder = self.runs / row.name
         command = ("distill", *settings, "--output", str(folder), "--auto-resume", "--json")
-        result: dict[str, Any] = json.loads(self._scalekd(*command, log=row.name))
+        result: dict[str, Any] = json.loads(self.scalekd(*command, log=row.name))
         probe = None
         if row.probe:
-            probe = json.loads(self._scalekd("evaluate", str(folder), "--linear", "--json", log=f"{row.name}.probe"))
+            found = self.scalekd("evaluate", str(folder), "--linear", "--json", log=f"{row.name}.probe")
+            probe = json.loads(found)["models"][0]["linear"]
         content = {
             "name": row.name,
             "family": row.family,
@@ -132,7 +142,7 @@ class Study:
             found = [name + part.removeprefix(place) if part.startswith(place) else part for part in found]
         return found
 
-    def _scalekd(self, *arguments: str, log: str) -> str:
+    def scalekd(self, *arguments: str, log: str) -> str:
         """Standard output of a command; what it says on the way is kept in a file.
 
         Raises:

@@ -66,7 +66,8 @@ def headline(seed: int) -> Iterator[Row]:
     """Question a: every method on every family."""
     for method in ("none", "scalekd", "kd", "fd", "dist"):
         for family in STUDENTS:
-            yield row(family, method, seed)
+            compared = family == "cnn" and method in ("none", "scalekd")  # with the label-free run
+            yield row(family, method, seed, probe=compared, check_teacher=compared and method == "scalekd")
 
 
 def tuning(*families: str) -> Iterator[Row]:

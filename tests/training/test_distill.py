@@ -124,6 +124,14 @@ def test_a_teacher_near_chance_is_an_error_that_explains_itself(
     outcome.refused("teacher", "chance is 33.3%", "scalekd adapt", "--no-check-teacher")
 
 
+@pytest.mark.parametrize("method", ["kd", "fd"])
+def test_no_check_teacher_does_not_measure_it(
+    cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, method: str
+) -> None:
+    more = ("--method", method, "--teacher", str(teacher_file), "--epochs", "1", "--no-check-teacher")
+    assert distill(cli, data, tmp_path / "run", *more)["teacher_top1"] is None
+
+
 def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
     cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

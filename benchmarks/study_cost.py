@@ -1,0 +1,106 @@
+"""What a training image costs by each method of the study: time, measured in turns by the command itself, and FLOPs.
+
+Usage: python benchmarks/study_cost.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from command import Parser, positive, say, write_json
+from study import RESULTS, Study, share_of
+from study_grid import STRONG, STUDENTS, Row, row
+
+from scalekd.environment import describe_environment
+from scalekd.errors import UserError
+from scalekd.planner import step_flops
+from scalekd.recipes import load
+from scalekd.training.build import build_method, build_student, build_teacher
+
+SHARE = 5  # percent of the training images: an epoch is 14 steps
+CLASSES = 10
+VARIANTS = (
+    *(("none", False), ("kd", False), ("dist", False), ("fd", False), ("scalekd", False)),
+    *(("kd", True), ("dist", True), ("fd", True), ("scalekd", True)),
+)
+
+
+def name(method: str, cached: bool) -> str:
+    return f"{method}, cached" if cached else method
+
+
+def short_row(family: str, method: str) -> Row:
+    return row(family, method, label="cost", share=SHARE, epochs=1)
+
+
+def images_per_second(study: Study, family: str, method: str, *, cached: bool) -> float:
+    """Speed of a run of one epoch, data loading and optimiser included, start and validation left out."""
+    short = short_row(family, method)
+    folder = study.runs / "cost"
+    cache = ["--cache", str(study.runs / "caches")] if cached else []
+    weights = ["--teacher-weights", str(study.weights)] if short.teacher == STRONG else []
+    settings = study.settings(short, [*weights, *cache])
+    if cached:
+        study.scalekd("cache", *settings, log="cost.cache")
+    study.scalekd("distill", *settings, "--output", str(folder), "--overwrite", log="cost")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return float(next(line["images_per_second"] for line in lines if "images_per_second" in line))
+
+
+def flops(study: Study, family: str, method: str) -> dict[str, int]:
+    """FLOPs of a training step for an image, forward and backward: all, and the teacher's forward of them."""
+    recipe = load("imagenette", study.keys(short_row(family, method)), say)
+    teacher = None if method == "none" else build_teacher(recipe, pretrained=False, num_classes=CLASSES)
+    found = step_flops(build_method(recipe, teacher, build_student(recipe, CLASSES)), batch=32)
+    return {"total": found.total, "teacher": found.teacher}
+
+
+def summary(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Time of an image against that of training alone, of each round: median, least and greatest."""
+    ratios = {
+        name: [alone / one for alone, one in zip(rates["none"], found, strict=True)] for name, found in rates.items()
+    }
+    return {
+        name: {"median": statistics.median(found), "min": min(found), "max": max(found)}
+        for name, found in ratios.items()
+    }
+
+
+def main() -> int:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher-weights", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the study's runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--rounds", type=positive, default=3)
+    args = parser.parse_args()
+    study = Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, threads=1)
+    share_of(args.data, SHARE, study.runs / "data")
+    families: dict[str, Any] = {}
+    for family in STUDENTS:
+        rates: dict[str, list[float]] = {name(*variant): [] for variant in VARIANTS}
+        for number in range(args.rounds):
+            for method, cached in VARIANTS if number % 2 else reversed(VARIANTS):
+                rates[name(method, cached)].append(images_per_second(study, family, method, cached=cached))
+            say(f"{family}, round {number + 1} of {args.rounds}: {json.dumps(summary_of_last(rates))}")
+        counted = {method: flops(study, family, method) for method, cached in VARIANTS if not cached}
+        families[family] = {"images_per_second": rates, "time_ratio": summary(rates), "flops": counted}
+        content = {"families": families, "environment": describe_environment(), "threads": 1}
+        write_json(args.results / "cost.json", content)
+    return 0
+
+
+def summary_of_last(rates: dict[str, list[float]]) -> dict[str, float]:
+    return {name: round(rates["none"][-1] / found[-1], 2) for name, found in rates.items()}
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(2)

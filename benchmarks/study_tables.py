@@ -1,0 +1,211 @@
+"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md.
+
+Usage: python benchmarks/study_tables.py [--results FOLDER] [--page FILE]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import study_picture
+from command import Parser
+from study import RESULTS
+from study_grid import EPOCHS, METHODS, RATES, STUDENTS, USUAL, grid
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+NAMES = {"none": "alone", "kd": "KD", "dist": "DIST", "fd": "FD", "scalekd": "ScaleKD"}
+HEADS = {"cnn": "CNN (MobileNet-V1)", "vit": "ViT (ViT-Ti/16)", "mlp": "MLP (Mixer-S/16)"}
+PLANNED = {row.name.removesuffix("-s0") for row in grid()}
+Record = dict[str, Any]
+
+
+class Records:
+    """Results of runs by name, without the seed: one for each seed that is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs: dict[str, list[Record]] = {}
+        for file in sorted(folder.glob("*.json")):
+            if file.stem != "cost":
+                record = json.loads(file.read_text("utf-8"))
+                self.runs.setdefault(re.sub(r"-s\d+$", "", file.stem), []).append(record)
+        cost = folder / "cost.json"
+        self.cost: Record | None = json.loads(cost.read_text("utf-8"))["families"] if cost.is_file() else None
+
+    def top1(self, name: str, of: Callable[[Record], float | None] = lambda record: record["result"]["top1"]) -> str:
+        """Mean ± standard deviation and the seeds of what is there; a dash for what the grid does not hold."""
+        values = [value for record in self.runs.get(name, []) if (value := of(record)) is not None]
+        if not values:
+            return "not run yet" if name in PLANNED else "-"
+        if len(values) == 1:
+            return f"{values[0]:.1f}"
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
+
+    def one(self, name: str) -> Record | None:
+        return self.runs[name][0] if name in self.runs else None
+
+    def samples(self, name: str) -> str:
+        record = self.one(name)
+        return f"{record['result']['samples']:,}" if record else "-"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def families(records: Records) -> str:
+    """Question a."""
+    rows = [[NAMES[m], *(records.top1(f"{family}-{m}") for family in STUDENTS)] for m in METHODS]
+    return table(["top-1, %", *HEADS.values()], rows)
+
+
+def rates(records: Records) -> str:
+    """The tuning of the learning rate, on half of the images."""
+    rows = []
+    for family, tried in RATES.items():
+        for method in ("none", "scalekd"):
+            cells = [f"{r:g}: {records.top1(f'{family}-{method}-tune-lr{r:g}')}" for r in tried]
+            rows.append([HEADS[family], NAMES[method], *cells, f"{USUAL[family]:g}"])
+    return table(["student", "method", "low", "middle", "high", "taken for all methods"], rows)
+
+
+def ablation(records: Records) -> str:
+    """Question b."""
+    parts = {
+        "alone": "cnn-none",
+        "CAP (last stage, spatial view)": "cnn-scalekd-cap",
+        "+ DFM (both views)": "cnn-scalekd-cap-dfm",
+        "+ TPP": "cnn-scalekd-cap-dfm-tpp",
+        "+ KD = ScaleKD": "cnn-scalekd",
+        "ScaleKD, spatial view only": "cnn-scalekd-spatial",
+        "ScaleKD, frequency view only": "cnn-scalekd-frequency",
+    }
+    return table(["", "top-1, %"], [[text, records.top1(name)] for text, name in parts.items()])
+
+
+def teachers(records: Records) -> str:
+    """Question c."""
+    strong, small, tiny = (records.one(name) for name in ("cnn-scalekd", "teacher-vit-small", "vit-scalekd"))
+    rows: list[tuple[str, Any, str]] = [
+        ("ViT-S/14, pre-trained (DINOv2-S), fine-tuned", strong and strong["result"]["teacher_top1"], ""),
+        ("ViT-S/14 from random weights", small and small["result"]["top1"], "-teacher-small-scratch"),
+        ("ViT-Ti/16, taught by the first", tiny and tiny["result"]["top1"], "-teacher-tiny-distilled"),
+    ]
+    cells = [
+        [text, f"{top1:.1f}" if top1 else "-", *(records.top1(f"cnn-{m}{label}") for m in ("scalekd", "kd"))]
+        for text, top1, label in rows
+    ]
+    return table(["teacher", "its top-1, %", "MobileNet-V1 with ScaleKD", "with KD"], cells)
+
+
+def budgets(records: Records) -> str:
+    """Question d, samples viewed."""
+    rows = []
+    for times in (1, 2, 4, 8):
+        label = "" if times == 1 else f"-x{times}"
+        cells = [records.top1(f"cnn-{method}{label}") for method in ("none", "kd", "scalekd")]
+        rows.append([f"{EPOCHS * times}", records.samples(f"cnn-none{label}"), *cells])
+    return table(["epochs", "images viewed", "alone", "KD", "ScaleKD"], rows)
+
+
+def shares(records: Records) -> str:
+    """Question d, share of the training images."""
+    rows = []
+    for share, label in ((100, "-share100"), (30, ""), (10, "-share10")):
+        cells = [records.top1(f"cnn-{method}{label}") for method in ("none", "scalekd")]
+        rows.append([f"{share}%", records.samples(f"cnn-none{label}"), *cells])
+    return table(["training images", "images viewed", "alone", "ScaleKD"], rows)
+
+
+def label_free(records: Records) -> str:
+    """Question e."""
+    rows = [
+        [text, records.top1(name) if head else "-", records.top1(name, of=probed)]
+        for text, name, head in (
+            ("alone, with labels", "cnn-none", True),
+            ("ScaleKD, with labels", "cnn-scalekd", True),
+            ("ScaleKD without labels and logits", "cnn-scalekd-label-free", False),
+        )
+    ]
+    return table(["", "its own head, %", "linear probe, %"], rows)
+
+
+def probed(record: Record) -> float | None:
+    return None if record["probe"] is None else float(record["probe"])
+
+
+def costs(records: Records) -> str:
+    """What a training image costs."""
+    rows, cost = [], records.cost or {}
+    for name in cost["cnn"]["time_ratio"] if cost else ():
+        method, _, cached = name.partition(", ")
+        cells = []
+        for family in STUDENTS:
+            found, counted = cost[family]["time_ratio"][name], cost[family]["flops"]
+            work = (counted[method]["total"] - bool(cached) * counted[method]["teacher"]) / counted["none"]["total"]
+            cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})", f"{work:.1f}"]
+        rows.append([NAMES[method] + (", from the cache" if cached else ""), *cells])
+    head = [part for family in STUDENTS for part in (f"{HEADS[family].split()[0]}: time", "FLOPs")]
+    return table(["of training alone", *head], rows)
+
+
+def equal_cost(records: Records) -> str:
+    """Question f."""
+    rows = []
+    for family in STUDENTS:
+        for method, label, times in (("scalekd", "", 1), ("kd", "-x4", 4), ("none", "-x4", 4), ("none", "-x8", 8)):
+            name = f"{family}-{method}{label}"
+            if name in records.runs:
+                cells = [f"{times * ratio:.1f}" for ratio in ratios(records, family, method)] or ["-", "-"]
+                rows.append([HEADS[family], NAMES[method], f"{times}", *cells, records.top1(name)])
+    return table(["student", "method", "epochs / the budget's", "time", "time, cached", "top-1, %"], rows)
+
+
+def ratios(records: Records, family: str, method: str) -> list[float]:
+    """Time of an image against training alone, live and cached; nothing where it was not measured."""
+    if records.cost is None:
+        return []
+    found = records.cost[family]["time_ratio"]
+    return [found[name]["median"] for name in (method, f"{method}, cached" if method != "none" else method)]
+
+
+TABLES: dict[str, Callable[[Records], str]] = {
+    "families": families,
+    "rates": rates,
+    "ablation": ablation,
+    "teachers": teachers,
+    "budgets": budgets,
+    "shares": shares,
+    "label-free": label_free,
+    "costs": costs,
+    "equal-cost": equal_cost,
+}
+
+
+def filled(page: str, records: Records) -> str:
+    """The page with its tables made anew: each is between `<!-- table: NAME -->` and `<!-- end -->`."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]](records)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are made anew (docs/results.md)")
+    args = parser.parse_args()
+    records = Records(args.results)
+    args.page.write_text(filled(args.page.read_text("utf-8"), records), encoding="utf-8")
+    if "cnn-none" in records.runs:
+        study_picture.draw(records.runs, records.cost, args.results / "samples.svg")
+
+
+if __name__ == "__main__":
+    main()
