@@ -98,8 +98,8 @@ def test_tables_say_mean_spread_and_seeds(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(record(top1)))
     records = study_tables.Records(tmp_path)
     page = study_tables.filled("<!-- table: families -->old<!-- end -->", records)
-    assert "| alone | 41.0 ± 1.4 (2 seeds) | - | - |" in page
-    assert "| ScaleKD | 50.0 | - | - |" in page
+    assert "| alone | 41.0 ± 1.4 (2 seeds) | not run yet | not run yet |" in page
+    assert "| ScaleKD | 50.0 | not run yet | not run yet |" in page
     assert study_tables.filled(page, records) == page
 
 
