@@ -90,7 +90,7 @@ def ablation(records: Records) -> str:
 
 def teachers(records: Records) -> str:
     """Question c."""
-    strong, small, tiny = (records.one(name) for name in ("cnn-scalekd", "teacher-vit-small", "vit-scalekd"))
+    strong, small, tiny = (records.one(name) for name in ("cnn-scalekd-cap", "teacher-vit-small", "vit-scalekd"))
     rows: list[tuple[str, Any, str]] = [
         ("ViT-S/14, pre-trained (DINOv2-S), fine-tuned", strong and strong["result"]["teacher_top1"], ""),
         ("ViT-S/14 from random weights", small and small["result"]["top1"], "-teacher-small-scratch"),
