@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY_VIT, Cli
+from downstream_data import SIDE, write_coco
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -22,7 +22,6 @@ from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.training.logs import JsonLinesLogger
 
-SIDE = 64
 TINY: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 SETTINGS = (
     *("--backbone", "resnet18", "--no-backbone-pretrained", "--backbone-args", str(TINY).replace("'", "")),
@@ -34,41 +33,7 @@ SETTINGS = (
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """4 training and 2 validation images with a bright square or a dark one each, but for one without any."""
-    root = tmp_path / "coco"
-    (root / "annotations").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for split, count in (("train2017", 4), ("val2017", 2)):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for index in range(count):
-            pixels = generator.integers(90, 160, (SIDE, SIDE + 8 * index, 3), dtype=np.uint8)
-            x, y, side = (int(number) for number in generator.integers((0, 0, 20), (30, 30, 34)))
-            bright = index % 2
-            if index != 2:
-                pixels[y : y + side, x : x + side] = 250 * bright
-                corners = [x, y, x + side, y, x + side, y + side, x, y + side]
-                annotations.append(
-                    {
-                        "id": index,
-                        "image_id": 10 + index,
-                        "category_id": (3, 8)[bright],
-                        "bbox": [x, y, side, side],
-                        "area": side**2,
-                        "iscrowd": 0,
-                        "segmentation": [corners],
-                    }
-                )
-            Image.fromarray(pixels).save(root / split / f"{index}.png")
-            size = {"width": pixels.shape[1], "height": SIDE}
-            images.append({"id": 10 + index, "file_name": f"{index}.png"} | size)
-        content = {
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": 3, "name": "dark"}, {"id": 8, "name": "bright"}],
-        }
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
+    return write_coco(tmp_path / "coco")
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli, Outcome
+from downstream_data import COLOURS, write_scenes
 from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -24,7 +25,6 @@ from scalekd.errors import UserError
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 
-COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 TINY = (
     *("--backbone-args", "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}", "--no-backbone-pretrained"),
     *("--decoder-channels", "16", "--short-side", "40", "--crop", "32", "--classes", "red,green,blue", "--steps", "4"),
@@ -45,26 +45,9 @@ TINY = (
 )
 
 
-def write_scene(data: Path, split: str, number: int, generator: np.random.Generator) -> None:
-    """Three stripes in random order, each in its class's colour; some pixels at the top have no label."""
-    order = generator.permutation(3)
-    numbers = np.repeat(order, 16)[None].repeat(40, 0).astype(np.uint8)
-    pixels = np.array(COLOURS, np.uint8)[numbers] + generator.integers(0, 30, (40, 48, 3), dtype=np.uint8)
-    labels = numbers + 1
-    labels[:4] = 0
-    for kind, array, suffix in (("images", pixels, "jpg"), ("annotations", labels, "png")):
-        (data / kind / split).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(data / kind / split / f"{number}.{suffix}")
-
-
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """8 training and 3 validation images, 48x40, of three classes, in ADE20K's layout."""
-    generator = np.random.default_rng(0)
-    for split, count in (("training", 8), ("validation", 3)):
-        for number in range(count):
-            write_scene(tmp_path / "scenes", split, number, generator)
-    return tmp_path / "scenes"
+    return write_scenes(tmp_path / "scenes")
 
 
 @pytest.fixture
