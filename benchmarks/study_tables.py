@@ -1,6 +1,6 @@
-"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md.
+"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md and README.md.
 
-Usage: python benchmarks/study_tables.py [--results FOLDER] [--page FILE]
+Usage: python benchmarks/study_tables.py [--results FOLDER]
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from command import Parser
 from study import RESULTS
 from study_grid import EPOCHS, METHODS, RATES, STUDENTS, USUAL, grid
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 NAMES = {"none": "alone", "kd": "KD", "dist": "DIST", "fd": "FD", "scalekd": "ScaleKD"}
 HEADS = {"cnn": "CNN (MobileNet-V1)", "vit": "ViT (ViT-Ti/16)", "mlp": "MLP (Mixer-S/16)"}
 PLANNED = {row.name.removesuffix("-s0") for row in grid()}
@@ -199,10 +200,10 @@ def filled(page: str, records: Records) -> str:
 def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--page", type=Path, default=PAGE, help="page whose tables are made anew (docs/results.md)")
     args = parser.parse_args()
     records = Records(args.results)
-    args.page.write_text(filled(args.page.read_text("utf-8"), records), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text("utf-8"), records), encoding="utf-8")
     if "cnn-none" in records.runs:
         study_picture.draw(records.runs, records.cost, args.results / "samples.svg")
 
