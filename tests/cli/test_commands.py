@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ COMMANDS = (
     "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "transfer",
     "recipes", "report",
 )  # fmt: skip
-ROOT = Path(__file__).parents[2]
 
 
 def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
@@ -31,25 +29,6 @@ def test_version_names_what_a_bug_report_needs(cli: Cli) -> None:
     out = cli("--version").out
     assert "scalekd 0." in out
     assert "torch " in out
-
-
-def shown_commands() -> list[str]:
-    """Every `scalekd ...` command in README and docs, continuation lines joined."""
-    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
-    blocks = [block for text in texts for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.S)]
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith("scalekd ")]
-
-
-def test_every_command_shown_has_the_flags_it_is_shown_with(cli: Cli) -> None:
-    commands = shown_commands()
-    assert len(commands) >= 5
-    for command in commands:
-        words = command.split()
-        name = words[1:3] if words[1] in ("transfer", "data") else words[1:2]  # a group of commands
-        known = set(re.findall(r"--[a-z-]+", cli(*name, "--help").out))
-        for flag in re.findall(r"(?<=\s)--[a-z-]+", command):
-            assert flag in known, f"{flag} of: {command}"
 
 
 def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class Reader:
     def prepare(self, words: list[str]) -> None:
         """Put the runs where they are that the command takes as given."""
         output = words[words.index("--output") + 1] if "--output" in words else None
-        for run in (word for word in words if re.fullmatch(r"runs/\w+", word)):
+        for run in (word for word in words if re.fullmatch(r"runs/[\w-]+", word)):
             if run == output and not {"--resume", "--evaluate"} & set(words):
                 if run in self.borrowed:
                     shutil.rmtree(run)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("material", reason="the extra `docs` is not installed")
+from scalekd.recipes import names, transfer_names
+
 ROOT = Path(__file__).parents[2]
 # What a browser fetches by itself; links that a reader may follow are no part of it.
 _FETCHED = re.compile(
@@ -35,6 +36,13 @@ def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
     listed_pages = {first or second for first, second in listed}
     pages = {f"{page.relative_to(ROOT / 'docs').with_suffix('.html')}" for page in (ROOT / "docs").rglob("*.md")}
     assert pages <= listed_pages
+
+
+def test_every_recipe_of_the_paper_is_on_the_page_of_its_figures() -> None:
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    pairs = [name.removeprefix("imagenet/") for name in names() if "/" in name]
+    transfers = [name for name in transfer_names() if not name.endswith(("-tiny", "/camvid"))]
+    assert [name for name in (*pairs, *transfers) if f"| `{name}` |" not in page] == []
 
 
 def test_keys_and_commands_come_from_the_code(site: Path) -> None:
