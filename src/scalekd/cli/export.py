@@ -37,7 +37,19 @@ _RUN_KEYS = ("data", "train_split", "val_split", "max_corrupt", "max_pixels", "d
 _WRITTEN = (CONFIG, WEIGHTS, "README.md")
 
 
-@with_recipe_flags("data", "train_split", "val_split", "workers", "max_corrupt", "max_pixels", "data_patience")
+@with_recipe_flags(
+    "data", "train_split", "val_split", "workers", "max_corrupt", "max_pixels", "data_patience",
+    told={
+        "data": "Images that the export is checked on, as --data of distill. Default: the run's, or generated ones.",
+        "train_split": "--int8: name of the split that it is calibrated on. Default: the run's, or train.",
+        "val_split": "Name of the split that it is checked on. Default: the run's, or val.",
+        "workers": "--int8: processes that load images.  [default: 2]",
+        "max_corrupt": "--int8: unreadable images to skip before it stops. Default: the run's, or 10.",
+        "max_pixels": "Pixels an image may have; larger ones count as unreadable. Default: the run's, or 178956970.",
+        "data_patience": "Seconds to wait for images whose folder is gone, as a network disk may be. Default: the "
+        "run's, or 60.",
+    },
+)  # fmt: skip
 def export(
     model: Annotated[str, typer.Argument(help=HELP)],
     *,
@@ -64,6 +76,11 @@ def export(
 
     ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side]: their normalisation is inside. The images are
     those of --data, or of the run's own data. Without any, generated ones are taken and it is said.
+
+    Examples:
+        scalekd export runs/mobilenet --format timm
+        scalekd export runs/mobilenet --format onnx --int8
+        scalekd export runs/mobilenet --format timm --push-to-hub USER/NAME
     """
     if format_ != "onnx" and (int8 or opset is not None):
         raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")

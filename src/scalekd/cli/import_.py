@@ -25,6 +25,10 @@ def import_(
 
     Known are ResNet (plain and D), Swin, ViT and DeiT, ConvNeXt, MLP-Mixer and MobileNet-V1, and whole distillers, of
     which the student is taken. Names or shapes that do not match are refused. The pickle is read without running code.
+
+    Examples:
+        scalekd import resnet50.pth --model resnet50d --output resnet50d.safetensors
+        scalekd evaluate resnet50d --weights resnet50d.safetensors --data IMAGENET
     """
     if output.suffix != ".safetensors":
         raise UserError(f"output: {output} is no .safetensors file; weights are written in that format only")

@@ -29,6 +29,7 @@ _MEASURED_BATCH = 8
     "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "teacher_resolution",
     "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema",
     "precision",
+    told={"precision": "Autocast type of the run that is planned; auto is bf16.  [default: auto]"},
 )  # fmt: skip
 def inspect(
     teacher: Annotated[str | None, typer.Argument(help="timm name or a weights file. Default: the recipe's.")] = None,
@@ -48,6 +49,11 @@ def inspect(
     """Show how a pair would be joined and what training it would cost: stages, projectors, FLOPs, memory, speed, hours.
 
     Nothing is downloaded: names are built with random weights.
+
+    Examples:
+        scalekd inspect swin_large_patch4_window7_224 resnet50
+        scalekd inspect --recipe imagenet/swin_large-resnet50 --device a100 --hours
+        scalekd inspect vit_tiny_patch16_224 resnet18 --batch 32 --measure
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
     settings = load(recipe, flags | models, partial(typer.echo, err=True))
