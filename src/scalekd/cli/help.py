@@ -33,7 +33,7 @@ class _Plain:
             formatter.write("\n" + epilog.replace("\n\n", "\n", 1) + "\n")
 
 
-class Command(_Plain, TyperCommand):  # type: ignore[misc]
+class Command(_Plain, TyperCommand):
     """A command whose options stand below the headings of their groups."""
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
@@ -55,7 +55,7 @@ class Command(_Plain, TyperCommand):  # type: ignore[misc]
                 formatter.write_dl(rows)
 
 
-class Group(_Plain, TyperGroup):  # type: ignore[misc]
+class Group(_Plain, TyperGroup):
     """A group of commands, each listed with the whole first line of its help."""
 
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import Annotated, NoReturn
 
 import torch
@@ -23,6 +22,7 @@ from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
+from scalekd.environment import versions
 from scalekd.errors import UserError, printable
 from scalekd.training import Interrupted, Stop, Stopped, joined
 
@@ -60,15 +60,20 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        names = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning")
-        typer.echo("\n".join(f"{name} {metadata.version(name)}" for name in names))
+        typer.echo(versions())
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print what a bug report needs: versions, device, system.",
+        ),
     ] = False,
 ) -> None:
     pass

@@ -179,8 +179,8 @@ class DataKeys(Keys):
     unlabelled_split: SplitName = "unlabelled"
     """Name of a split of images without labels (in any subfolders); used beside the training split where it exists."""
     labels: Literal["folders", "none"] = "folders"
-    """folders: each class is one. none: learn from the teacher alone; classes and accuracy come from the validation split
-    if there is one."""
+    """folders: each class is one. none: learn from the teacher alone; classes and accuracy come from the validation
+    split if there is one."""
     resolution: int = Field(default=224, gt=0, le=16384)
     """Image side in pixels the student is trained and evaluated at."""
     crop_fraction: float = Field(default=0.875, ge=0.1, le=1)

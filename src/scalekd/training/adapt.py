@@ -48,7 +48,6 @@ def probe(
     """
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
-    output.mkdir(parents=True, exist_ok=True)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
@@ -64,6 +63,7 @@ def probe(
     console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
     if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
         family_of(classifier.model, classifier.name, tail_blocks=1)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot start has left nothing
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()
 
