@@ -27,9 +27,9 @@ from scalekd.evaluation import (
     linear_accuracy,
     measure_accuracy,
 )
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
 
@@ -149,8 +149,9 @@ def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: 
             subject, load(None, {key: value for key, value in subject.keys.items() if key not in _SHARED} | shared)
         )
         row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
-        row |= {"knn": knn_accuracy(train, val)} if knn else {}
-        row |= {"linear": linear_accuracy(train, val)} if linear else {}
+        with working(f"{subject.given}: fitting on {len(train.labels)} images"):
+            row |= {"knn": knn_accuracy(train, val)} if knn else {}
+            row |= {"linear": linear_accuracy(train, val)} if linear else {}
         rows.append(row | {"training_images": len(train.labels), "images": len(val.labels)})
     if as_json:
         typer.echo(json.dumps({"data": str(shared["data"]), "models": rows}))

@@ -27,6 +27,7 @@ from scalekd.export.quantise import quantise
 from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
+from scalekd.progress import working
 from scalekd.recipes import Recipe, load
 from scalekd.training import RunFolder
 from scalekd.training.inputs import evaluation_images
@@ -91,13 +92,16 @@ def export(
     keys = {} if named.run is None else named.run.stored_keys()
     recipe = load(None, {key: keys[key] for key in _RUN_KEYS if key in keys} | flags)
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
-    exported = _write(named, format_, target, opset)
-    checked = agreement(named.classifier, exported, _sample(images, named.classifier))
+    with working(f"writing {target}"):
+        exported = _write(named, format_, target, opset)
+    with working("comparing its answers"):
+        checked = agreement(named.classifier, exported, _sample(images, named.classifier))
     result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
     result["checked"]["on"] = None if images is None else str(images.split.root)
     lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
     if format_ == "onnx":
-        result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
+        with working("timing it"):
+            result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
         lines.append(
             f"time      onnxruntime takes {result['time_ratio']:.2f} of torch's time for one image "
             f"(CPU, float32, {torch.get_num_threads()} threads, median of 15 alternate runs)"
@@ -217,7 +221,8 @@ def _quantise(
     classifier.check_classes(images.split.classes)
     training = _images(classifier, recipe, recipe.train_split)
     path = _int8_path(target)
-    quantise(target, path, training.sample(_CALIBRATED), _card(named))
+    with working(f"calibrating {path}"):
+        quantise(target, path, training.sample(_CALIBRATED), _card(named))
     small = OnnxClassifier(path)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     how: dict[str, Any] = {"workers": recipe.workers, "corrupt": corrupt}

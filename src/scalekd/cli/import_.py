@@ -10,6 +10,7 @@ import typer
 from scalekd.cli.options import parse_mapping
 from scalekd.errors import UserError
 from scalekd.export.official import import_checkpoint
+from scalekd.progress import working
 from scalekd.recipes import load
 
 
@@ -35,6 +36,7 @@ def import_(
     if output.exists() and not overwrite:
         raise UserError(f"output: {output} exists; add --overwrite to replace it")
     arguments = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
-    classifier = import_checkpoint(checkpoint, model, **arguments)
+    with working(f"reading {checkpoint}"):
+        classifier = import_checkpoint(checkpoint, model, **arguments)
     digest = classifier.save(output)
     typer.echo(f"imported  {classifier}; weights in {output}, SHA-256 {digest[:16]}")

@@ -20,10 +20,10 @@ from scalekd.cli.model import HELP, read_model
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Files, Split, evaluation_loader
 from scalekd.errors import UserError, printable
-from scalekd.evaluation.progress import watched
 from scalekd.export.onnx import OnnxClassifier
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
 

@@ -17,10 +17,10 @@ from scalekd.data import (
 )
 from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import family_of
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
 from scalekd.training.folder import RunFolder, read_json, write_json
@@ -74,7 +74,8 @@ def probe(
     features, labels = collect_features(
         classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
     )
-    head = fit_linear_head(features, labels, seed=recipe.seed)
+    with working(f"fitting the head on {len(labels)} images", console):
+        head = fit_linear_head(features, labels, seed=recipe.seed)
     classifier.set_head(head.weight, head.bias)
     accuracy = measure_accuracy(
         classifier,
