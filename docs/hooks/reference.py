@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -11,6 +10,7 @@ from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from scalekd.cli.help import in_words
 from scalekd.cli.main import app
 from scalekd.cli.options import shown_default, type_in_words
 from scalekd.downstream import detection, segmentation
@@ -55,4 +55,4 @@ def _commands() -> str:
     """All commands as typer describes them."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=Context(command, info_name="scalekd"), name="scalekd", title="Commands")
-    return re.sub(r"\[default: \((.*)\)\]", r"[default: \1]", text)  # so are defaults that a command words itself
+    return in_words(text)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import scalekd
+from scalekd.hardware import pick_device, pick_dtype
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
 
@@ -26,6 +27,23 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def versions() -> str:
+    """What a bug report needs, a line each: versions, our git revision, the device, the number format, the system."""
+    found = describe_environment()
+    device = pick_device("auto")
+    number = "bf16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    git = f" (git {found['git']})" if found["git"] else ""
+    packages = found["packages"] | {"scalekd": scalekd.__version__ + git, "torch": f"{torch.__version__} ({cuda})"}
+    lines = packages | {
+        "python": found["python"],
+        "device": f"{found['gpu'] or device.type}; precision auto is {number} on it",
+        "cpu": f"{found['cpu']}, {found['threads']} threads",
+        "system": found["platform"],
+    }
+    return "\n".join(f"{name} {value}" for name, value in lines.items())
 
 
 def _version(package: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 _LONGEST = 2000
 
@@ -28,8 +28,18 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near."""
+    """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near.
+
+    What begins like the word goes before what is like it as a whole: `vit_tny` is a `vit_tiny_patch16_224`.
+    """
     known = list(known)
     near = sorted((other for other in known if word and other.startswith(word)), key=len)
+    if not near:
+        alike = {other: max(_likeness(word, other[: len(word) + more]) for more in (0, 1)) for other in known}
+        near = sorted((other for other in known if alike[other] >= 0.8), key=lambda other: (-alike[other], len(other)))
     near = near or get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()

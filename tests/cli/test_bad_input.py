@@ -235,3 +235,25 @@ def test_hub_weights_that_cannot_be_fetched_are_named(run: Cli, monkeypatch: pyt
 
     monkeypatch.setattr(timm, "create_model", offline)
     run("--teacher", "vit_tiny_patch16_224").refused("hub weights of vit_tiny_patch16_224", "local safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("vit_tny", "vit_tiny_patch16_224"), ("resnt50", "resnet50"), ("mobilnetv1_100", "mobilenetv1_100")],
+)
+def test_a_misspelt_model_is_told_the_one_that_begins_like_it(cli: Cli, typo: str, meant: str) -> None:
+    cli("inspect", "vit_tiny_patch16_224", typo).refused(typo, f"did you mean '{meant}'?")
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    new, mine = tmp_path / "new" / "deep", tmp_path / "mine"
+    (mine / "kept").mkdir(parents=True)
+    base = ("distill", "--method", "none", "--student", "vit_tny", "--batch", "6", "--data", data)
+    for output in (new, mine):
+        cli(*base, "--output", output).refused("vit_tny")
+    assert not new.parent.exists()
+    assert (mine / "kept").is_dir()  # what was there stays
+    cli(*base, "--student", "resnet18", "--output", new).refused("vit_tny")
+    assert not new.parent.exists()
+    cli("adapt", teacher_file, "--data", tmp_path / "nowhere", "--output", new).refused("nowhere")
+    assert not new.parent.exists()

@@ -26,9 +26,12 @@ def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
 
 
 def test_version_names_what_a_bug_report_needs(cli: Cli) -> None:
-    out = cli("--version").out
-    assert "scalekd 0." in out
-    assert "torch " in out
+    lines = dict(line.split(" ", maxsplit=1) for line in cli("--version").out.splitlines())
+    assert lines["scalekd"].startswith("0.")
+    assert ("(git " in lines["scalekd"]) == (ROOT / ".git").exists()
+    assert "CUDA" in lines["torch"]
+    assert re.search(r"precision auto is (bf16|float32)", lines["device"])
+    assert {"python", "torchvision", "timm", "pytorch-lightning", "numpy", "pillow", "cpu", "system"} <= lines.keys()
 
 
 def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: Path, tmp_path: Path) -> None:

@@ -15,15 +15,25 @@ from scalekd.training import adapt as adaptation
 
 _PROBE = {"batch": 64, "warmup_epochs": 0}
 _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
+_TRAINING = {
+    "epochs": "finetune: passes over the training images.  [default: 5]",
+    "lr": "finetune: peak learning rate.  [default: 5e-05]",
+    "weight_decay": "finetune: weight decay.  [default: 0.05]",
+    "warmup_epochs": "finetune: epochs of linear warm-up.  [default: 1]",
+    "crop_scale": "finetune: range of the random crop's area, as a share of the image.  [default: 0.4,1]",
+}
 
 
 @with_recipe_flags(
     "data", "train_split", "val_split", "resolution", "crop_fraction", "teacher_weights", "teacher_args", "workers",
-    "max_corrupt", "max_pixels", "data_patience", "epochs", "batch", "lr", "weight_decay", "warmup_epochs",
-    "crop_scale", "seed", "precision", "accelerator",
+    "max_corrupt", "max_pixels", "data_patience", "batch", "seed", "precision", "accelerator", *_TRAINING,
+    told=_TRAINING | {
+        "batch": "Images at once; finetune: images per optimiser step.  [default: 64]",
+        "resolution": "Image side in pixels. Default: the weights' or the architecture's own.",
+    },
 )  # fmt: skip
 def adapt(
-    teacher: Annotated[str, typer.Argument(help="timm name or a weights file written by scalekd.")],
+    teacher: Annotated[str, typer.Argument(help="timm name, or a weights file written by scalekd.")],
     *,
     output: Annotated[Path, typer.Option(help="Folder for teacher.safetensors.")],
     mode: Annotated[
@@ -35,12 +45,20 @@ def adapt(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Give a teacher a head for your classes, and save it where `distill --teacher` takes it.
+    r"""Give a teacher a head for your classes, and save it where `distill --teacher` takes it.
 
     A feature-only teacher (DINO, CLIP) or one with other classes has no logits for your data; probe takes one pass
-    over the images. Without --resolution it sees its weights' own. Training flags (epochs, lr, ...) are for finetune. A
-    student that was trained without labels is given a head in the same way: name its weights file.
+    over the images. A student that was trained without labels is given a head in the same way: name its weights file.
+
+    Examples:
+        scalekd adapt vit_small_patch14_dinov2.lvd142m --data DATA --output runs/t
+        scalekd adapt deit_small_patch16_224 --mode finetune --data DATA --output t
+        scalekd distill --teacher runs/t/teacher.safetensors --student resnet18 \
+            --data DATA --output runs/a
     """
+    idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
+    if mode == "probe" and idle:
+        raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
     recipe = load(None, (_FINETUNE if mode == "finetune" else _PROBE) | flags | {"teacher": teacher})
     resolution = recipe.resolution if "resolution" in flags else None
     file = output / adaptation.FILE

@@ -11,11 +11,27 @@ import typer
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data.cache.store import size
 from scalekd.errors import printable
-from scalekd.recipes import load
+from scalekd.recipes import DataKeys, Recipe, load
 from scalekd.training import fill_cache
 
+_OWN = {
+    "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",
+    "epochs", "batch", "micro_batch", "seed", "precision", "accelerator", *DataKeys.model_fields,
+} - {"crop_fraction", "mixup", "cutmix"}  # fmt: skip
+_OTHERS = set(Recipe.model_fields) - _OWN
 
-@with_recipe_flags()
+
+@with_recipe_flags(
+    hidden=_OTHERS,
+    told={
+        "method": "none needs no cache; all others share one.  [default: scalekd]",
+        "cache": "Folder of caches; each is in a folder of its own there.",
+        "epochs": "Epochs of the run: each needs a view of every image, unless augmentations repeat.  [default: 100]",
+        "batch": "Batch of the runs; the cache is the same for all.  [default: 256]",
+        "micro_batch": "Images the teacher sees at once. Default: the batch, 64 at most.",
+        "max_corrupt": "Unreadable images to skip before filling stops.  [default: 10]",
+    },
+)
 def cache(
     *,
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
@@ -26,8 +42,13 @@ def cache(
 ) -> None:
     """Run the teacher once over all augmented images and keep its outputs for later runs.
 
-    Takes the flags of the `distill` that is to read it, --cache among them. Stopped, it goes on where it was; several
-    processes may fill one cache together.
+    Takes all flags of the `distill` that is to read it; those that bear on the cache are listed here. Stopped, it goes
+    on where it was; several processes may fill one cache together.
+
+    Examples:
+        scalekd cache --recipe imagenette --data DATA --cache CACHES --plan
+        scalekd cache --recipe imagenette --data DATA --cache CACHES
+        scalekd distill --recipe imagenette --data DATA --cache CACHES --output out
     """
     found = fill_cache(load(recipe, flags, partial(typer.echo, err=True)), plan=plan, rebuild=rebuild)
     if as_json:

@@ -15,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from scalekd.cli.help import Command, Group
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Split, open_data, read_label_free, read_splits
 from scalekd.data.check import Findings, check_split
 from scalekd.errors import printable
 from scalekd.recipes import Recipe, load
 
-data = typer.Typer(help="Look after images.", no_args_is_help=True)
+data = typer.Typer(cls=Group, help="Look after images.", no_args_is_help=True)
 _SHOWN = 10
 
 
@@ -30,8 +31,17 @@ def _group() -> None:
     pass
 
 
-@data.command()
-@with_recipe_flags("train_split", "val_split", "unlabelled_split", "labels", "workers", "max_pixels", "data_patience")
+@data.command(cls=Command)
+@with_recipe_flags(
+    "train_split",
+    "val_split",
+    "unlabelled_split",
+    "labels",
+    "workers",
+    "max_pixels",
+    "data_patience",
+    told={"workers": "Processes that read images.  [default: 2]"},
+)
 def check(
     place: Annotated[str, typer.Argument(metavar="DATA", help="As --data of distill.")],
     *,
@@ -42,6 +52,10 @@ def check(
 
     Duplicates have equal bytes. Exit code 0: nothing is wrong. 1: there are corrupt files, duplicates or leaks. 2: the
     data cannot be read as it is named.
+
+    Examples:
+        scalekd data check DATA
+        scalekd data check 'SHARDS/{split}-{000..146}.tar' --json > findings.json
     """
     recipe = load(None, flags | {"data": place})
     splits = _splits(recipe)

@@ -32,9 +32,15 @@ def detection(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.
+    r"""Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.
 
-    Flags are recipe keys and win over the recipe. Data is in COCO's format; without a recipe the schedule is 1x.
+    Flags are recipe keys and win over the recipe. Data is in COCO's format; without a recipe the schedule is COCO's
+    usual 12 epochs.
+
+    Examples:
+        scalekd transfer detection --recipe detection/maskrcnn-resnet50 \
+            --backbone runs/resnet50 --data COCO --output runs/coco
+        scalekd transfer detection --evaluate --output runs/coco
     """
     from scalekd.downstream.detection import run  # noqa: PLC0415 (needs the extra `downstream`)
 

@@ -48,9 +48,20 @@ def distill(
     student: Annotated[list[str] | None, typer.Option(help=_STUDENT, rich_help_panel="Student")] = None,
     flags: Flags,
 ) -> None:
-    """Train a student, taught by a frozen vision transformer or alone.
+    r"""Train a student, taught by a frozen vision transformer or alone.
 
     Flags are recipe keys and win over the recipe. The weights in OUTPUT/student.safetensors are plain timm weights.
+    CAP is the cross attention projector from a student's map to tokens like the teacher's, DFM the dual-view feature
+    mimicking that compares them, TPP the teacher parameter perception: a path through the teacher's own last stage (its
+    tail). docs/method.md has the equations.
+
+    Examples:
+        scalekd distill --teacher TEACHER --student vit_tiny_patch16_224 \
+            --data DATA --epochs 50 --output runs/a
+        scalekd distill --recipe imagenette --method kd --data DATA --output runs/kd
+        scalekd distill --method none --student resnet18 --data DATA --output runs/b
+        scalekd distill --resume --output runs/a
+        tensorboard --logdir runs    # watch all of them
     """
     students = student or []
     if len(students) == 1:

@@ -27,9 +27,9 @@ from scalekd.evaluation import (
     linear_accuracy,
     measure_accuracy,
 )
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
 
@@ -41,6 +41,17 @@ _OF_THE_RUN = ("data", "train_split", "val_split", "resolution", "crop_fraction"
 @with_recipe_flags(
     "data", "train_split", "val_split", "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
     "data_patience", "precision", "accelerator",
+    told={
+        "train_split": "--knn, --linear: the split that says which class is where. Default: the run's, or train.",
+        "val_split": "Name of the split that is measured. Default: the run's, or val.",
+        "resolution": "Image side in pixels. Default: the run's, or the weights' own.",
+        "crop_fraction": "Resize the short side to resolution / crop_fraction, then cut the centre. Default: the "
+        "run's, or the weights' own.",
+        "batch": "Images at once.  [default: 256]",
+        "max_corrupt": "Unreadable images to skip before it stops.  [default: 10]",
+        "precision": "Autocast type; auto takes bf16 where the hardware multiplies matrices in it. Default: the run's, "
+        "or auto.",
+    },
 )  # fmt: skip
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=HELP)],
@@ -57,6 +68,11 @@ def evaluate(
     A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags. With --knn
     or --linear any number of models is compared by their features: their heads are left out, the training split says
     which class is where.
+
+    Examples:
+        scalekd evaluate runs/mobilenet
+        scalekd evaluate resnet18.a1_in1k --data IMAGENET --val-split val
+        scalekd evaluate runs/mobilenet runs/alone --knn --linear
     """
     args = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
     if len(models) > 1 and not (knn or linear):
@@ -133,8 +149,9 @@ def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: 
             subject, load(None, {key: value for key, value in subject.keys.items() if key not in _SHARED} | shared)
         )
         row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
-        row |= {"knn": knn_accuracy(train, val)} if knn else {}
-        row |= {"linear": linear_accuracy(train, val)} if linear else {}
+        with working(f"{subject.given}: fitting on {len(train.labels)} images"):
+            row |= {"knn": knn_accuracy(train, val)} if knn else {}
+            row |= {"linear": linear_accuracy(train, val)} if linear else {}
         rows.append(row | {"training_images": len(train.labels), "images": len(val.labels)})
     if as_json:
         typer.echo(json.dumps({"data": str(shared["data"]), "models": rows}))

@@ -27,6 +27,7 @@ from scalekd.export.quantise import quantise
 from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
+from scalekd.progress import working
 from scalekd.recipes import Recipe, load
 from scalekd.training import RunFolder
 from scalekd.training.inputs import evaluation_images
@@ -37,7 +38,19 @@ _RUN_KEYS = ("data", "train_split", "val_split", "max_corrupt", "max_pixels", "d
 _WRITTEN = (CONFIG, WEIGHTS, "README.md")
 
 
-@with_recipe_flags("data", "train_split", "val_split", "workers", "max_corrupt", "max_pixels", "data_patience")
+@with_recipe_flags(
+    "data", "train_split", "val_split", "workers", "max_corrupt", "max_pixels", "data_patience",
+    told={
+        "data": "Images that the export is checked on, as --data of distill. Default: the run's, or generated ones.",
+        "train_split": "--int8: name of the split that it is calibrated on. Default: the run's, or train.",
+        "val_split": "Name of the split that it is checked on. Default: the run's, or val.",
+        "workers": "--int8: processes that load images.  [default: 2]",
+        "max_corrupt": "--int8: unreadable images to skip before it stops. Default: the run's, or 10.",
+        "max_pixels": "Pixels an image may have; larger ones count as unreadable. Default: the run's, or 178956970.",
+        "data_patience": "Seconds to wait for images whose folder is gone, as a network disk may be. Default: the "
+        "run's, or 60.",
+    },
+)  # fmt: skip
 def export(
     model: Annotated[str, typer.Argument(help=HELP)],
     *,
@@ -64,6 +77,11 @@ def export(
 
     ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side]: their normalisation is inside. The images are
     those of --data, or of the run's own data. Without any, generated ones are taken and it is said.
+
+    Examples:
+        scalekd export runs/mobilenet --format timm
+        scalekd export runs/mobilenet --format onnx --int8
+        scalekd export runs/mobilenet --format timm --push-to-hub USER/NAME
     """
     if format_ != "onnx" and (int8 or opset is not None):
         raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")
@@ -74,13 +92,16 @@ def export(
     keys = {} if named.run is None else named.run.stored_keys()
     recipe = load(None, {key: keys[key] for key in _RUN_KEYS if key in keys} | flags)
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
-    exported = _write(named, format_, target, opset)
-    checked = agreement(named.classifier, exported, _sample(images, named.classifier))
+    with working(f"writing {target}"):
+        exported = _write(named, format_, target, opset)
+    with working("comparing its answers"):
+        checked = agreement(named.classifier, exported, _sample(images, named.classifier))
     result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
     result["checked"]["on"] = None if images is None else str(images.split.root)
     lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
     if format_ == "onnx":
-        result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
+        with working("timing it"):
+            result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
         lines.append(
             f"time      onnxruntime takes {result['time_ratio']:.2f} of torch's time for one image "
             f"(CPU, float32, {torch.get_num_threads()} threads, median of 15 alternate runs)"
@@ -200,7 +221,8 @@ def _quantise(
     classifier.check_classes(images.split.classes)
     training = _images(classifier, recipe, recipe.train_split)
     path = _int8_path(target)
-    quantise(target, path, training.sample(_CALIBRATED), _card(named))
+    with working(f"calibrating {path}"):
+        quantise(target, path, training.sample(_CALIBRATED), _card(named))
     small = OnnxClassifier(path)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     how: dict[str, Any] = {"workers": recipe.workers, "corrupt": corrupt}

@@ -10,6 +10,7 @@ import typer
 from scalekd.cli.options import parse_mapping
 from scalekd.errors import UserError
 from scalekd.export.official import import_checkpoint
+from scalekd.progress import working
 from scalekd.recipes import load
 
 
@@ -25,12 +26,17 @@ def import_(
 
     Known are ResNet (plain and D), Swin, ViT and DeiT, ConvNeXt, MLP-Mixer and MobileNet-V1, and whole distillers, of
     which the student is taken. Names or shapes that do not match are refused. The pickle is read without running code.
+
+    Examples:
+        scalekd import resnet50.pth --model resnet50d --output resnet50d.safetensors
+        scalekd evaluate resnet50d --weights resnet50d.safetensors --data IMAGENET
     """
     if output.suffix != ".safetensors":
         raise UserError(f"output: {output} is no .safetensors file; weights are written in that format only")
     if output.exists() and not overwrite:
         raise UserError(f"output: {output} exists; add --overwrite to replace it")
     arguments = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
-    classifier = import_checkpoint(checkpoint, model, **arguments)
+    with working(f"reading {checkpoint}"):
+        classifier = import_checkpoint(checkpoint, model, **arguments)
     digest = classifier.save(output)
     typer.echo(f"imported  {classifier}; weights in {output}, SHA-256 {digest[:16]}")

@@ -17,6 +17,7 @@ from scalekd.method import Method, ScaleKD
 from scalekd.models.layout import prepare
 from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.hours import GIB
+from scalekd.progress import working
 from scalekd.recipes import Recipe, load
 from scalekd.training.build import build_method, build_student, build_teacher, describe
 from scalekd.training.optimisation import build_optimizer
@@ -29,6 +30,7 @@ _MEASURED_BATCH = 8
     "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "teacher_resolution",
     "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema",
     "precision",
+    told={"precision": "Autocast type of the run that is planned; auto is bf16.  [default: auto]"},
 )  # fmt: skip
 def inspect(
     teacher: Annotated[str | None, typer.Argument(help="timm name or a weights file. Default: the recipe's.")] = None,
@@ -48,6 +50,11 @@ def inspect(
     """Show how a pair would be joined and what training it would cost: stages, projectors, FLOPs, memory, speed, hours.
 
     Nothing is downloaded: names are built with random weights.
+
+    Examples:
+        scalekd inspect swin_large_patch4_window7_224 resnet50
+        scalekd inspect --recipe imagenet/swin_large-resnet50 --device a100 --hours
+        scalekd inspect vit_tiny_patch16_224 resnet18 --batch 32 --measure
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
     settings = load(recipe, flags | models, partial(typer.echo, err=True))
@@ -58,20 +65,22 @@ def inspect(
         raise UserError("peak: data sheets are known for bf16 only; give the peak for float32 in TFLOP/s with --peak")
     dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
     # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
-    outcome = _measure(settings, num_classes) if measured else None
-    method = _join(settings, num_classes, torch.device("cuda"), dtype)
-    costs = estimate(
-        method,
-        batch=settings.batch,
-        micro_batch=settings.micro_batch,
-        optimizer=settings.optimizer,
-        ema=settings.ema is not None,
-        dtype=dtype,
-        device=target,
-        utilisation=utilisation,
-        images=images,
-        epochs=settings.epochs,
-    )
+    with working("measuring a few steps"):
+        outcome = _measure(settings, num_classes) if measured else None
+    with working("planning: building the pair, counting its operations and memory"):
+        method = _join(settings, num_classes, torch.device("cuda"), dtype)
+        costs = estimate(
+            method,
+            batch=settings.batch,
+            micro_batch=settings.micro_batch,
+            optimizer=settings.optimizer,
+            ema=settings.ema is not None,
+            dtype=dtype,
+            device=target,
+            utilisation=utilisation,
+            images=images,
+            epochs=settings.epochs,
+        )
     if as_json:
         typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
         return

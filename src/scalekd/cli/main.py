@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import Annotated, NoReturn
 
 import torch
@@ -15,6 +14,7 @@ from scalekd.cli.data import data
 from scalekd.cli.distill import distill
 from scalekd.cli.evaluate import evaluate
 from scalekd.cli.export import export
+from scalekd.cli.help import WIDEST, Command, Group
 from scalekd.cli.import_ import import_
 from scalekd.cli.inspect import inspect
 from scalekd.cli.predict import predict
@@ -22,19 +22,34 @@ from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
+from scalekd.environment import versions
 from scalekd.errors import UserError, printable
 from scalekd.training import Interrupted, Stop, Stopped, joined
 
+_HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
+
+`scalekd COMMAND --help` explains a command. Results go to standard output, everything else to standard error. Exit
+codes: 0, 2 for wrong input, 130 and 143 for Ctrl-C and SIGTERM.
+
+Examples:
+    scalekd quickstart
+    scalekd inspect swin_base_patch4_window7_224 resnet18
+    scalekd distill --teacher TEACHER --student resnet18 --data DATA --output A
+"""
+
 app = typer.Typer(
     name="scalekd",
-    help="Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).",
+    cls=Group,
+    help=_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut words off in a narrow terminal
+    context_settings={"max_content_width": WIDEST},
 )
 for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, predict, report):
-    app.command()(command)
-app.command("import")(import_)
+    app.command(cls=Command)(command)
+app.command("import", cls=Command)(import_)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.add_typer(transfer, name="transfer")
@@ -45,15 +60,20 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        names = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning")
-        typer.echo("\n".join(f"{name} {metadata.version(name)}" for name in names))
+        typer.echo(versions())
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print what a bug report needs: versions, device, system.",
+        ),
     ] = False,
 ) -> None:
     pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -18,11 +18,18 @@ Flags = dict[str, Any]
 
 
 def with_recipe_flags(
-    *names: str, groups: Sequence[type[Keys]] = GROUPS
+    *names: str,
+    groups: Sequence[type[Keys]] = GROUPS,
+    told: Mapping[str, str] | None = None,
+    hidden: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each of these recipe keys; it takes those set as `flags`.
 
-    By default there is one for each key of `groups` that is no parameter of the command's own.
+    Args:
+        names: The keys; by default each key of `groups` that is no parameter of the command's own.
+        groups: Where the keys are.
+        told: What `--help` says of a key that means something else to the command, or has another default there.
+        hidden: Keys that are taken but not offered, as the command does not depend on them.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -30,6 +37,7 @@ def with_recipe_flags(
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
         taken = {p.name for p in own}
         fields = {name: known[name] for name in names or known if name not in taken}
+        texts = {name: described(field) for name, (_, field) in fields.items()} | dict(told or {})
 
         def wrapped(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in fields}
@@ -37,7 +45,7 @@ def with_recipe_flags(
             command(**arguments, flags=flags)
 
         wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            own + [_parameter(name, group, field) for name, (group, field) in fields.items()]
+            own + [_parameter(name, *fields[name], texts[name], hidden=name in hidden) for name in fields]
         )
         wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}  # type: ignore[attr-defined]
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
@@ -46,14 +54,14 @@ def with_recipe_flags(
     return decorate
 
 
-def _parameter(name: str, group: type[Keys], field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, group: type[Keys], field: FieldInfo, text: str, *, hidden: bool) -> inspect.Parameter:
     flag = name.replace("_", "-")
     is_switch = field.annotation is bool
     option = typer.Option(
         f"--{flag}/--no-{flag}" if is_switch else f"--{flag}",
-        help=field.description,
+        help=text,
         metavar=None if is_switch else type_in_words(field.annotation),
-        show_default=shown_default(field) or False,
+        hidden=hidden,
         rich_help_panel=(group.__doc__ or "").rstrip("."),
     )
     return inspect.Parameter(
@@ -62,6 +70,14 @@ def _parameter(name: str, group: type[Keys], field: FieldInfo) -> inspect.Parame
         default=None,
         annotation=Annotated[bool | None if is_switch else str | None, option],
     )
+
+
+def described(field: FieldInfo) -> str:
+    """What a key means, and its default if it has one."""
+    default = shown_default(field)
+    if field.annotation is bool:
+        default = {"True": "yes", "False": "no"}[default]
+    return f"{field.description}  [default: {default}]" if default else str(field.description)
 
 
 def shown_default(field: FieldInfo) -> str:
@@ -75,12 +91,13 @@ def shown_default(field: FieldInfo) -> str:
 
 
 def type_in_words(annotation: Any) -> str:
-    """A short word for a type: INT, FLOAT, A|B for choices, A,B for tuples."""
+    """A short word for a type: INT, FLOAT, A|B for choices, A,B for tuples; what has a title is called by it."""
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
     if str(get_origin(annotation)) == "typing.Literal":
         return "|".join(map(str, kinds))
     if get_origin(annotation) is Annotated:
-        return type_in_words(kinds[0])
+        named = [part.title for part in kinds if isinstance(part, FieldInfo) and part.title]
+        return named[0] if named else type_in_words(kinds[0])
     if get_origin(annotation) is tuple:
         listed = [type_in_words(kind) for kind in kinds if kind is not Ellipsis]
         return ",".join(listed) + (",..." if Ellipsis in kinds else "")

@@ -20,10 +20,10 @@ from scalekd.cli.model import HELP, read_model
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Files, Split, evaluation_loader
 from scalekd.errors import UserError, printable
-from scalekd.evaluation.progress import watched
 from scalekd.export.onnx import OnnxClassifier
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
 
@@ -36,10 +36,18 @@ class Prediction(NamedTuple):
     probability: float
 
 
-@with_recipe_flags("batch", "workers", "max_pixels", "precision", "accelerator")
+_BATCH = 32
+
+
+@with_recipe_flags(
+    "batch", "workers", "max_pixels", "precision", "accelerator",
+    told={"batch": f"Images at once.  [default: {_BATCH}]"},
+)  # fmt: skip
 def predict(
     model: Annotated[str, typer.Argument(help=f"{HELP} Or an .onnx file of `scalekd export`.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images (in any subfolders).")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Images, and folders of images (in any subfolders).")
+    ],
     *,
     top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
@@ -51,11 +59,15 @@ def predict(
 
     Images that cannot be read are listed on standard error at the end, and the exit code is then 1; the rest is done.
     Exit code 2 is for wrong input, as everywhere. Results go to standard output, in the order of the images.
+
+    Examples:
+        scalekd predict runs/mobilenet PHOTOS
+        scalekd predict runs/mobilenet a.jpg b.jpg --top 1 --csv > answers.csv
     """
     if as_json and as_csv:
         raise UserError("csv: --json and --csv exclude each other; give one of them")
     files = list(_find(images))
-    recipe = load(None, {"batch": 32} | flags)
+    recipe = load(None, {"batch": _BATCH} | flags)
     classifier, run = _open(model, weights, recipe)
     if not classifier.num_classes:
         raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")

@@ -29,7 +29,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for the digits and all runs; replaced.")] = Path(
         "runs/quickstart"
     ),
-    seeds: Annotated[int, typer.Option(min=2, help="Seeds a method.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of each method.")] = 3,
     labelled: Annotated[int, typer.Option(min=50, max=1247, help="Images the students see.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scalekd.cli.help import Command, Group
 from scalekd.downstream.detection import Detection
 from scalekd.downstream.segmentation import Segmentation
 from scalekd.recipes import Keys, Recipe, dump, load, load_as, names, resolved, transfer_names
 
-recipes = typer.Typer(help="List the shipped recipes, or show one.", invoke_without_command=True)
+recipes = typer.Typer(cls=Group, invoke_without_command=True)
 _KINDS: dict[str, type[Keys]] = {"detection": Detection, "segmentation": Segmentation}  # by what is before the slash
 _SHOWN = ("teacher", "student", "optimizer", "batch", "lr", "epochs")
 
@@ -23,7 +24,12 @@ def list_recipes(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print names and keys as JSON.")] = False,
 ) -> None:
-    """List the shipped recipes; `distill --recipe NAME` runs one, `distill --recipe NAME --check` tries it out."""
+    """List the shipped recipes; `distill --recipe NAME` runs one, `distill --recipe NAME --check` tries it out.
+
+    Examples:
+        scalekd recipes
+        scalekd recipes show imagenet/swin_large-resnet50
+    """
     if context.invoked_subcommand is not None:
         return
     keys = {name: resolved(load(name, {})) for name in names()}
@@ -39,7 +45,7 @@ def list_recipes(
     typer.echo("\nof `transfer TASK`: " + ", ".join(transfer_names()))
 
 
-@recipes.command()
+@recipes.command(cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,

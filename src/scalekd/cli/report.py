@@ -17,7 +17,15 @@ from scalekd.training.folder import written_whole
 _PAGE = "report.html"
 
 
-@with_recipe_flags("data", "teacher_weights", "precision", "accelerator")
+@with_recipe_flags(
+    "data", "teacher_weights", "precision", "accelerator",
+    told={
+        "data": "Where the images are now. Default: where the run found them.",
+        "teacher_weights": "Where the teacher's weights are now. Default: where the run found them.",
+        "precision": "Autocast type of the figures. Default: the run's.",
+        "accelerator": "Device for the figures. Default: the run's.",
+    },
+)  # fmt: skip
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of a group of runs.")],
     *,
@@ -31,7 +39,12 @@ def report(
     """Write a page about one run or several: what came out, how it went, the paper's figures, how to do it again.
 
     It is one file that loads nothing. Runs may still be training. What cannot be shown, because data or weights are
-    gone say, is left out and named. The flags say where the data and the teacher's weights are now.
+    gone say, is left out and named.
+
+    Examples:
+        scalekd report runs/mobilenet    # writes runs/mobilenet/report.html
+        scalekd report runs/alone runs/mobilenet --output compare.html
+        scalekd report runs/alone runs/mobilenet --markdown
     """
     records = [_with_flags(record, flags) for record in read_runs(runs)]
     if output is None and not markdown and len(records) > 1:

@@ -32,9 +32,14 @@ def segmentation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Train UPerNet on a student's features, and measure its mIoU.
+    r"""Train UPerNet on a student's features, and measure its mIoU.
 
     Flags are recipe keys and win over the recipe. Label images have one channel of class numbers.
+
+    Examples:
+        scalekd transfer segmentation --recipe segmentation/upernet-resnet50 \
+            --backbone runs/resnet50 --data ADEChallengeData2016 --output runs/ade
+        scalekd transfer segmentation --evaluate --output runs/ade
     """
     from scalekd.downstream.segmentation import run  # noqa: PLC0415 (needs the extra `downstream`)
 

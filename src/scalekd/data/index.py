@@ -28,6 +28,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.names import Names
 from scalekd.data.split import UNLABELLED, Labels
+from scalekd.errors import printable
+from scalekd.progress import working
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -151,7 +153,8 @@ def _indexed(root: Path, kind: str, list_anew: Callable[[_Walk], Listing]) -> Li
     if known is not None:
         return known
     walk = _Walk(root)
-    listing = list_anew(walk)
+    with working(f"listing the images of {printable(root)}"):
+        listing = list_anew(walk)
     if walk.settled and file.is_absolute():
         _save(file, listing, walk.times)
         return _load(file, root) or listing  # from the file, which processes share

@@ -41,7 +41,7 @@ class StepKeys(OptimizerKeys):
     """Optimisation."""
 
     batch: Positive = 16
-    """Global batch: images an optimiser step."""
+    """Global batch: images per optimiser step."""
     micro_batch: Positive | None = None
     """Images at once; gradients of the rest of the batch are accumulated. Default: the whole batch."""
     clip: float | None = Field(default=None, gt=0)

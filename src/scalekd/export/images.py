@@ -13,9 +13,9 @@ from scalekd.data import CorruptImages, Key, ReplayDataset, evaluation_loader
 from scalekd.data.loader import collate
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.evaluation.progress import watched
 from scalekd.export.compare import Run
 from scalekd.hardware import autocast
+from scalekd.progress import watched
 
 _BATCH = 16
 

@@ -54,7 +54,9 @@ SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
 K = TypeVar("K", bound="Keys")
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
-Map = Annotated[int | str, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)]
+Map = Annotated[
+    int | str, Field(title="MAP"), BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)
+]
 
 
 # Keys of some methods only; all others are every method's (a teacher that method none does not read does no harm).
@@ -89,10 +91,10 @@ class MethodKeys(Keys):
     """Method."""
 
     method: Literal["none", "kd", "dist", "ofa", "fd", "scalekd"] = "scalekd"
-    """What joins the labels. none: nothing. kd: logits. dist: relations of logits. ofa: logits, for two stages too.
-    fd: last-stage features. scalekd: the whole method."""
+    """What the student learns from beside labels. none: nothing. kd: logits. dist: relations of logits. ofa: logits,
+    for two stages too. fd: last-stage features. scalekd: the whole method."""
     views: tuple[Literal["spatial", "frequency"], ...] = ("spatial", "frequency")
-    """Views that DFM compares."""
+    """Views in which DFM compares features: as they are, and without their zero frequency."""
     alpha_spatial: NonNegative = 0.08
     """Weight of the spatial view (alpha_s), and of fd's distance."""
     alpha_frequency: NonNegative = 0.06
@@ -146,7 +148,7 @@ class TeacherKeys(Keys):
     cache: File | None = None
     """Folder of caches that `scalekd cache` fills: the teacher's outputs are read there instead of running it."""
     cache_format: Literal["bf16", "int8"] = "bf16"
-    """How a cache keeps tokens: as bf16, or in half the space as int8 with a scale a token."""
+    """How a cache keeps tokens: as bf16, or in half the space as int8 with a scale per token."""
 
 
 class StudentKeys(Keys):
@@ -168,9 +170,9 @@ class DataKeys(Keys):
     """Data and augmentation."""
 
     data: Place | None = None
-    """Folder with one folder a split, holding one folder a class: DATA/train/cat/1.jpg. Or a list (.csv, .jsonl), tar
-    shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME; see
-    docs/data.md."""
+    """Folder with a folder for each split, in which there is one for each class: DATA/train/cat/1.jpg. Or a list (.csv,
+    .jsonl), tar shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME;
+    see docs/data.md."""
     train_split: SplitName = "train"
     """Name of the training split: its folder's, list's, shards'."""
     val_split: SplitName = "val"
@@ -178,7 +180,7 @@ class DataKeys(Keys):
     unlabelled_split: SplitName = "unlabelled"
     """Name of a split of images without labels (in any subfolders); used beside the training split where it exists."""
     labels: Literal["folders", "none"] = "folders"
-    """folders: a folder a class. none: learn from the teacher alone; classes and accuracy come from the validation
+    """folders: each class is one. none: learn from the teacher alone; classes and accuracy come from the validation
     split if there is one."""
     resolution: int = Field(default=224, gt=0, le=16384)
     """Image side in pixels the student is trained and evaluated at."""
@@ -231,7 +233,7 @@ class OptimisationKeys(OptimizerKeys):
     epochs: Positive = 100
     """Passes over the training images."""
     batch: Positive = 256
-    """Global batch: images an optimiser step."""
+    """Global batch: images per optimiser step."""
     micro_batch: Positive | None = None
     """Images at once; gradients of the rest of the batch are accumulated. Default: as many as fit into memory."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -261,7 +263,7 @@ class RunKeys(Keys):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Autocast type; auto takes bf16 where the hardware multiplies matrices in it."""
     devices: Positive = 1
-    """Processes on this machine, one a GPU, that share a batch. Under torchrun its own number counts."""
+    """Processes on this machine, one per GPU, that share a batch. Under torchrun its own number counts."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What several processes hold: all of teacher and student each, or a part of every block (fsdp); see
     docs/cluster.md. One process holds all."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scalekd.data import Key
 from scalekd.errors import UserError
-from scalekd.evaluation.progress import watched
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.report.answers import Answer, answers, worst
 from scalekd.report.pictures import overlay, thumbnail
@@ -94,7 +94,8 @@ def measure_figures(record: Record, count: int, console: Console | None = None) 
     if recipe is None:
         return figures
     models = restore_models(record, recipe, figures.notes.append)
-    _count_costs(figures, models)
+    with working(f"{record.name}: counting operations", console):
+        _count_costs(figures, models)
     if not count:
         figures.notes.append("Figures that need images are left out: none were asked for (--images 0).")
         return figures

@@ -17,10 +17,10 @@ from scalekd.data import (
 )
 from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import family_of
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
 from scalekd.training.folder import RunFolder, read_json, write_json
@@ -48,7 +48,6 @@ def probe(
     """
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
-    output.mkdir(parents=True, exist_ok=True)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
@@ -64,6 +63,7 @@ def probe(
     console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
     if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
         family_of(classifier.model, classifier.name, tail_blocks=1)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot start has left nothing
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()
 
@@ -74,7 +74,8 @@ def probe(
     features, labels = collect_features(
         classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
     )
-    head = fit_linear_head(features, labels, seed=recipe.seed)
+    with working(f"fitting the head on {len(labels)} images", console):
+        head = fit_linear_head(features, labels, seed=recipe.seed)
     classifier.set_head(head.weight, head.bias)
     accuracy = measure_accuracy(
         classifier,

@@ -13,7 +13,7 @@ from scalekd.errors import UserError
 from scalekd.recipes import Keys
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.folder import GROUP, RunFolder, read_json, write_json
-from scalekd.training.lock import locked
+from scalekd.training.lock import locked, missing, remove_unused
 
 _CHECKPOINTS = "checkpoints"  # a folder beside the students'
 
@@ -103,6 +103,8 @@ class Group:
     def claimed(self, warn: Callable[[str], object], *, resume: bool) -> Iterator[None]:
         """Keep other processes out of all folders, which are made unless they are to be resumed.
 
+        Those that were made and have got nothing but the lock are gone afterwards.
+
         Args:
             warn: Called with a line where the file system knows no locks.
             resume: Whether the folders must be there.
@@ -112,9 +114,11 @@ class Group:
         """
         with ExitStack() as stack:
             for folder in sorted({self.path, *(run.path for run in self.runs)}):
+                made: list[Path] = []
                 try:
                     str(folder).encode()  # TensorBoard's writer takes no other
                     if not resume:
+                        made = missing(folder)
                         folder.mkdir(parents=True, exist_ok=True)
                 except UnicodeEncodeError:
                     raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
@@ -122,6 +126,7 @@ class Group:
                     raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
                 if folder.is_dir():
                     stack.enter_context(locked(folder, warn))
+                    stack.callback(remove_unused, folder, made)
             yield
 
     def check(self, recipes: Sequence[Keys], *, resume: bool, overwrite: bool) -> None:

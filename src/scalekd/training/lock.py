@@ -1,12 +1,12 @@
-"""A folder belongs to one run at a time."""
+"""A folder belongs to one run at a time, and a run that cannot start leaves none behind."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from scalekd.errors import UserError
@@ -19,8 +19,8 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)
 def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
     """Keep other processes out of a folder. The system ends it with this process, whichever children live on.
 
-    The lock is a record lock on a file that stays: such locks are not inherited by a forked process, and a file that
-    is not removed needs no second look.
+    The lock is a record lock on a file: such locks are not inherited by a forked process. Who has it may remove the
+    file; who gets the lock of a file that is no longer there has come too late.
 
     Args:
         folder: The folder; it is there.
@@ -48,7 +48,35 @@ def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
                 ) from None
             warn(f"warning: {path} cannot be locked ({error}); make sure that no other run writes to {folder}")
         else:
+            if not _leads_to(path, file.fileno()):
+                raise UserError(f"output: {folder} was in use by another process; try again")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and those that it is in, as far as they are not there, itself first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """Take back folders that were made for a run, where it has left nothing in them; its lock is still held.
+
+    Args:
+        folder: The run's folder.
+        made: What `missing` gave before it was made.
+    """
+    if made and os.listdir(folder) == [NAME]:
+        (folder / NAME).unlink()
+        with suppress(OSError):  # another run's folder has come to lie in one of them
+            for path in made:
+                path.rmdir()

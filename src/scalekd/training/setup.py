@@ -16,12 +16,12 @@ from scalekd.data import Batch, CorruptImages, evaluation_loader, seeded
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import Losses, Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
+from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.training.batchnorm import batchnorm_over
 from scalekd.training.build import build_method, build_student, build_teacher, describe, head_width
@@ -85,7 +85,8 @@ class Setup:
             prepare(method, self.device, self.dtype, channels_last=recipe.channels_last and not self.sharded)
         if self.sharded and self.teacher is not None:
             shard_teacher(self.teacher, self.device, self.probe)
-        at_once = recipe.micro_batch or min(self.processes.gather(self._fitting_batch()))
+        with working("planning: how many images fit into memory at once?", self.console):
+            at_once = recipe.micro_batch or min(self.processes.gather(self._fitting_batch()))
         # Part of the recipes, for the runs are to be repeatable.
         self.recipes = [recipe.model_copy(update={"micro_batch": at_once}) for recipe in self.recipes]
         self.accumulate = recipe.batch // (at_once * count)

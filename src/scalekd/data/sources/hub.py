@@ -17,7 +17,8 @@ import huggingface_hub
 
 from scalekd.data.sources.source import Labelling
 from scalekd.data.split import UNLABELLED, Split
-from scalekd.errors import UserError, did_you_mean
+from scalekd.errors import UserError, did_you_mean, printable
+from scalekd.progress import working
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "cls")
@@ -149,8 +150,9 @@ class HubSource:
         undecoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
         classes, texts = _labels(table, root) if labelled else ([], repeat(None, len(table)))
         labels = Labelling()
-        for number, label in enumerate(texts):
-            labels.add(label, f"row {number}")
+        with working(f"reading the labels of {printable(root)}"):
+            for number, label in enumerate(texts):
+                labels.add(label, f"row {number}")
         if not len(table):
             raise UserError(f"data: no images in {root}")
         first = undecoded[0][image]

@@ -22,6 +22,7 @@ from scalekd.data.sources.source import Labelling
 from scalekd.data.sources.tarindex import read_index
 from scalekd.data.split import Split
 from scalekd.errors import UserError
+from scalekd.progress import watched
 
 _CLASSES = "classes.txt"
 _PLACE = "{split}"
@@ -162,7 +163,7 @@ def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split
     """The images of all shards, in their order."""
     root = Path(os.path.commonpath([os.path.abspath(shard.parent) for shard in shards]))
     labels, indexes = Labelling(), []
-    for shard in shards:
+    for shard in watched(shards, "shards"):
         index = read_index(shard)
         indexes.append((os.path.relpath(shard, root), index))
         for name, label in zip(index.names, index.labels, strict=True):

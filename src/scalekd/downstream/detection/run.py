@@ -21,8 +21,8 @@ from scalekd.downstream.detection.schema import Detection
 from scalekd.downstream.detection.testing import Tally, draw
 from scalekd.downstream.running import Run, begun, build_backbone, fit
 from scalekd.errors import UserError
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.progress import watched
 from scalekd.training.folder import RunFolder, write_json
 
 

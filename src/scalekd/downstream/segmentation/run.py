@@ -18,10 +18,10 @@ from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.downstream.segmentation.testing import Figures, draw, measure
 from scalekd.downstream.segmentation.training import SegmentationModule
 from scalekd.errors import UserError
-from scalekd.evaluation.progress import watched
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.layout import choose_attention
 from scalekd.models.weights import load_weights, read_weights
+from scalekd.progress import watched
 from scalekd.recipes import load_as
 from scalekd.training.folder import RunFolder, write_json
 

@@ -1,11 +1,13 @@
-"""A progress bar over batches."""
+"""What is going on, on standard error, where that is a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 T_co = TypeVar("T_co", covariant=True)
@@ -19,3 +21,9 @@ def watched(batches: SizedIterable[T_co], what: str, console: Console | None = N
     """Loop over `batches` behind a bar on standard error, which is left out where that is no terminal."""
     console = console or Console(stderr=True)
     return track(batches, what, total=len(batches), console=console, transient=True, disable=not console.is_terminal)
+
+
+def working(what: str, console: Console | None = None) -> AbstractContextManager[object]:
+    """Say within it what takes so long, where nobody knows how long; nothing where that is no terminal."""
+    console = console or Console(stderr=True)
+    return console.status(escape(what)) if console.is_terminal else nullcontext()

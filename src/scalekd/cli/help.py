@@ -1,0 +1,71 @@
+"""`--help` as plain text: options below headings, examples at the end, nothing cut off at any width."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+WIDEST = 120
+_TYPES = {"str": "TEXT", "path": "PATH", "int": "INT", "int range": "INT", "float": "FLOAT"}
+_EXAMPLES = "\n\nExamples:\n"
+
+
+def in_words(option: str) -> str:
+    """An option's name and type as those of recipe keys are written: `--output <path>` -> `--output PATH`."""
+    return re.sub(r"<([^<>]+)>", lambda kind: _TYPES.get(kind[1], kind[1]), option)
+
+
+class _Plain:
+    """What commands and groups of them have in common: a docstring that may end in examples."""
+
+    def __init__(self, *args: Any, **others: Any) -> None:
+        text, heading, examples = (others.get("help") or "").partition(_EXAMPLES)
+        epilog = f"{heading.strip()}\n\n{examples.rstrip()}" if examples else None
+        super().__init__(*args, **others | {"help": text, "epilog": epilog})
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples as they stand."""
+        epilog: str | None = self.epilog  # type: ignore[attr-defined]
+        if epilog:
+            formatter.write("\n" + epilog.replace("\n\n", "\n", 1) + "\n")
+
+
+class Command(_Plain, TyperCommand):
+    """A command whose options stand below the headings of their groups."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The command's arguments, those that may be left out in brackets."""
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *(_name(p) if p.required else f"[{_name(p)}]" for p in arguments)]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write arguments and options, those without a heading of their own first."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            is_argument = parameter.param_type_name == "argument"
+            if record := parameter.get_help_record(ctx):
+                heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+                name = _name(parameter) if is_argument else in_words(record[0])
+                sections.setdefault(heading, []).append((name, record[1]))
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class Group(_Plain, TyperGroup):
+    """A group of commands, each listed with the whole first line of its help."""
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write name and first line of each command."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, (command.help or "").partition("\n\n")[0]) for name, command in commands.items() if command]
+            )
+
+
+def _name(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
