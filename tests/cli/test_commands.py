@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from scalekd.cli.quickstart import write_digits
 from scalekd.data import read_splits
 from scalekd.models import Classifier
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "quickstart", "distill", "evaluate", "adapt", "inspect", "export", "predict", "import", "data", "transfer",
     "recipes", "report",

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mm_models
 import pytest
@@ -143,7 +144,7 @@ class Reader:
 def given(tmp_path_factory: pytest.TempPathFactory, listed: Path, teacher_file: Path) -> Path:
     """A finished run, whose teacher has other classes."""
     folder = tmp_path_factory.mktemp("given") / "run"
-    own = {"data": str(listed), "teacher": str(teacher_file), "student": "test_resnet", "student_args": {}}
+    own: dict[str, Any] = {"data": str(listed), "teacher": str(teacher_file), "student": "test_resnet", "student_args": {}}
     own |= {"epochs": 1, "logit_weight": 0}
     distill(load(None, TINY_KEYS | own), folder, console=Console(quiet=True))
     return folder
