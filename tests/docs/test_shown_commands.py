@@ -144,7 +144,12 @@ class Reader:
 def given(tmp_path_factory: pytest.TempPathFactory, listed: Path, teacher_file: Path) -> Path:
     """A finished run, whose teacher has other classes."""
     folder = tmp_path_factory.mktemp("given") / "run"
-    own: dict[str, Any] = {"data": str(listed), "teacher": str(teacher_file), "student": "test_resnet", "student_args": {}}
+    own: dict[str, Any] = {
+        "data": str(listed),
+        "teacher": str(teacher_file),
+        "student": "test_resnet",
+        "student_args": {},
+    }
     own |= {"epochs": 1, "logit_weight": 0}
     distill(load(None, TINY_KEYS | own), folder, console=Console(quiet=True))
     return folder
