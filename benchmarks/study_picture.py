@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from picture import LOOKS
 from study_grid import EPOCHS
 
@@ -42,7 +43,9 @@ def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, fil
     for panel in panels:
         panel.grid(alpha=0.3, which="both")
         panel.legend(frameon=False)
-        panel.xaxis.set_major_formatter("{x:g}")
+        ticks = sorted({float(x) for drawn in panel.lines for x in drawn.get_xdata()})
+        panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
     figure.savefig(file, metadata={"Date": None})
 
 
