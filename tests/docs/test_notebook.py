@@ -11,7 +11,7 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "distil.ipynb"
 
 
 def test_the_notebook_runs_in_a_short_form(tmp_path: Path) -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in code)  # they would be of another revision, and unreadable in a diff
     (parameters,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", []))

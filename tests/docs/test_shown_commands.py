@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mm_models
 import pytest
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^\n]+) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
-# What stands here (right) for what documents name (left): small models, and what `reader` finds in its folder.
+# What documents name, and what stands for it here: small models, and what `reader` has in its folder.
 SHORT = {
     "DATA": "data", "IMAGENET": "data", "FOLDER": "data", "D": "data", "PHOTOS": "data/val",
     "COCO": "coco", "OTHER": "coco", "ADEChallengeData2016": "scenes",
@@ -111,7 +112,11 @@ class Reader:
     def __init__(self, cli: Cli, given: Path) -> None:
         self.cli, self.given = cli, given
         self.borrowed: set[str] = set()
-        self.names = {"timm": timm, "images": torch.rand(2, 3, 224, 224), "labels": torch.tensor([0, 1])}
+        self.names: dict[str, Any] = {
+            "timm": timm,
+            "images": torch.rand(2, 3, 224, 224),
+            "labels": torch.tensor([0, 1]),
+        }
         self.names["image"] = torch.rand(3, 64, 64)
 
     def read(self, block: Block) -> None:
@@ -143,8 +148,8 @@ class Reader:
 def given(tmp_path_factory: pytest.TempPathFactory, listed: Path, teacher_file: Path) -> Path:
     """A finished run, whose teacher has other classes."""
     folder = tmp_path_factory.mktemp("given") / "run"
-    own = {"data": str(listed), "teacher": str(teacher_file), "student": "test_resnet", "student_args": {}}
-    own |= {"epochs": 1, "logit_weight": 0}
+    own: dict[str, Any] = {"data": str(listed), "teacher": str(teacher_file), "student": "test_resnet"}
+    own |= {"student_args": {}, "epochs": 1, "logit_weight": 0}
     distill(load(None, TINY_KEYS | own), folder, console=Console(quiet=True))
     return folder
 
