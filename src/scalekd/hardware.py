@@ -43,10 +43,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed, for this process: a step then faults in a third of the pages anew.
 
-    Blocks of up to 32 MiB come from its heap (above that malloc always asks the system), and the heap does not shrink.
+    All blocks come from its heap, none from a mapping of its own, and the heap does not shrink.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 2**25)
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+        libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_top_pad, 2**28)

@@ -56,6 +56,27 @@ class CrossAttention(nn.Module):
         return attended
 
 
+class StemConvolution(nn.Conv2d):
+    """CAP's convolution, stride 1: `[B, C, h, w]` -> `[B, C, h, w]`.
+
+    Attributes:
+        as_product: Whether it is taken apart into its windows and one matrix product. It computes the same; which of
+            the two is faster depends on the processor.
+    """
+
+    as_product = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.as_product:
+            return super().forward(x)
+        (_, _, h, w), (kernel, _) = x.shape, self.kernel_size
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *(2 * self.padding[:1]), *(2 * self.padding[:1])))
+        parts = [padded[:, i : i + h, j : j + w] for i in range(kernel) for j in range(kernel)]
+        windows = torch.cat(parts, -1)  # B x h x w x (kernel*kernel*C)
+        products = F.linear(windows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return products.permute(0, 3, 1, 2)
+
+
 def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
     """CAP's "patchify stem": convolution, norm, ReLU on `[B, C, h, w]`; empty for `none`."""
     if kind not in STEMS:
@@ -65,7 +86,7 @@ def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
     stem = nn.Sequential()
     if kind != "none":
         kernel = 3 if kind == "conv3x3" else 1
-        stem.add_module("conv", nn.Conv2d(channels, channels, kernel, padding=kernel // 2))
+        stem.add_module("conv", StemConvolution(channels, channels, kernel, padding=kernel // 2))
         stem.add_module("norm", nn.BatchNorm2d(channels) if norm == "batchnorm" else LayerNorm2d(channels))
         stem.add_module("act", nn.ReLU())
     return stem

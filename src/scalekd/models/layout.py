@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scalekd.method import Method
+from scalekd.method.projector import StemConvolution
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher
 
@@ -22,6 +23,7 @@ def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channel
     if method.teacher is not None:
         prepare_teacher(method.teacher, device, dtype)
     choose_attention(method, device, dtype)
+    choose_convolutions(method, device, dtype)
     if channels_last:
         assert isinstance(method.student, Student)
         method.student.model.to(memory_format=torch.channels_last)
@@ -43,3 +45,22 @@ def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype
         for part in module.modules():
             if hasattr(part, "fused_attn"):
                 part.fused_attn = False  # type: ignore[assignment]
+
+
+def choose_convolutions(method: Method, device: torch.device, dtype: torch.dtype) -> None:
+    """Take the convolutions that oneDNN is slow at another way: in bf16 on the CPU (docs/decisions.md)."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return
+    for part in method.modules():
+        if isinstance(part, StemConvolution):
+            part.as_product = torch.cpu._is_amx_tile_supported()
+        elif type(part) is nn.Conv2d and part.groups == part.in_channels > 1:
+            part.__class__ = WideDepthwise
+
+
+class WideDepthwise(nn.Conv2d):
+    """A depthwise convolution that stays in float32 under autocast: its bf16 backward is up to 25 times slower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)

@@ -1,12 +1,13 @@
 """YAML recipes and the typed schema that validates them."""
 
 from scalekd.recipes.load import dump, load, load_as, names, resolved, transfer_names
-from scalekd.recipes.schema import GROUPS, DataKeys, Keys, OptimizerKeys, Recipe
+from scalekd.recipes.schema import GROUPS, DataKeys, Keys, OptimisationKeys, OptimizerKeys, Recipe
 
 __all__ = [
     "GROUPS",
     "DataKeys",
     "Keys",
+    "OptimisationKeys",
     "OptimizerKeys",
     "Recipe",
     "dump",

@@ -73,6 +73,7 @@ _METHODS_OF: dict[str, set[str]] = {
     "stem": {"scalekd"},
     "stem_norm": {"scalekd"},
     "tail_blocks": {"scalekd"},
+    "projector_lr_scale": {"scalekd", "fd", "ofa"},
     "logit_weight": _LOGITS,
     "temperature": _LOGITS,
     "dist_inter": {"dist"},
@@ -246,6 +247,9 @@ class OptimisationKeys(OptimizerKeys):
     """Epochs of linear warm-up. Left open, it is at most a tenth of the epochs."""
     warmup_lr: NonNegative = 1e-6
     """Learning rate at the start of warm-up."""
+    projector_lr_scale: float = Field(default=1.0, gt=0)
+    """Learning rate of the projectors, as a multiple of the student's. Below 1 where a rate that suits the student
+    makes them collapse."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; longer ones are scaled down to it."""
     ema: float | None = Field(default=None, gt=0, lt=1)

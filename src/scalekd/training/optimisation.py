@@ -10,28 +10,37 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from scalekd.recipes import OptimizerKeys, Recipe
+from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
 
 _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
 
 
 def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
-    """One optimiser for student and projectors; the kinds of parameters in the recipe's `no_decay` do not decay."""
+    """One optimiser for all of a module; the kinds of parameters in the recipe's `no_decay` do not decay.
+
+    What is not part of a method's `student` (its projectors) learns at the recipe's `projector_lr_scale` of the rate.
+    """
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
+    if recipe.optimizer == "adamw":
+        options["fused"] = True  # one pass over memory
     kinds = parameter_kinds(module)
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    scale = recipe.projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[kinds[parameter_name] not in recipe.no_decay].append(parameter)
+            own_scale = 1.0 if parameter_name.startswith("student.") else scale
+            groups.setdefault((own_scale, kinds[parameter_name] in recipe.no_decay), []).append(parameter)
+    # The student's are first, as the rate of the first is what is logged.
     parameters = [
-        {"params": group, "weight_decay": recipe.weight_decay if decays else 0.0}
-        for decays, group in groups.items()
-        if group
+        {"params": group, "lr": recipe.lr * own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
+        for (own_scale, spared), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0][1]))
     ]
     optimizer: Optimizer = create_optimizer_v2(
         parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
+    # Fused optimisers can undo a loss scale themselves, so that Lightning would not clip; bf16 has no such scale.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 
 
