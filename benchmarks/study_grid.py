@@ -21,7 +21,7 @@ METHODS = ("none", "kd", "fd", "dist", "scalekd")
 # Tried with equal effort for training alone and for ScaleKD.
 RATES = {"cnn": (2e-3, 4e-3, 8e-3, 1.6e-2), "vit": (5e-4, 1e-3, 2e-3)}
 USUAL = {"cnn": 8e-3, "vit": 1e-3, "mlp": 1e-3}  # what came out; the MLP has the ViT's
-# Projectors are attention: what a CNN bears makes them collapse. They learn at this rate, whatever the student's is.
+# Projectors are attention: what the CNN bears makes them collapse. Beside it they learn at this rate, whatever its own is.
 PROJECTORS = 1e-3
 JOINT = (("scalekd", 2e-3), ("scalekd", 4e-3), ("scalekd", 8e-3), ("fd", 8e-3))  # tried with one rate for both
 
@@ -64,7 +64,7 @@ def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int 
     teacher, probe = more.pop("teacher", None if method == "none" else STRONG), more.pop("probe", False)
     joint = more.pop("joint", False)  # projectors at the student's rate
     keys = {"lr": USUAL[family], "epochs": EPOCHS, "method": method, "seed": seed} | STUDENTS[family] | more
-    if has_key(method, "projector_lr_scale") and keys["lr"] > PROJECTORS and not joint:
+    if has_key(method, "projector_lr_scale") and family == "cnn" and not joint:
         keys["projector_lr_scale"] = PROJECTORS / keys["lr"]
     name = "-".join(part for part in (family, method, label, f"s{seed}") if part)
     return Row(name, keys, share, teacher, probe, family)
