@@ -1,6 +1,7 @@
 """The paper's claims in small: a grid of runs on Imagenette, resumable, a JSON file a run.
 
 Usage: python benchmarks/study.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER [--jobs 2] [--only NAME ...]
+       python benchmarks/study.py --collect
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import Any
 
 import torch
 from command import Parser, positive, say, write_json
-from study_grid import STRONG, Row, grid
+from study_grid import RESULTS, STRONG, Row, grid
+from study_tables import collect
 
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 
-RESULTS = Path(__file__).parent / "results" / "study"
 # The same for all rows. One thread a run: two runs beside each other give more than one on both cores.
 COMMON: dict[str, Any] = {"batch": 32, "workers": 0, "check_teacher": False}
 
@@ -221,7 +222,11 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="rows, as patterns: 'cnn-*-s0'")
     parser.add_argument("--jobs", type=positive, default=2, help="runs beside each other (2)")
+    parser.add_argument("--collect", action="store_true", help="only make the tables of the pages from the JSON files")
     args = parser.parse_args()
+    if args.collect:
+        collect(args.results)
+        return 0
     rows = [row for row in grid() if any(fnmatch(row.name, pattern) for pattern in args.only)]
     missing = [f"--{name.replace('_', '-')}" for name in ("data", "teacher_weights", "runs") if not vars(args)[name]]
     if missing:

@@ -1,7 +1,4 @@
-"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md and README.md.
-
-Usage: python benchmarks/study_tables.py [--results FOLDER]
-"""
+"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md and README.md."""
 
 from __future__ import annotations
 
@@ -13,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import study_picture
-from command import Parser
-from study import RESULTS
-from study_grid import EPOCHS, METHODS, RATES, STUDENTS, USUAL, grid
+from study_grid import EPOCHS, LONG, LONGER, METHODS, PROJECTORS, RATES, STUDENTS, grid
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
@@ -67,12 +62,17 @@ def families(records: Records) -> str:
 
 def rates(records: Records) -> str:
     """The tuning of the learning rate, on half of the images."""
-    rows = []
-    for family, tried in RATES.items():
-        for method in ("none", "scalekd"):
-            cells = [f"{r:g}: {records.top1(f'{family}-{method}-tune-lr{r:g}')}" for r in tried]
-            rows.append([HEADS[family], NAMES[method], *cells, f"{USUAL[family]:g}"])
-    return table(["student", "method", "low", "middle", "high", "taken for all methods"], rows)
+    tried = sorted({rate for rates in RATES.values() for rate in rates})
+    own, joint = f", projectors at {PROJECTORS:g}", ", projectors at the same rate"
+    kinds = (
+        *(("cnn", "none", "", ""), ("cnn", "scalekd", "-joint", joint), ("cnn", "scalekd", "", own)),
+        *(("cnn", "fd", "-joint", joint), ("cnn", "fd", "", own), ("vit", "none", "", ""), ("vit", "scalekd", "", "")),
+    )
+    rows = [
+        [HEADS[family], NAMES[method] + how, *(records.top1(f"{family}-{method}-tune-lr{r:g}{end}") for r in tried)]
+        for family, method, end, how in kinds
+    ]
+    return table(["student", "method", *(f"{rate:g}" for rate in tried)], rows)
 
 
 def ablation(records: Records) -> str:
@@ -107,11 +107,12 @@ def teachers(records: Records) -> str:
 def budgets(records: Records) -> str:
     """Question d, samples viewed."""
     rows = []
-    for times in (1, 2, 4, 8):
+    for times in (1, *LONGER):
         label = "" if times == 1 else f"-x{times}"
-        cells = [records.top1(f"cnn-{method}{label}") for method in ("none", "kd", "scalekd")]
+        cells = [records.top1(f"{family}-{method}{label}") for family in LONG for method in ("none", "scalekd")]
         rows.append([f"{EPOCHS * times}", records.samples(f"cnn-none{label}"), *cells])
-    return table(["epochs", "images viewed", "alone", "KD", "ScaleKD"], rows)
+    heads = [f"{HEADS[family].split()[0]} {NAMES[method]}" for family in LONG for method in ("none", "scalekd")]
+    return table(["epochs", "images viewed", *heads], rows)
 
 
 def shares(records: Records) -> str:
@@ -147,42 +148,43 @@ def costs(records: Records) -> str:
         method, _, cached = name.partition(", ")
         cells = []
         for family in STUDENTS:
-            found, counted = cost[family]["time_ratio"][name], cost[family]["flops"]
-            work = (counted[method]["total"] - bool(cached) * counted[method]["teacher"]) / counted["none"]["total"]
-            cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})", f"{work:.1f}"]
+            found = cost[family]["time_ratio"][name]
+            cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"]
+            cells += [f"{flops(cost[family], method, cached=bool(cached)):.1f}"]
         rows.append([NAMES[method] + (", from the cache" if cached else ""), *cells])
     head = [part for family in STUDENTS for part in (f"{HEADS[family].split()[0]}: time", "FLOPs")]
     return table(["of training alone", *head], rows)
 
 
+def flops(cost: Record, method: str, *, cached: bool) -> float:
+    """FLOPs of a training image against training alone; from the cache the teacher's are left out."""
+    counted = cost["flops"]
+    return float((counted[method]["total"] - cached * counted[method]["teacher"]) / counted["none"]["total"])
+
+
 def equal_cost(records: Records) -> str:
-    """Question f."""
+    """Question f: what each run of the two methods cost, and what it reached."""
     rows = []
     for family in STUDENTS:
-        for method, label, times in (
-            ("none", "", 1),
-            ("scalekd", "", 1),
-            ("kd", "-x4", 4),
-            ("none", "-x4", 4),
-            ("none", "-x8", 8),
-        ):
-            name = f"{family}-{method}{label}"
-            if name in records.runs:
-                cells = [f"{times * ratio:.1f}" for ratio in ratios(records, family, method)] or ["-", "-"]
-                clock = (
-                    records.runs[name][0]["result"]["seconds"] / records.runs[f"{family}-none"][0]["result"]["seconds"]
-                )
-                rows.append([HEADS[family], NAMES[method], f"{times}", *cells, f"{clock:.1f}", records.top1(name)])
-    head = ["student", "method", "epochs / the budget's", "time", "time, cached", "the run's own clock", "top-1, %"]
+        for times in (1, *LONGER):
+            for method in ("none", "scalekd"):
+                name = f"{family}-{method}" + ("" if times == 1 else f"-x{times}")
+                if name in records.runs:
+                    cells = prices(records, family, method, times)
+                    rows.append([HEADS[family], NAMES[method], f"{EPOCHS * times}", *cells, records.top1(name)])
+    head = ["student", "method", "epochs", "time", "time, cached", "FLOPs", "FLOPs, cached", "top-1, %"]
     return table(head, rows)
 
 
-def ratios(records: Records, family: str, method: str) -> list[float]:
-    """Time of an image against training alone, live and cached; nothing where it was not measured."""
+def prices(records: Records, family: str, method: str, times: int) -> list[str]:
+    """Time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes where not measured."""
     if records.cost is None:
-        return []
-    found = records.cost[family]["time_ratio"]
-    return [found[name]["median"] for name in (method, f"{method}, cached" if method != "none" else method)]
+        return ["-"] * 4
+    cost, found = records.cost[family], []
+    for cached in (False, True):
+        name = f"{method}, cached" if cached and method != "none" else method
+        found.append((cost["time_ratio"][name]["median"], flops(cost, method, cached=cached)))
+    return [f"{times * value:.1f}" for kind in zip(*found, strict=True) for value in kind]
 
 
 TABLES: dict[str, Callable[[Records], str]] = {
@@ -207,16 +209,10 @@ def filled(page: str, records: Records) -> str:
     return re.sub(r"<!-- table: ([\w-]+) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
 
 
-def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    args = parser.parse_args()
-    records = Records(args.results)
+def collect(results: Path) -> None:
+    """Make tables and picture anew from the JSON files in a folder."""
+    records = Records(results)
     for page in PAGES:
         page.write_text(filled(page.read_text("utf-8"), records), encoding="utf-8")
     if "cnn-none" in records.runs:
-        study_picture.draw(records.runs, records.cost, args.results / "samples.svg")
-
-
-if __name__ == "__main__":
-    main()
+        study_picture.draw(records.runs, records.cost, results / "samples.svg")

@@ -10,7 +10,7 @@ import pytest
 import study
 import study_tables
 from conftest import write_images
-from study_grid import STRONG, Row, grid
+from study_grid import RESULTS, STRONG, Row, grid
 
 from scalekd.errors import UserError
 from scalekd.recipes import load
@@ -107,4 +107,4 @@ def test_tables_say_mean_spread_and_seeds(tmp_path: Path) -> None:
 def test_a_page_says_what_the_files_say(page: Path) -> None:
     text = page.read_text()
     assert "<!-- table: families -->" in text
-    assert study_tables.filled(text, study_tables.Records(study.RESULTS)) == text
+    assert study_tables.filled(text, study_tables.Records(RESULTS)) == text

@@ -7,7 +7,8 @@ import torch
 from conftest import TINY_CNN, TINY_VIT
 
 from scalekd import ScaleKD, Student, Teacher
-from scalekd.models.layout import choose_attention
+from scalekd.method.projector import StemConvolution
+from scalekd.models.layout import WideDepthwise, choose_attention, choose_convolutions
 
 CPU = torch.device("cpu")
 
@@ -41,3 +42,52 @@ def test_attention_stays_fused_in_float32_and_on_gpus(teacher: Teacher) -> None:
     choose_attention(teacher, CPU, torch.float32)
     choose_attention(teacher, torch.device("cuda"), torch.bfloat16)
     assert [getattr(part, "fused_attn", None) for part in teacher.modules()] == before
+
+
+def test_convolutions_taken_another_way_compute_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    student = Student("mobilenetv1_100", num_classes=3, resolution=64)
+    method = ScaleKD(teacher, student).eval()
+    names = set(method.state_dict())
+    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
+
+    def found() -> tuple[torch.Tensor, torch.Tensor]:
+        method.double().zero_grad()
+        total = method(images.double(), labels).total
+        total.backward()
+        return total.detach(), torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
+
+    monkeypatch.setattr(WideDepthwise, "forward", torch.nn.Conv2d.forward)  # it would leave float64
+    before = found()
+    choose_convolutions(method, CPU, torch.bfloat16)
+    changed = [part for part in method.modules() if isinstance(part, StemConvolution)]
+    assert changed
+    assert all(part.as_product for part in changed)
+    for one, two in zip(before, found(), strict=True):
+        assert (one - two).norm() < 1e-6 * one.norm()
+    assert set(method.state_dict()) == names
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_stem_as_a_product_is_its_convolution(kernel: int) -> None:
+    stem = StemConvolution(6, 5, kernel, padding=kernel // 2).double()
+    features = torch.rand(2, 6, 3, 4, dtype=torch.float64)
+    convolved = stem(features)
+    stem.as_product = True
+    torch.testing.assert_close(stem(features), convolved)
+
+
+def test_depthwise_convolutions_stay_in_float32_and_keep_the_type_around_them(teacher: Teacher) -> None:
+    method = ScaleKD(teacher, Student("mobilenetv1_100", num_classes=3, resolution=64))
+    choose_convolutions(method, CPU, torch.float32)
+    choose_convolutions(method, torch.device("cuda"), torch.bfloat16)
+    assert not any(isinstance(part, WideDepthwise) for part in method.modules())
+    choose_convolutions(method, CPU, torch.bfloat16)
+    depthwise = [part for part in method.modules() if isinstance(part, WideDepthwise)]
+    assert len(depthwise) == 13
+    assert not any(isinstance(part, WideDepthwise) for part in teacher.modules())
+    features = torch.rand(1, depthwise[0].in_channels, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise[0](features.bfloat16()).dtype == torch.bfloat16
+        exact = depthwise[0](features)
+    torch.testing.assert_close(exact, torch.nn.Conv2d.forward(depthwise[0], features))

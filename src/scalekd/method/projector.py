@@ -68,7 +68,8 @@ class StemConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.as_product:
-            return super().forward(x)
+            # 3x3 convolutions of CAP's widths are slower channels-last on the CPU.
+            return super().forward(x.contiguous() if x.device.type == "cpu" else x)
         (_, _, h, w), (kernel, _) = x.shape, self.kernel_size
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *(2 * self.padding[:1]), *(2 * self.padding[:1])))
         parts = [padded[:, i : i + h, j : j + w] for i in range(kernel) for j in range(kernel)]
@@ -149,8 +150,6 @@ class CrossAttentionProjector(nn.Module):
             Tokens `[B, Nq, Dq]`.
         """
         query = self.query if query is None else query
-        if features.device.type == "cpu":  # 3x3 convolutions of this width are slower channels-last there
-            features = features.contiguous()
         context = (self.stem(features) + self.pos_embed).flatten(2).transpose(1, 2)  # BxCxhxw -> Bx(hw)xC
         f = self.norm(self.attn(F.relu(self.query_proj(query)), context))
         tokens: Tensor = f + self.ffn(f)  # the residual is the normalised f

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
@@ -41,7 +42,16 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     )
     # Fused optimisers can undo a loss scale themselves, so that Lightning would not clip; bf16 has no such scale.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
     return optimizer
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give states that were loaded their parameter's strides: fused optimisers walk over both as they lie in memory."""
+    for parameter, states in optimizer.state.items():
+        for name, value in states.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                states[name] = torch.empty_like(parameter).copy_(value)
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, str]:
