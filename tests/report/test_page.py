@@ -102,6 +102,20 @@ def test_an_unfinished_run_is_told_for_one(copied: Path) -> None:
     assert "scalekd distill --resume" in text
 
 
+@pytest.mark.parametrize(("teacher", "sentence"), [
+    (90.0, "That is 40.00 points less than the teacher's 90.00%."),
+    (50.0, "That is as many as the teacher's 50.00%."),
+    (45.5, "That is 4.50 points more than the teacher's 45.50%."),
+])  # fmt: skip
+def test_the_student_is_compared_with_its_teacher(copied: Path, teacher: float, sentence: str) -> None:
+    run = copied / "scalekd"
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"teacher_top1": teacher}))
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 6, "val/top1": 50.0}\n')
+    assert sentence in Read(page_of(run, images=0)).text
+
+
 def test_a_run_that_has_just_begun(copied: Path) -> None:
     run = copied / "scalekd"
     for name in ("result.json", "metrics.jsonl", "student.safetensors"):

@@ -187,13 +187,13 @@ class Setup:
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
         recipe = self.recipe
         unlabelled = f" ({self.train.unlabelled} without label)" if self.train.unlabelled else ""
-        rest = len(self.train) % recipe.batch
-        if rest:
-            self.say(f"data      {rest} training images are left out of each epoch: they do not fill a batch")
         self.say(
             f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
+        rest = len(self.train) % recipe.batch
+        left_out = f"; {rest} images that do not fill a batch are left out of each epoch" if rest else ""
+        self.say(f"schedule  {recipe.epochs} epochs of {self.steps} steps of {recipe.batch} images{left_out}")
         count, bare = self.processes.count, recipe.batchnorm_over == "process"
         each = f" in each of {count} processes" if count > 1 else ""
         over = f"batch norm over {recipe.batchnorm_over} images"
