@@ -63,9 +63,9 @@ def events(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def result(run: Path) -> dict[str, Any]:
-    """The result but for the time it took."""
+    """The result but for the time and the energy it took."""
     content: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return {key: value for key, value in content.items() if key != "seconds"}
+    return {key: value for key, value in content.items() if key not in ("seconds", "energy")}
 
 
 def assert_same(run: Path, whole: Path) -> None:

@@ -99,7 +99,7 @@ def amount(value: float) -> str:
 
 
 def cost(record: Record, figures: Figures) -> dict[str, str]:
-    """Images, time and operations."""
+    """Images, time, operations and energy."""
     facts = {"images viewed": f"{record.samples:,}"}
     if record.seconds is not None:
         measured = record.result.get("seconds") is not None
@@ -112,8 +112,34 @@ def cost(record: Record, figures: Figures) -> dict[str, str]:
     for role, model in (("student", figures.student), ("teacher", figures.teacher)):
         if model is not None:
             facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs an image"
-    facts["energy"] = "not recorded"
+    facts["energy"] = _energy(record)
     return facts
+
+
+def _energy(record: Record) -> str:
+    """The energy that the run's machine told, and what it is of."""
+    if not record.finished:
+        return "told when the run is finished"
+    if "energy" not in record.result:
+        return "not recorded: the run was finished by an earlier revision"
+    told = record.result["energy"]
+    if not isinstance(told, Mapping):
+        return "not known: the machine told none, or not for the whole run"
+    known = {
+        name: told[key] for name, key in (("CPU", "cpu_joules"), ("GPU", "gpu_joules")) if told.get(key) is not None
+    }
+    total = sum(known.values())
+    parts = [f"{name} {_measure(joules, 'J')}" for name, joules in known.items()]
+    used = ("CPU", "GPU") if record.result.get("device") == "cuda" else ("CPU",)
+    parts += [f"{name} not known" for name in used if name not in known]
+    where = "the first process's machine" if record.result.get("processes", 1) > 1 else "the machine"
+    counted = " and ".join({"CPU": "processors", "GPU": "GPUs"}[name] for name in known)
+    counts = f"counts all that the {counted} of {where} did in that time"
+    return f"{_measure(total, 'J')} ({_measure(total / 3600, 'Wh')}): {', '.join(parts)}; {counts}"
+
+
+def _measure(value: float, unit: str) -> str:
+    return f"{amount(value)}{'' if value >= 1e3 else ' '}{unit}"
 
 
 def _parts(record: Record, flops: StepFlops) -> dict[str, int]:

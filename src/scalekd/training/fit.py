@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
+from scalekd.energy import EnergyMeter
 from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory
 from scalekd.models.weights import file_hash
@@ -86,6 +87,7 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
         "samples": module.step * recipe.batch,
         "steps": module.step,
         "seconds": round(keeper.seconds, 1),
+        "energy": keeper.energy,
         "corrupt_images": sorted(set().union(*processes.gather(setup.corrupt.paths))),
     }
     results = processes.first_says(lambda: [_conclude(setup, learner, facts) for learner in learners])
@@ -137,6 +139,7 @@ def _keeper(setup: Setup, stop: Stop) -> Keeper:
         validation=setup.val_loader if setup.measured else None,
         keep=setup.recipe.keep,
         minutes=setup.recipe.checkpoint_minutes,
+        meter=EnergyMeter(setup.processes.local_count if setup.device.type == "cuda" else 0),
         say=setup.say,
     )
 

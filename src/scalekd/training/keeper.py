@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from scalekd.data import Batch
+from scalekd.energy import EnergyMeter
 from scalekd.errors import UserError
 from scalekd.training.checkpoints import RUN
 from scalekd.training.group import Group
@@ -37,6 +38,7 @@ class Keeper(Callback):
         validation: The validation batches; without any it writes when a validation would be.
         keep: Checkpoints to keep.
         minutes: Minutes between checkpoints; None for those of the validations only.
+        meter: Counts the energy of this start.
         say: Called with a line for the user.
     """
 
@@ -50,10 +52,12 @@ class Keeper(Callback):
         validation: Iterable[Batch] | None,
         keep: int,
         minutes: float | None,
+        meter: EnergyMeter,
         say: Callable[[str], object],
     ) -> None:
         self._group, self._stop, self._classes, self._say = group, stop, classes, say
         self._interval, self._validation, self._keep = interval, validation, keep
+        self._meter = meter
         self._seconds_between = float("inf") if minutes is None else 60 * minutes
         self._before, self._started = 0.0, time.perf_counter()
         self._saved_at = self._started
@@ -68,6 +72,11 @@ class Keeper(Callback):
         """Seconds that the run has trained, former starts included."""
         return self._before + time.perf_counter() - self._started
 
+    @property
+    def energy(self) -> dict[str, float | None] | None:
+        """What it took in these seconds on the first process's machine, see `EnergyMeter`."""
+        return self._meter.energy
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, DistillationModule)
         if self._unmeasured is None:
@@ -79,6 +88,7 @@ class Keeper(Callback):
             "validation_due": self._unmeasured is not None,
             "logs": self._logs,
             "seconds": self.seconds,
+            "energy": self.energy,
             "corrupt_images": sorted(set().union(*pl_module.processes.gather(pl_module.corrupt.paths))),
             "students": [learner.progress() for learner in pl_module.learners],
         }
@@ -87,6 +97,7 @@ class Keeper(Callback):
         assert isinstance(pl_module, DistillationModule)
         run = checkpoint[RUN]
         self._before, self._saved = run["seconds"], run["step"]
+        self._meter.go_on(run.get("energy"))
         self._validation_due = run["step"] if run["validation_due"] else None
         pl_module.corrupt.paths.update(run["corrupt_images"])
         for learner, progress in zip(pl_module.learners, run["students"], strict=True):
@@ -103,6 +114,7 @@ class Keeper(Callback):
         for learner in pl_module.learners:
             learner.start_validation()
         for batch in self._validation:
+            self._meter.keep_up()
             on_device = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.val_step_context():
                 pl_module.validate(on_device, self._validation_due)
@@ -124,6 +136,7 @@ class Keeper(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._exact = False
+        self._meter.keep_up()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,6 +175,7 @@ class Keeper(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
+        self._meter.keep_up()
         if self._stop.asked and pl_module.processes.count == 1:  # several have other numbers of batches
             self._save(trainer, pl_module)
             self._stop_if_wished(pl_module, self._wish())
