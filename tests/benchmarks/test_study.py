@@ -90,7 +90,7 @@ def test_a_result_is_kept_until_its_settings_change(recorded: Recorded) -> None:
 
 
 def record(top1: float, **more: Any) -> dict[str, Any]:
-    return {"result": {"top1": top1, "samples": 100, "teacher_top1": 97.0}, "probe": None} | more
+    return {"result": {"top1": top1, "samples": 100, "teacher_top1": 97.0}, "probe": None, "name": "row-s0"} | more
 
 
 def test_tables_say_mean_spread_and_seeds(tmp_path: Path) -> None:
