@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from scalekd.method import Method
 from scalekd.recipes import load
 from scalekd.report.live import LiveFigures, live_figures
 from scalekd.report.pictures import SIDE
-from scalekd.training import distill, distill_students
+from scalekd.training import Interrupted, distill, distill_students
+from scalekd.training.learner import Learner
 from scalekd.training.live import Live, Watcher
 
 VIEWS = ("spatial", "frequency")
@@ -140,6 +142,25 @@ def test_a_resumed_run_shows_each_step_once(images: Path, teacher_file: Path, li
         again, once = read(run).Images(tag), read(lively).Images(tag)
         assert [(e.step, e.encoded_image_string) for e in again] == [(e.step, e.encoded_image_string) for e in once]
     assert [event.step for event in read(run).Images("teacher/spectrum")] == [2, 4]  # once a start
+
+
+def test_a_validation_that_a_resumed_run_makes_up_for_is_shown_too(
+    images: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate, batches = Learner.validate, iter(range(100))
+
+    def stopped(self: Learner, *args: Any) -> None:
+        if next(batches) == 4:  # the second of three in the last validation
+            signal.raise_signal(signal.SIGTERM)
+        validate(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "validate", stopped)
+        with pytest.raises(Interrupted):
+            train(images, teacher_file, tmp_path / "run", micro_batch=2)
+    assert [event.step for event in read(tmp_path / "run").Images("attention/CAP_last, spatial")] == [2]
+    train(images, teacher_file, tmp_path / "run", micro_batch=2, resume=True)
+    assert [event.step for event in read(tmp_path / "run").Images("attention/CAP_last, spatial")] == [2, 4]
 
 
 def test_each_of_several_students_has_its_own(images: Path, teacher_file: Path, tmp_path: Path) -> None:
