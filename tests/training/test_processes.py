@@ -17,6 +17,7 @@ import timm
 import torch
 import yaml
 from conftest import TINY_STUDENT, Cli, newest_checkpoint, write_images
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scalekd.data import EvaluationOrder, TrainingStream
 from scalekd.models.weights import read_weights
@@ -200,6 +201,15 @@ def test_sharded_models_train_as_whole_ones(together: Path) -> None:
     size = {"patch_size": 8, "depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 32, "num_classes": 3}
     timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(together / "sharded" / "student.safetensors"), **size)
     assert_close(together / "headless", together / "sharded headless")
+
+
+def test_the_first_process_draws_unless_models_are_sharded(together: Path) -> None:
+    drawn = {
+        name: EventAccumulator(str(together / name / "tensorboard")).Reload().Tags()["images"]
+        for name in ("vit", "sharded")
+    }
+    assert "attention/CAP_last, spatial" in drawn["vit"]
+    assert drawn["sharded"] == []
 
 
 def test_each_process_holds_about_half_of_sharded_models(together: Path) -> None:

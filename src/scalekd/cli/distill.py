@@ -14,6 +14,7 @@ from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
 from scalekd.recipes import load
+from scalekd.report.live import live_figures
 from scalekd.training import Group, distill_students, joined, launched, restarted
 from scalekd.training import check as try_out
 from scalekd.training import distill as run
@@ -118,8 +119,8 @@ def _train(
     if settings.devices > 1 and not launched():
         raise SystemExit(launch(settings.devices, sys.argv[1:]))
     if group.students:
-        return distill_students(settings, students, output, resume=resume, overwrite=overwrite)
-    return {"": run(settings, output, resume=resume, overwrite=overwrite)}
+        return distill_students(settings, students, output, resume=resume, overwrite=overwrite, live=live_figures)
+    return {"": run(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
 
 
 def _found(output: Path) -> str | None:

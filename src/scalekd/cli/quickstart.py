@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 
 from scalekd.errors import UserError
 from scalekd.recipes import load
+from scalekd.report.live import live_figures
 from scalekd.training import distill
 from scalekd.training.folder import write_json
 
@@ -63,7 +64,7 @@ def quickstart(
     for seed in range(seeds):
         for method, title in _METHODS.items():
             recipe = load("quickstart", data | teacher | {"method": method, "seed": seed})
-            result = distill(recipe, output / f"{method}-seed{seed}", console=quiet)
+            result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
             scores[method].append(result["top1"])
             console.print(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
     summary = {"teacher": taught["top1"], "labelled_images": labelled, "test_images": sizes["val"], "students": scores}

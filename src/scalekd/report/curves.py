@@ -10,7 +10,7 @@ from scalekd.report.charts import Cell, Chart, Series
 from scalekd.report.measure import Figures
 from scalekd.report.record import Record
 from scalekd.report.series import Points, epoch_means, points, thin
-from scalekd.report.spectra import Floats, bands
+from scalekd.report.spectra import Floats, bands, decades
 
 _BINS = 48
 _TERMS = {
@@ -106,8 +106,7 @@ def spectrum_chart(shares: Floats) -> Chart:
 
 def spectrum_cells(shares: Floats) -> list[Cell]:
     """The teacher's spectrum as squares, on a logarithmic scale of three decades."""
-    with np.errstate(divide="ignore"):
-        strength = np.clip(1 + np.log10(shares / shares.max()) / 3, 0, 1)
+    strength = decades(shares)
     return [
         Cell(u, v, round(float(strength[v, u]), 3), f"frequency ({v}, {u}): {100 * shares[v, u]:.3g}% of the energy")
         for v in range(shares.shape[0])

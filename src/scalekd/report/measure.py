@@ -11,18 +11,18 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from scalekd.data import Key
 from scalekd.errors import UserError
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.report.answers import Answer, answers, worst
-from scalekd.report.pictures import overlay, thumbnail
+from scalekd.report.attended import ATTENDED, attended
+from scalekd.report.pictures import thumbnail, uri
 from scalekd.report.record import Record
 from scalekd.report.restore import Models, Sample, read_sample, restore_models
-from scalekd.report.spectra import Floats, attention_maps, distances, energy_shares, mimicked
+from scalekd.report.spectra import Floats, compared, energy_shares
 
-_ATTENDED, _WORST = 3, 18
+_WORST = 18
 
 
 class Attended(NamedTuple):
@@ -179,13 +179,9 @@ class _Gatherer:
         method = models.projectors
         if method is None:
             return
-        for place, tokens in mimicked(method, method.student(images)).items():
-            found = self.found.setdefault(place, {})
-            for view, values in tokens.items():
-                found.setdefault(f"{view} view", []).append(distances(values, taught.tokens, view).cpu())
-            if "spatial" in tokens:
-                name = "spatial projector, zero frequency removed"
-                found.setdefault(name, []).append(distances(tokens["spatial"], taught.tokens, "frequency").cpu())
+        for place, distances in compared(method, method.student(images), taught.tokens).items():
+            for name, values in distances.items():
+                self.found.setdefault(place, {}).setdefault(name, []).append(values.cpu())
 
     def conclude(self) -> None:
         """What needs all images."""
@@ -198,30 +194,20 @@ class _Gatherer:
             for place, found in self.found.items()
         }
         for answer in worst(figures.given, _WORST):
-            image = self.read(answer.image)
+            image = sample.read(answer.image)
             if image is not None:
-                figures.worst.append(Thumbnail(thumbnail(image), answer, sample.split.locate(answer.image)))
+                figures.worst.append(Thumbnail(uri(thumbnail(image)), answer, sample.split.locate(answer.image)))
         if method is not None:
             self.attend()
 
-    def read(self, index: int) -> Tensor | None:
-        """An image `[3, h, w]` as the student is evaluated on it; None if it cannot be read."""
-        return self.sample.dataset[Key(0, index)].image
-
     def attend(self) -> None:
         """Attention over some of the images."""
-        method, indices = self.models.projectors, self.sample.indices
+        method = self.models.projectors
         assert method is not None
-        chosen = [indices[int((number + 0.5) * len(indices) / _ATTENDED)] for number in range(_ATTENDED)]
-        for image in map(self.read, sorted(set(chosen))):
+        for image in map(self.sample.read, self.sample.chosen(ATTENDED)):
             if image is None:
                 continue
             with self.models.autocast():
-                maps = attention_maps(method, image[None].to(self.models.device))
-            grids = {"CAP_prev": method.teacher.tail_input, "CAP_last": method.teacher.tokens}
-            pictures = {}
-            for name, weights in maps.items():
-                grid = grids[name.partition(",")[0]]
-                middle = grid.height // 2 * grid.width + grid.width // 2
-                pictures[name] = overlay(image, weights[0].mean(0)), overlay(image, weights[0, middle])
-            self.figures.attended.append(Attended(thumbnail(image), pictures))
+                looks = attended(method, image, self.models.device)
+            pictures = {name: (uri(everywhere), uri(middle)) for name, (everywhere, middle) in looks.items()}
+            self.figures.attended.append(Attended(uri(thumbnail(image)), pictures))

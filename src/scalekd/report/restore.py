@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalekd.data import Batch, Key, ReplayDataset, Split, in_order, read_split
@@ -40,6 +41,14 @@ class Sample:
     dataset: ReplayDataset
     indices: list[int]
 
+    def chosen(self, count: int) -> list[int]:
+        """The indices of some of them, spread evenly."""
+        return sorted({self.indices[int((number + 0.5) * len(self.indices) / count)] for number in range(count)})
+
+    def read(self, index: int) -> Tensor | None:
+        """An image `[3, h, w]` as the student is evaluated on it; None if it cannot be read."""
+        return self.dataset[Key(0, index)].image
+
     @property
     def batches(self) -> DataLoader[Batch]:
         """Batches of the images; unreadable ones are left out."""
@@ -68,6 +77,11 @@ def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
         split = read_split(recipe.data, recipe.val_split)
     if sorted(classes) == sorted(split.classes):
         split = in_order(split, classes)
+    return sample(recipe, split, count)
+
+
+def sample(recipe: Recipe, split: Split, count: int) -> Sample:
+    """Up to `count` images of a split."""
     step = max(len(split) / count, 1)
     indices = [int(number * step) for number in range(min(count, len(split)))]
     numbered = Split(split.store, np.arange(len(split), dtype=np.int32), ())

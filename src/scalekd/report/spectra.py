@@ -50,6 +50,12 @@ def bands(shares: Floats) -> Floats:
     return np.bincount(number.ravel(), weights=shares.ravel()).astype(np.float64)
 
 
+def decades(shares: Floats, count: int = 3) -> Floats:
+    """Shares on a logarithmic scale from 0 to 1, the largest: what is `count` powers of ten below it is 0."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.clip(1 + np.log10(shares / shares.max()) / count, 0, 1))
+
+
 def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
     """What one view of DFM sums: `|| f^ - T^ ||^2` of each position `[B, N]`, between 0 and 4; see `view_distance`."""
     tokens, target = tokens.float(), target.float()
@@ -66,6 +72,20 @@ def mimicked(method: ScaleKD, student: StudentOutputs) -> dict[str, dict[str, Te
     if method.mimicking is not None:
         places["student"] = method.mimicking(student.last, places["proxy"] if method.query == "proxy" else None)
     return places
+
+
+def compared(method: ScaleKD, student: StudentOutputs, target: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Distances `[B, N]` to the teacher's tokens, by place and by what is compared.
+
+    Beside what the loss compares stands what the spatial projector's tokens are like without the zero frequency.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for place, tokens in mimicked(method, student).items():
+        found[place] = {f"{view} view": distances(values, target, view) for view, values in tokens.items()}
+        if "spatial" in tokens:
+            name = "spatial projector, zero frequency removed"
+            found[place][name] = distances(tokens["spatial"], target, "frequency")
+    return found
 
 
 def attention(layer: CrossAttention, query: Tensor, context: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from scalekd.recipes.schema import validate
 from scalekd.training.fit import fit
 from scalekd.training.folder import cut_freely
 from scalekd.training.group import Group
+from scalekd.training.live import Live
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.processes import Processes, joined, launched
 from scalekd.training.setup import Setup
@@ -28,6 +29,7 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    live: Live | None = None,
 ) -> dict[str, Any]:
     """Train a student as the recipe says.
 
@@ -37,6 +39,7 @@ def distill(
         resume: Whether to go on with the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
+        live: What shows more than figures in TensorBoard at each validation, as `scalekd.report.live.live_figures`.
 
     Returns:
         What `result.json` holds: accuracies, the weights' hash, time and samples.
@@ -45,7 +48,8 @@ def distill(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    return _distill([recipe], Group(output), resume, overwrite, console)[0]
+    (result,) = _distill([recipe], Group(output), resume=resume, overwrite=overwrite, console=console, live=live)
+    return result
 
 
 def distill_students(
@@ -56,6 +60,7 @@ def distill_students(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    live: Live | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train several students beside each other, with one forward of the teacher a batch; each as it would be alone.
 
@@ -66,6 +71,7 @@ def distill_students(
         resume: Whether to go on with the group in `output`.
         overwrite: Whether to delete what is in `output`.
         console: Where to print; standard error by default.
+        live: What shows more than figures in TensorBoard at each validation, as `scalekd.report.live.live_figures`.
 
     Returns:
         By the name of its folder, what `result.json` of each holds.
@@ -76,11 +82,18 @@ def distill_students(
     """
     group = Group(output, students)
     recipes = [recipe.model_copy(update={"student": student}) for student in students]
-    return dict(zip(group.names, _distill(recipes, group, resume, overwrite, console), strict=True))
+    results = _distill(recipes, group, resume=resume, overwrite=overwrite, console=console, live=live)
+    return dict(zip(group.names, results, strict=True))
 
 
 def _distill(
-    recipes: list[Recipe], group: Group, resume: bool, overwrite: bool, console: Console | None
+    recipes: list[Recipe],
+    group: Group,
+    *,
+    resume: bool,
+    overwrite: bool,
+    console: Console | None,
+    live: Live | None,
 ) -> list[dict[str, Any]]:
     quieten_lightning()
     if recipes[0].devices > 1 and not launched():
@@ -99,7 +112,7 @@ def _distill(
         inputs = setup.inputs()
         # Last: what cannot start must not delete another run.
         processes.first_says(lambda: group.prepare(setup.recipes, inputs, resume=resume))
-        return fit(setup, stop, resume=resume)
+        return fit(setup, stop, resume=resume, live=live)
 
 
 def _stored_micro_batch(group: Group, recipe: Recipe, processes: Processes) -> int | None:

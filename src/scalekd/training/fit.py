@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +15,23 @@ from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.energy import EnergyMeter
 from scalekd.errors import UserError
-from scalekd.hardware import keep_freed_memory
+from scalekd.hardware import autocast, keep_freed_memory
+from scalekd.method import Method
 from scalekd.models.weights import file_hash
+from scalekd.recipes import Recipe
 from scalekd.training.callbacks import DataClock, Display
 from scalekd.training.folder import write_json
 from scalekd.training.inputs import training_images
 from scalekd.training.keeper import Keeper
 from scalekd.training.learner import Learner
+from scalekd.training.live import Live, Watcher
 from scalekd.training.module import DistillationModule
 from scalekd.training.setup import Setup
 from scalekd.training.sharding import ShardedStrategy, shard_trained
 from scalekd.training.stopping import Interrupted, Stop
 
 
-def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
+def fit(setup: Setup, stop: Stop, *, resume: bool, live: Live | None) -> list[dict[str, Any]]:
     """Train, validate, and write the results."""
     recipe, group, processes = setup.recipe, setup.group, setup.processes
     checkpoint = processes.first_says(lambda: group.checkpoints.newest(setup.say)) if resume else None
@@ -55,7 +59,7 @@ def fit(setup: Setup, stop: Stop, *, resume: bool) -> list[dict[str, Any]]:
     for method in setup.methods if recipe.compile else ():
         method.compile()
     learners = [
-        Learner(*parts, processes=processes, batchnorm=setup.batchnorm)
+        Learner(*parts, processes=processes, batchnorm=setup.batchnorm, watcher=_watcher(setup, live, *parts[:2]))
         for parts in zip(setup.recipes, setup.methods, setup.group.runs, setup.group.names, strict=True)
     ]
     module = DistillationModule(
@@ -101,6 +105,14 @@ def _begin_anew(setup: Setup) -> None:
     if earlier.exists():
         raise UserError(f"resume: {earlier} is of an earlier revision, which is not read; start anew with --overwrite")
     setup.say(f"warning: no checkpoint is in {setup.group.checkpoints.folder}; the run begins anew")
+
+
+def _watcher(setup: Setup, live: Live | None, recipe: Recipe, method: Method) -> Watcher | None:
+    """What shows a pair at validations: the first process, unless its weights are sharded, which takes all of them."""
+    if live is None or not setup.processes.first or setup.sharded or not setup.measured:
+        return None
+    look = live(recipe, method, setup.val)
+    return None if look is None else Watcher(look, method, partial(autocast, setup.device, setup.dtype), setup.say)
 
 
 def _conclude(setup: Setup, learner: Learner, facts: dict[str, Any]) -> dict[str, Any]:

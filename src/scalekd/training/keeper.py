@@ -17,6 +17,7 @@ from scalekd.errors import UserError
 from scalekd.training.checkpoints import RUN
 from scalekd.training.group import Group
 from scalekd.training.learner import NonFiniteLossError
+from scalekd.training.modes import evaluating
 from scalekd.training.module import DistillationModule
 from scalekd.training.processes import Vote
 from scalekd.training.stopping import Interrupted, Stop
@@ -109,20 +110,17 @@ class Keeper(Callback):
         assert isinstance(pl_module, DistillationModule)
         if self._validation_due is None or self._validation is None:
             return
-        modes = [(part, part.training) for part in pl_module.modules()]
-        pl_module.eval()
-        for learner in pl_module.learners:
-            learner.start_validation()
-        for batch in self._validation:
-            self._meter.keep_up()
-            on_device = trainer.strategy.batch_to_device(batch)
-            with trainer.precision_plugin.val_step_context():
-                pl_module.validate(on_device, self._validation_due)
-        for learner in pl_module.learners:
-            learner.end_validation(self._validation_due)
-        pl_module.save(self._classes, measured=True)
-        for part, training in modes:
-            part.training = training
+        with evaluating(pl_module):
+            for learner in pl_module.learners:
+                learner.start_validation()
+            for batch in self._validation:
+                self._meter.keep_up()
+                on_device = trainer.strategy.batch_to_device(batch)
+                with trainer.precision_plugin.val_step_context():
+                    pl_module.validate(on_device, self._validation_due)
+            for learner in pl_module.learners:
+                learner.end_validation(self._validation_due)
+            pl_module.save(self._classes, measured=True)
 
     def _sync_logs(self, module: DistillationModule) -> list[dict[str, int]]:
         return [folder.sync_logs() for folder in self._group.runs] if module.processes.first else []

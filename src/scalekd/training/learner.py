@@ -18,6 +18,7 @@ from scalekd.method import Losses, Method, TeacherOutputs
 from scalekd.models import Student
 from scalekd.recipes import Recipe
 from scalekd.training.folder import RunFolder
+from scalekd.training.live import Watcher
 from scalekd.training.logs import JsonLinesLogger, TensorBoardEvents
 from scalekd.training.processes import Processes
 from scalekd.training.sharding import own_part, whole
@@ -40,6 +41,7 @@ class Learner(nn.Module):
         name: What it is called beside others; empty where it is alone.
         processes: Those that train it together.
         batchnorm: What the method's forward runs in, see `batchnorm_over`.
+        watcher: What shows more than figures at each validation.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Learner(nn.Module):
         *,
         processes: Processes | None = None,
         batchnorm: AbstractContextManager[Any] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         super().__init__()
         self.processes, self._batchnorm = processes or Processes(), batchnorm or nullcontext()
@@ -66,8 +69,10 @@ class Learner(nn.Module):
         self._skipper = Skipper(method) if recipe.nonfinite == "skip" else None
         self._steps = True  # whether the last gradients were of use
         self.loggers: list[Logger] = []
+        self._events, self._watcher = None, watcher
         if folder is not None:
-            self.loggers = [JsonLinesLogger(folder.metrics), TensorBoardEvents(folder.tensorboard)]
+            self._events = TensorBoardEvents(folder.tensorboard)
+            self.loggers = [JsonLinesLogger(folder.metrics), self._events]
 
     @property
     def final_student(self) -> Student:
@@ -230,11 +235,13 @@ class Learner(nn.Module):
         self.metrics.update(logits, labels)
 
     def end_validation(self, step: int) -> None:
-        """Work out the accuracies and write them to the logs."""
+        """Work out the accuracies and write them to the logs, with what there is to see."""
         assert self.metrics is not None
         accuracies = {f"val/{name}": 100 * value for name, value in self.metrics.compute().items()}
         self._rest |= accuracies
         self._log(accuracies, step)
+        if self._watcher is not None and self._events is not None:
+            self._watcher.watch(self._events, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         """Write what is finite, as JSON knows no NaN. At once: Lightning would after the checkpoint, too late."""

@@ -7,16 +7,23 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+from PIL.Image import Image
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import make_histogram
 
 from scalekd.errors import UserError
+
+_BINS = 60
+_RGB = 3  # summary.proto
 
 
 class FileLogger(Logger):
@@ -72,7 +79,10 @@ class TensorBoardEvents(FileLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self.log([Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()], step)
+
+    def log(self, values: list[Any], step: int | None) -> None:
+        """Write values as TensorBoard has them."""
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         events = [event] if self._path.exists() else [Event(wall_time=time.time(), file_version="brain.Event:2"), event]
         records = io.BytesIO()
@@ -80,6 +90,25 @@ class TensorBoardEvents(FileLogger):
         for record in events:
             writer.write(record.SerializeToString())
         self._append(records.getvalue())
+
+
+def shown_values(images: Mapping[str, Image], histograms: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Pictures and distributions of values as TensorBoard has them, by name.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
+    values = [Summary.Value(tag=name, image=_encoded(image)) for name, image in images.items()]
+    for name, numbers in histograms.items():
+        histogram = make_histogram(numbers, _BINS)  # type: ignore[no-untyped-call]
+        values.append(Summary.Value(tag=name, histo=histogram))
+    return values
+
+
+def _encoded(image: Image) -> Any:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)  # an eighth of a PNG, see docs/decisions.md
+    return Summary.Image(height=image.height, width=image.width, colorspace=_RGB, encoded_image_string=file.getvalue())
 
 
 def quieten_lightning() -> None:
