@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from command import Parser, positive, say, write_json
-from study import RESULTS, Study, share_of
-from study_grid import STRONG, STUDENTS, Row, row
+from study import Study, share_of
+from study_grid import RESULTS, STRONG, STUDENTS, Row, row
 
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
