@@ -20,7 +20,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "mlp": {"student": "mixer_s16_224"},
 }
 METHODS = ("none", "kd", "fd", "dist", "scalekd")
-# Tried with equal effort for training alone and for ScaleKD.
+# Tried for training alone and for ScaleKD.
 RATES = {"cnn": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "vit": (5e-4, 1e-3, 2e-3)}
 USUAL = {"cnn": 1.6e-2, "vit": 1e-3, "mlp": 1e-3}  # what came out; the MLP has the ViT's
 # Projectors are attention: what the CNN bears makes them collapse. Beside it they learn at this rate.
@@ -35,7 +35,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "spatial": {"views": ["spatial"]},
     "frequency": {"views": ["frequency"]},
 }
-# Teachers beside the strong one: (student recipe of the run that makes it, epochs on all images).
+# The strong teacher's architecture, as a student.
 VIT_SMALL = {"student": "vit_small_patch14_dinov2", "student_args": {"global_pool": "avg", "fc_norm": False}}
 LONGER = (2, 4)  # multiples of the budget
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed

@@ -42,7 +42,7 @@ class Records:
         return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
 
     def one(self, name: str, seed: int = 0) -> Record | None:
-        return next((record for record in self.runs.get(name, []) if record["name"].endswith(f"s{seed}")), None)
+        return next((record for record in self.runs.get(name, []) if record["name"].endswith(f"-s{seed}")), None)
 
     def samples(self, name: str) -> str:
         record = self.one(name)

@@ -23,7 +23,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "git": _revision(Path(scalekd.__file__).parents[2]),
         "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": torch.backends.cpu.get_cpu_capability() + (" with AMX" if torch.cpu._is_amx_tile_supported() else ""),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

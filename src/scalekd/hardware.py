@@ -43,7 +43,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed, for this process: a step then faults in a third of the pages anew.
 
-    All blocks come from its heap, none from a mapping of its own, and the heap does not shrink.
+    Blocks of any size come from its heap instead of mappings of their own, and the heap does not shrink.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import TINY_CNN, TINY_VIT
@@ -44,7 +46,7 @@ def test_attention_stays_fused_in_float32_and_on_gpus(teacher: Teacher) -> None:
     assert [getattr(part, "fused_attn", None) for part in teacher.modules()] == before
 
 
-def test_convolutions_taken_another_way_compute_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_with_stems_as_products_computes_the_same(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     student = Student("mobilenetv1_100", num_classes=3, resolution=64)
     method = ScaleKD(teacher, student).eval()
@@ -70,7 +72,7 @@ def test_convolutions_taken_another_way_compute_the_same(teacher: Teacher, monke
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_stem_as_a_product_is_its_convolution(kernel: int) -> None:
-    stem = StemConvolution(6, 5, kernel, padding=kernel // 2).double()
+    stem = StemConvolution(6, kernel).double()
     features = torch.rand(2, 6, 3, 4, dtype=torch.float64)
     convolved = stem(features)
     stem.as_product = True
@@ -86,8 +88,20 @@ def test_depthwise_convolutions_stay_in_float32_and_keep_the_type_around_them(te
     depthwise = [part for part in method.modules() if isinstance(part, WideDepthwise)]
     assert len(depthwise) == 13
     assert not any(isinstance(part, WideDepthwise) for part in teacher.modules())
-    features = torch.rand(1, depthwise[0].in_channels, 8, 8)
+    part = depthwise[0]
+    features = torch.rand(1, part.in_channels, 8, 8)
+
+    def gradients(forward: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> list[torch.Tensor]:
+        given = given.clone().requires_grad_()
+        torch.autograd.backward(forward(given).sum())
+        found = [given.grad, part.weight.grad]
+        part.weight.grad = None
+        return [gradient for gradient in found if gradient is not None]
+
+    plain = gradients(lambda x: torch.nn.Conv2d.forward(part, x), features)
     with torch.autocast("cpu", torch.bfloat16):
-        assert depthwise[0](features.bfloat16()).dtype == torch.bfloat16
-        exact = depthwise[0](features)
-    torch.testing.assert_close(exact, torch.nn.Conv2d.forward(depthwise[0], features))
+        assert part(features.bfloat16()).dtype == torch.bfloat16
+        torch.testing.assert_close(gradients(part, features), plain)
+        rounded = gradients(part, features.bfloat16())
+    assert [gradient.dtype for gradient in rounded] == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(rounded[1], plain[1], rtol=0.02, atol=0.02)

@@ -118,14 +118,15 @@ def test_only_the_named_kinds_are_spared(teacher: Teacher, student: Student, kin
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_projectors_learn_at_their_own_share_of_the_rate(scale: float, teacher: Teacher, student: Student) -> None:
-    recipe = load(None, {"lr": 0.4, "epochs": 2, "warmup_epochs": 1, "warmup_lr": 0.0, "projector_lr_scale": scale})
+    keys = {"lr": 0.4, "epochs": 2, "warmup_epochs": 1, "warmup_lr": 0.2, "min_lr": 0.1}
+    recipe = load(None, keys | {"projector_lr_scale": scale})
     method = ScaleKD(teacher, student)
     built = build_optimizer(recipe, method)
     schedule = build_schedule(recipe, built, 4)
-    for step, share in ((2, 0.5), (4, 1.0), (6, 0.5)):  # warm-up, peak, cosine
+    for step, rate in ((0, 0.2), (2, 0.3), (4, 0.4), (6, 0.25), (8, 0.1)):  # warm-up, peak, cosine, end
         schedule.step_update(num_updates=step)
         rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
         for name, parameter in method.named_parameters():
             own = 1.0 if name.startswith("student.") else scale
-            assert rates[id(parameter)] == pytest.approx(0.4 * share * own), name
-        assert built.param_groups[0]["lr"] == pytest.approx(0.4 * share), "what is logged is the student's"
+            assert rates[id(parameter)] == pytest.approx(rate * own), name
+        assert built.param_groups[0]["lr"] == pytest.approx(rate), "what is logged is the student's"

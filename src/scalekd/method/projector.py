@@ -57,12 +57,15 @@ class CrossAttention(nn.Module):
 
 
 class StemConvolution(nn.Conv2d):
-    """CAP's convolution, stride 1: `[B, C, h, w]` -> `[B, C, h, w]`.
+    """CAP's convolution, of an odd kernel, stride 1 and padding to the same grid: `[B, C, h, w]` -> the same shape.
 
     Attributes:
         as_product: Whether it is taken apart into its windows and one matrix product. It computes the same; which of
             the two is faster depends on the processor.
     """
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, padding=kernel // 2)
 
     as_product = False
 
@@ -71,7 +74,8 @@ class StemConvolution(nn.Conv2d):
             # 3x3 convolutions of CAP's widths are slower channels-last on the CPU.
             return super().forward(x.contiguous() if x.device.type == "cpu" else x)
         (_, _, h, w), (kernel, _) = x.shape, self.kernel_size
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *(2 * self.padding[:1]), *(2 * self.padding[:1])))
+        edge = kernel // 2
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, edge, edge, edge, edge))
         parts = [padded[:, i : i + h, j : j + w] for i in range(kernel) for j in range(kernel)]
         windows = torch.cat(parts, -1)  # B x h x w x (kernel*kernel*C)
         products = F.linear(windows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
@@ -87,7 +91,7 @@ def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
     stem = nn.Sequential()
     if kind != "none":
         kernel = 3 if kind == "conv3x3" else 1
-        stem.add_module("conv", StemConvolution(channels, channels, kernel, padding=kernel // 2))
+        stem.add_module("conv", StemConvolution(channels, kernel))
         stem.add_module("norm", nn.BatchNorm2d(channels) if norm == "batchnorm" else LayerNorm2d(channels))
         stem.add_module("act", nn.ReLU())
     return stem

@@ -50,10 +50,10 @@ def bands(shares: Floats) -> Floats:
     return np.bincount(number.ravel(), weights=shares.ravel()).astype(np.float64)
 
 
-def decades(shares: Floats, count: int = 3) -> Floats:
-    """Shares on a logarithmic scale from 0 to 1, the largest: what is `count` powers of ten below it is 0."""
+def decades(shares: Floats) -> Floats:
+    """Shares on a logarithmic scale from 0 to 1, the largest: what is three powers of ten below it is 0."""
     with np.errstate(divide="ignore"):
-        return np.asarray(np.clip(1 + np.log10(shares / shares.max()) / count, 0, 1))
+        return np.asarray(np.clip(1 + np.log10(shares / shares.max()) / 3, 0, 1))
 
 
 def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:

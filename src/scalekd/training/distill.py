@@ -42,7 +42,7 @@ def distill(
         live: What shows more than figures in TensorBoard at each validation, as `scalekd.report.live.live_figures`.
 
     Returns:
-        What `result.json` holds: accuracies, the weights' hash, time and samples.
+        What `result.json` holds: accuracies, the weights' hash, time, energy and samples.
 
     Raises:
         UserError: For any wrong input.

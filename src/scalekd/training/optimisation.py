@@ -9,6 +9,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
@@ -32,9 +33,9 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
         if parameter.requires_grad:
             own_scale = 1.0 if parameter_name.startswith("student.") else scale
             groups.setdefault((own_scale, kinds[parameter_name] in recipe.no_decay), []).append(parameter)
-    # The student's are first, as the rate of the first is what is logged.
+    # timm's schedules multiply by `lr_scale`. The student's are first, as the rate of the first is what is logged.
     parameters = [
-        {"params": group, "lr": recipe.lr * own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
+        {"params": group, "lr_scale": own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
         for (own_scale, spared), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0][1]))
     ]
     optimizer: Optimizer = create_optimizer_v2(
@@ -49,6 +50,8 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
 def _lay_out_like_parameters(optimizer: Optimizer) -> None:
     """Give states that were loaded their parameter's strides: fused optimisers walk over both as they lie in memory."""
     for parameter, states in optimizer.state.items():
+        if isinstance(parameter, DTensor):  # laid out where its part is cut
+            continue
         for name, value in states.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 states[name] = torch.empty_like(parameter).copy_(value)

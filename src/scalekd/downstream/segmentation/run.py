@@ -19,7 +19,7 @@ from scalekd.downstream.segmentation.testing import Figures, draw, measure
 from scalekd.downstream.segmentation.training import SegmentationModule
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
-from scalekd.models.layout import choose_attention
+from scalekd.models.layout import choose_attention, choose_convolutions
 from scalekd.models.weights import load_weights, read_weights
 from scalekd.progress import watched
 from scalekd.recipes import load_as
@@ -115,7 +115,9 @@ def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
         auxiliary=recipe.auxiliary_weight > 0,
     )
     device = pick_device(recipe.accelerator)
-    choose_attention(segmenter, device, pick_dtype(recipe.precision, device))
+    dtype = pick_dtype(recipe.precision, device)
+    choose_attention(segmenter, device, dtype)
+    choose_convolutions(segmenter, device, dtype)
     if recipe.channels_last:
         segmenter.to(memory_format=torch.channels_last)
     return segmenter
