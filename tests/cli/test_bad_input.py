@@ -53,10 +53,11 @@ def test_a_wrong_value_is_named(run: Cli) -> None:
     run("--epochs", "none").refused("epochs", "none")
     run("--max-pixels", "0").refused("max_pixels", "0")
     run("--student-args", "depth").refused("student_args", "depth")
+    run("--student-args", "{drop_path_rate:0.05}").refused("student_args", "'drop_path_rate:0.05' has no value")
 
 
 def test_an_unknown_model_name_suggests_the_nearest(run: Cli) -> None:
-    run("--student", "resnet51").refused("resnet51", "did you mean 'resnet")
+    run("--student", "resnet51", "--batch", "1000").refused("resnet51", "did you mean 'resnet")
     run("--teacher", "swin_larg_patch4_window7_224").refused("did you mean 'swin_large_patch4_window7_224'")
 
 
@@ -257,3 +258,11 @@ def test_a_run_that_cannot_start_leaves_no_folder(cli: Cli, data: Path, teacher_
     assert not new.parent.exists()
     cli("adapt", teacher_file, "--data", tmp_path / "nowhere", "--output", new).refused("nowhere")
     assert not new.parent.exists()
+
+
+def test_adapt_refuses_a_resolution_that_the_teacher_could_not_be_used_at(cli: Cli, data: Path, tmp_path: Path) -> None:
+    command = ("adapt", "vit_tiny_patch16_224", "--data", data, "--output", tmp_path / "teacher", "--resolution", "40")
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", img_size=32).state_dict(), weights)
+    cli(*command, "--teacher-weights", weights).refused("resolution", "patches of 16 pixels", "use 32 or 48")
+    assert not (tmp_path / "teacher").exists()

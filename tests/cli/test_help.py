@@ -81,3 +81,10 @@ def test_a_flag_without_effect_is_neither_offered_nor_obeyed(cli: Cli, teacher_f
     cli(*adapt, "--epochs", "3").refused("epochs", "--mode finetune")
     cli(*adapt, "--warmup-epochs", "1").refused("--warmup-epochs", "--mode finetune")
     cli(*adapt, "--resume").refused("resume", "--mode finetune")
+
+
+def test_without_a_command_the_help_is_shown_as_it_is(cli: Cli) -> None:
+    outcome = cli()
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: scalekd")
+    assert "\n  distill " in outcome.err

@@ -18,6 +18,13 @@ def test_images_are_listed_by_class_and_other_files_left_out(data: Path) -> None
     assert all(path.endswith(".png") for path in split.store.names)
 
 
+def test_hidden_files_and_folders_are_no_images_and_no_classes(data: Path) -> None:
+    before = read_split(data, "train").fingerprint
+    shutil.copytree(data / "train" / "red", data / "train" / ".ipynb_checkpoints")
+    shutil.copy(next((data / "train" / "red").glob("*.png")), data / "train" / "red" / "._1.png")
+    assert read_split(data, "train").fingerprint == before
+
+
 def test_a_missing_split_suggests_the_nearest(data: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'train'"):
         read_split(data, "trian")
@@ -30,7 +37,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_split_a_single_class_and_an_empty_class_are_refused(data: Path) -> None:
     (data / "none").mkdir()
-    with pytest.raises(UserError, match="is empty"):
+    with pytest.raises(UserError, match="holds no folder"):
         read_split(data, "none")
     (data / "none" / "red").mkdir()
     with pytest.raises(UserError, match="one class, 'red'"):

@@ -89,9 +89,10 @@ def run() -> None:
         sys.exit(code)
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
-        if message:  # without one, the help was printed
-            _refuse(message)
-        sys.exit(2)
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(message, file=sys.stderr)
+            sys.exit(2)
+        _refuse(" ".join(message.split()))
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         _refuse(f"memory: {reason} Set micro_batch to less than the batch to use less")

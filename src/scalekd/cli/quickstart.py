@@ -72,7 +72,7 @@ def quickstart(
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        _print_table(summary)
+        _print_table(summary, output)
 
 
 def write_digits(folder: Path, labelled: int, seed: int = 0) -> dict[str, int]:
@@ -100,7 +100,7 @@ def write_digits(folder: Path, labelled: int, seed: int = 0) -> dict[str, int]:
     return {name: len(indices) for name, indices in splits.items()}
 
 
-def _print_table(summary: dict[str, Any]) -> None:
+def _print_table(summary: dict[str, Any], output: Path) -> None:
     seeds = len(summary["students"]["none"])
     table = Table(
         title=f"top-1 on {summary['test_images']} test digits; students saw {summary['labelled_images']} images"
@@ -116,5 +116,6 @@ def _print_table(summary: dict[str, Any]) -> None:
     gap = mean(summary["students"]["scalekd"]) - mean(summary["students"]["kd"])
     out.print(
         f"ScaleKD less KD: {gap:+.1f} points. Tiny models on 8x8 scans show that the parts work together, not what "
-        "the method is worth; for that see the README's results."
+        "the method is worth; for that see the README's results.\n"
+        f"Its runs are in {output}; look at one: scalekd report {output / 'scalekd-seed0'}"
     )

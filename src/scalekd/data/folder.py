@@ -23,7 +23,7 @@ def _folder(data: Path, name: str) -> Path:
         holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
         raise UserError(
             f"data: {data} has no folder {name!r}{did_you_mean(name, found)}; {holds}. "
-            "Name the splits' folders with train_split and val_split"
+            "Name the splits' folders with train_split and val_split (--train-split, --val-split)"
         )
     return root
 
@@ -37,7 +37,7 @@ def read_split(data: Path, name: str) -> Split:
     root = _folder(data, name)
     listing = list_classes(root)
     if not listing.classes:
-        raise UserError(f"data: {root} is empty: it needs one folder of images a class")
+        raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class")
     if len(listing.classes) < 2:
         raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
     counts = np.bincount(listing.labels, minlength=len(listing.classes))

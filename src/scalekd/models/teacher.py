@@ -53,18 +53,9 @@ class Teacher(ImageModel):
             **model_args,
         )
         self._family = family_of(self.model, self.name, tail_blocks)
-        self._check_resolution()
+        check_patches(self)
         self.requires_grad_(False)
         self.train(False)
-
-    def _check_resolution(self) -> None:
-        patch = int(self.model.patch_embed.feat_ratio())
-        if self.resolution % patch:
-            lower = self.resolution // patch * patch
-            raise UserError(
-                f"teacher_resolution: {self.name} has patches of {patch} pixels, which {self.resolution} pixels are no "
-                f"multiple of; use {lower or patch} or {lower + patch}"
-            )
 
     @property
     def tokens(self) -> MapShape:
@@ -127,3 +118,22 @@ class Teacher(ImageModel):
     def tail(self, tokens: Tensor) -> Tensor:
         """The last stage and final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""
         return self._family.tail(tokens)
+
+
+def check_patches(model: ImageModel, key: str = "teacher_resolution") -> None:
+    """Make sure that a vision transformer's patches fill its images.
+
+    Args:
+        model: The transformer.
+        key: What the user gives the resolution with, for the message.
+
+    Raises:
+        UserError: If they do not.
+    """
+    patch = int(model.model.patch_embed.feat_ratio())
+    if model.resolution % patch:
+        lower = model.resolution // patch * patch
+        raise UserError(
+            f"{key}: {model.name} has patches of {patch} pixels, which {model.resolution} pixels are no multiple of; "
+            f"use {lower or patch} or {lower + patch}"
+        )

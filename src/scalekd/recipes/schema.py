@@ -334,6 +334,11 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
             fixed = sorted(args.keys() & FIXED_ARGS)
             if fixed:
                 raise ValueError(f"{key}: {fixed[0]} cannot be given here; it follows the data or is a key of its own")
+            empty = [name for name, value in args.items() if value is None]
+            if empty:  # timm would pass over them
+                raise ValueError(
+                    f"{key}: {empty[0]!r} has no value; write '{{name: value}}', with a space after the colon"
+                )
         if not self.views:
             raise ValueError("views: give spatial, frequency or both")
         for key in ("views", "stages", "no_decay"):

@@ -20,6 +20,7 @@ from scalekd.evaluation import collect_features, fit_linear_head, measure_accura
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import family_of
+from scalekd.models.teacher import check_patches
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
@@ -63,6 +64,7 @@ def probe(
     console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
     if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
         family_of(classifier.model, classifier.name, tail_blocks=1)
+        check_patches(classifier, "resolution")
     output.mkdir(parents=True, exist_ok=True)  # what cannot start has left nothing
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()

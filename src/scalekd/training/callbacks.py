@@ -9,6 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import Profiler
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from scalekd.training.learner import Learner
 from scalekd.training.module import DistillationModule
@@ -61,11 +62,16 @@ class Display(Callback):
         self._interval = interval
         self._console, self._batch, self._steps_per_epoch, self._epochs = console, batch, steps_per_epoch, epochs
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}  {task.fields[terms]}"),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}", table_column=Column(no_wrap=True)),
+            BarColumn(20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            # The only one that gives way in a narrow terminal.
+            TextColumn(
+                "{task.fields[speed]}  {task.fields[terms]}",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            expand=True,
             console=console,
             transient=True,
             disable=not console.is_terminal,

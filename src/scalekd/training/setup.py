@@ -62,11 +62,6 @@ class Setup:
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
         self.dtype = pick_dtype(recipe.precision, self.device)
-        if recipe.batch > len(self.train):
-            raise UserError(
-                f"batch: {recipe.batch} is larger than the {len(self.train)} training images; "
-                f"set it to {len(self.train)} or less"
-            )
         self._check_processes()
         self.steps = len(self.train) // recipe.batch
         warn = self.console if self.processes.first else Console(stderr=True)  # each reads images of its own
@@ -79,6 +74,11 @@ class Setup:
             wanted = describe_cache(recipe, self.teacher, self.train, self.dtype)
             self.cache = open_cache(recipe.cache, *wanted, recipe.augmented_views)
         self.methods = [self._join(*named) for named in zip(self.recipes, self.group.names, strict=True)]
+        if recipe.batch > len(self.train):  # after the models: a name that is wrong is to be told first
+            raise UserError(
+                f"batch: {recipe.batch} is larger than the {len(self.train)} training images; "
+                f"set it to {len(self.train)} or less"
+            )
         self.measured = len(self.val) > 0 and self.methods[0].student.num_classes > 0
         for method in self.methods:
             # FSDP takes parameters in their own layout only.
