@@ -225,6 +225,7 @@ def test_evaluating_nothing_or_the_wrong_thing_is_refused(
 ) -> None:
     cli("evaluate", teacher_file).refused("--data")
     cli("evaluate", tmp_path, "--data", data).refused("holds no run")
+    cli("evaluate", tmp_path / "nowhere").refused("no such file or folder", "nowhere")
     cli("evaluate", tmp_path / "none.safetensors", "--data", data).refused("no such file")
     shutil.copytree(data / "val" / "red", data / "val" / "violet")
     cli("evaluate", teacher_file, "--data", data).refused("3 classes", "4 classes")

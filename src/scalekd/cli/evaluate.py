@@ -97,6 +97,8 @@ class _Subject:
 
     @classmethod
     def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
+        if "/" in given and ":" not in given and not Path(given).exists():  # before anything else that may be wrong
+            raise UserError(f"model: no such file or folder: {given}")
         run = find_run(given)
         stored = {} if run is None else run.stored_keys()
         return cls(given, weights, args, {key: stored[key] for key in _OF_THE_RUN if key in stored} | flags)
