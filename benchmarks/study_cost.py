@@ -86,8 +86,8 @@ def main() -> int:
             say(f"{family}, round {number + 1} of {args.rounds}: {json.dumps(summary_of_last(rates))}")
         counted = {method: flops(study, family, method) for method, cached in VARIANTS if not cached}
         families[family] = {"images_per_second": rates, "time_ratio": summary(rates), "flops": counted}
-    content = {"families": families, "environment": describe_environment(), "threads": 1}
-    write_json(args.results / "cost.json", content)
+        content = {"families": families, "environment": describe_environment(), "threads": 1}
+        write_json(args.results / "cost.json", content)  # what is there, should the next family not be finished
     return 0
 
 

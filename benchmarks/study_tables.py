@@ -145,6 +145,9 @@ def costs(records: Records) -> str:
         method, _, cached = name.partition(", ")
         cells = []
         for family in STUDENTS:
+            if family not in cost:
+                cells += ["not run yet", "-"]
+                continue
             found = cost[family]["time_ratio"][name]
             cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"]
             cells += [f"{flops(cost[family], method, cached=bool(cached)):.1f}"]
@@ -175,8 +178,9 @@ def equal_cost(records: Records) -> str:
 
 def prices(records: Records, family: str, method: str, times: int) -> list[str]:
     """Time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes where not measured."""
-    if records.cost is None:
+    if family not in (records.cost or {}):
         return ["-"] * 4
+    assert records.cost is not None
     cost, found = records.cost[family], []
     for cached in (False, True):
         name = f"{method}, cached" if cached and method != "none" else method
