@@ -18,13 +18,6 @@ def test_images_are_listed_by_class_and_other_files_left_out(data: Path) -> None
     assert all(path.endswith(".png") for path in split.store.names)
 
 
-def test_hidden_files_and_folders_are_no_images_and_no_classes(data: Path) -> None:
-    before = read_split(data, "train").fingerprint
-    shutil.copytree(data / "train" / "red", data / "train" / ".ipynb_checkpoints")
-    shutil.copy(next((data / "train" / "red").glob("*.png")), data / "train" / "red" / "._1.png")
-    assert read_split(data, "train").fingerprint == before
-
-
 def test_a_missing_split_suggests_the_nearest(data: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'train'"):
         read_split(data, "trian")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import pytest
 import torch
@@ -52,31 +51,6 @@ def test_norms_biases_and_positions_do_not_decay(optimizer: str, teacher: Teache
     assert kinds["student.model.norm.weight"] == "norm"
     assert kinds["mimicking.views.spatial.norm.bias"] == "bias"
     assert kinds["mimicking.views.spatial.attn.q.weight"] == "weight"
-
-
-def test_adamw_is_torchs_and_goes_on_from_states_of_another_layout() -> None:
-    """Its fused form would pair the wrong elements where states and parameters lie in memory in another order."""
-    recipe = load(None, {"lr": 0.1, "weight_decay": 0.05})
-
-    def steps(optimizer: torch.optim.Optimizer, convolution: nn.Conv2d, numbers: range) -> None:
-        for number in numbers:
-            convolution.weight.grad = torch.randn(convolution.weight.shape, generator=torch.manual_seed(number))
-            convolution.weight.grad = convolution.weight.grad.to(memory_format=layouts[convolution])
-            optimizer.step()
-
-    first, second = nn.Conv2d(4, 8, 3, bias=False), nn.Conv2d(4, 8, 3, bias=False)
-    second.load_state_dict(first.state_dict())
-    second.to(memory_format=torch.channels_last)
-    layouts = {first: torch.contiguous_format, second: torch.channels_last}
-    plain = torch.optim.AdamW(first.parameters(), lr=0.1, weight_decay=0.05, fused=False)
-    steps(plain, first, range(2))
-    second.load_state_dict(first.state_dict())
-    built = build_optimizer(recipe, second)
-    built.load_state_dict(deepcopy(plain.state_dict()) | {"param_groups": built.state_dict()["param_groups"]})
-    assert built.state[second.weight]["exp_avg"].stride() == second.weight.stride()
-    steps(plain, first, range(2, 4))
-    steps(built, second, range(2, 4))
-    torch.testing.assert_close(first.weight, second.weight)
 
 
 def test_sgd_is_plain() -> None:

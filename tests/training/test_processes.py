@@ -167,15 +167,16 @@ def alone(cli: Cli, images: Path, teacher: Path, output: Path, *more: str) -> Pa
     return output
 
 
-@pytest.mark.parametrize("name", ["groups", "vit"])
+# The ViT's 51 steps add up the rounding of products of 8 and of 4 images, which depends on the processor.
+@pytest.mark.parametrize(("name", "tolerance"), [("groups", 1e-4), ("vit", 1e-3)])
 def test_however_the_batch_is_cut_the_curve_is_the_same(
-    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path, name: str
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path, name: str, tolerance: float
 ) -> None:
     whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS[name], "--micro-batch", "8")
     cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS[name], "--micro-batch", "4")
     assert len([line for line in lines(whole) if "train/loss" in line]) == 51
     for other in (cut, together / name):
-        assert furthest(whole, other) < 1e-4
+        assert furthest(whole, other) < tolerance
     assert result(together / name)["processes"] == 2
     assert result(together / name)["teacher_top1"] == result(whole)["teacher_top1"]
     assert_close(cut, together / name)

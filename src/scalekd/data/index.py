@@ -85,14 +85,12 @@ class _Walk:
         self.complete = True
 
     def read(self, folder: str) -> tuple[list[str], list[str]]:
-        """The folders and the images in a folder, in no order; links are followed, hidden entries are left out."""
+        """The folders and the images in a folder, in no order; links are followed."""
         folders: list[str] = []
         images: list[str] = []
         self.times[folder] = _times(self.root, folder)
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):  # .ipynb_checkpoints, ._1.jpg
-                    continue
                 if _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(IMG_EXTENSIONS):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim import Optimizer
 
 from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
@@ -24,8 +22,6 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     """
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
-    if recipe.optimizer == "adamw":
-        options["fused"] = True  # one pass over memory
     kinds = parameter_kinds(module)
     scale = recipe.projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -41,20 +37,7 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     optimizer: Optimizer = create_optimizer_v2(
         parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
-    # Fused optimisers can undo a loss scale themselves, so that Lightning would not clip; bf16 has no such scale.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
     return optimizer
-
-
-def _lay_out_like_parameters(optimizer: Optimizer) -> None:
-    """Give states that were loaded their parameter's strides: fused optimisers walk over both as they lie in memory."""
-    for parameter, states in optimizer.state.items():
-        if isinstance(parameter, DTensor):  # laid out where its part is cut
-            continue
-        for name, value in states.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                states[name] = torch.empty_like(parameter).copy_(value)
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, str]:
