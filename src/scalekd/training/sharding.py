@@ -159,4 +159,4 @@ def _cut(value: Any, like: Tensor) -> Any:
     """This process's part of a whole tensor, if one like it is sharded."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
