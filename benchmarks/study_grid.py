@@ -25,6 +25,7 @@ RATES = {"cnn": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "vit": (5e-4, 1e-3, 2e-3)}
 USUAL = {"cnn": 1.6e-2, "vit": 1e-3, "mlp": 1e-3}  # what came out; the MLP has the ViT's
 # Projectors are attention: what the CNN bears makes them collapse. Beside it they learn at this rate.
 PROJECTORS = 1e-3
+SLOW = 2.5e-4  # tried for what does not do with the usual rate of projectors
 JOINT = (("scalekd", 2e-3), ("scalekd", 4e-3), ("scalekd", 8e-3), ("fd", 8e-3))  # tried with one rate for both
 
 # The method without its later parts: a projector on the last stage, then the second view, then TPP.
@@ -37,7 +38,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 # The strong teacher's architecture, as a student.
 VIT_SMALL = {"student": "vit_small_patch14_dinov2", "student_args": {"global_pool": "avg", "fc_norm": False}}
-LONGER = (2, 4)  # multiples of the budget
+LONGER = {2: (("cnn", 0), ("cnn", 1), ("vit", 0)), 4: (("cnn", 0),)}  # multiples of the budget: students and seeds
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
 
 
@@ -64,12 +65,12 @@ class Row:
 def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int = SHARE, **more: Any) -> Row:
     """A run of a student family's student."""
     teacher, probe = more.pop("teacher", None if method == "none" else STRONG), more.pop("probe", False)
-    joint = more.pop("joint", False)  # projectors at the student's rate
+    projectors = more.pop("projectors", PROJECTORS if family == "cnn" else None)  # their rate; None: the student's
     keys: dict[str, Any] = (
         {"lr": USUAL[family], "epochs": EPOCHS, "method": method, "seed": seed} | STUDENTS[family] | more
     )
-    if has_key(method, "projector_lr_scale") and family == "cnn" and not joint:
-        keys["projector_lr_scale"] = PROJECTORS / keys["lr"]
+    if projectors is not None and has_key(method, "projector_lr_scale"):
+        keys["projector_lr_scale"] = projectors / keys["lr"]
     name = "-".join(part for part in (family, method, label, f"s{seed}") if part)
     return Row(name, keys, share, teacher, probe, family)
 
@@ -89,14 +90,19 @@ def tuning() -> Iterator[Row]:
             yield tuned(family, "none", rate)
             yield tuned(family, "scalekd", rate)
     for method, rate in JOINT:
-        yield tuned("cnn", method, rate, joint=True)
+        yield tuned("cnn", method, rate, "-joint", projectors=None)
     yield tuned("cnn", "fd", 8e-3)
+    yield tuned("vit", "scalekd", USUAL["vit"], slow(), projectors=SLOW)
 
 
-def tuned(family: str, method: str, rate: float, *, joint: bool = False) -> Row:
+def slow() -> str:
+    """What names of rows with slow projectors end in, but for the seed."""
+    return f"-projectors{SLOW:g}"
+
+
+def tuned(family: str, method: str, rate: float, end: str = "", **more: Any) -> Row:
     """A run of half of the budget."""
-    label = f"tune-lr{rate:g}" + ("-joint" if joint else "")
-    return row(family, method, label=label, lr=rate, share=SHARE // 2, joint=joint)
+    return row(family, method, label=f"tune-lr{rate:g}{end}", lr=rate, share=SHARE // 2, **more)
 
 
 def ablation() -> Iterator[Row]:
@@ -111,13 +117,16 @@ def teachers() -> Iterator[Row]:
     yield Row("teacher-vit-small", scratch | VIT_SMALL, 100, family="vit")
     yield row("cnn", "scalekd", label="teacher-small-scratch", teacher="teacher-vit-small")
     yield row("cnn", "scalekd", label="teacher-tiny-scratch", teacher="vit-none-s1")
+    yield row("cnn", "scalekd", label=slow()[1:], projectors=SLOW)
+    yield row("cnn", "scalekd", label=f"teacher-small-scratch{slow()}", teacher="teacher-vit-small", projectors=SLOW)
 
 
 def samples() -> Iterator[Row]:
     """Questions d and f: longer runs."""
-    for times in LONGER:
-        for method in ("none", "scalekd"):
-            yield row("cnn", method, label=f"x{times}", epochs=times * EPOCHS)
+    for times, students in LONGER.items():
+        for family, seed in students:
+            for method in ("none", "scalekd"):
+                yield row(family, method, seed, label=f"x{times}", epochs=times * EPOCHS)
 
 
 def shares() -> Iterator[Row]:

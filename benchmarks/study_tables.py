@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import study_picture
-from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, STUDENTS, grid
+from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, SLOW, STUDENTS, grid, slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 NAMES = {"none": "alone", "kd": "KD", "dist": "DIST", "fd": "FD", "scalekd": "ScaleKD"}
 HEADS = {"cnn": "CNN (MobileNet-V1)", "vit": "ViT (ViT-Ti/16)", "mlp": "MLP (Mixer-S/16)"}
 PLANNED = {row.name.removesuffix("-s0") for row in grid()}
+BOTH = ("none", "scalekd")  # the two sides of the longer runs
 Record = dict[str, Any]
 
 
@@ -63,10 +64,12 @@ def families(records: Records) -> str:
 def rates(records: Records) -> str:
     """The tuning of the learning rate, on half of the images."""
     tried = sorted({rate for rates in RATES.values() for rate in rates})
-    own, joint = f", projectors at {PROJECTORS:g}", ", projectors at the same rate"
+    own, low = f", projectors at {PROJECTORS:g}", f", projectors at {SLOW:g}"
+    joint = ", projectors at the same rate"
     kinds = (
         *(("cnn", "none", "", ""), ("cnn", "scalekd", "-joint", joint), ("cnn", "scalekd", "", own)),
-        *(("cnn", "fd", "-joint", joint), ("cnn", "fd", "", own), ("vit", "none", "", ""), ("vit", "scalekd", "", "")),
+        *(("cnn", "fd", "-joint", joint), ("cnn", "fd", "", own), ("vit", "none", "", "")),
+        *(("vit", "scalekd", "", joint), ("vit", "scalekd", slow(), low)),
     )
     rows = [
         [HEADS[family], NAMES[method] + how, *(records.top1(f"{family}-{method}-tune-lr{r:g}{end}") for r in tried)]
@@ -98,25 +101,30 @@ def teachers(records: Records) -> str:
         ("ViT-S/14 from random weights", small and small["result"]["top1"], "-teacher-small-scratch"),
         ("ViT-Ti/16 from random weights", tiny and tiny["result"]["top1"], "-teacher-tiny-scratch"),
     ]
-    cells = [[text, f"{top1:.1f}" if top1 else "-", records.top1(f"cnn-scalekd{label}")] for text, top1, label in rows]
-    return table(["teacher", "its top-1, %", "MobileNet-V1 with ScaleKD"], cells)
+    cells = [
+        [text, f"{top1:.1f}" if top1 else "-", *(records.top1(f"cnn-scalekd{label}{end}") for end in ("", slow()))]
+        for text, top1, label in rows
+    ]
+    return table(["teacher", "its top-1, %", "MobileNet-V1 with ScaleKD", f"projectors at {SLOW:g}"], cells)
 
 
 def budgets(records: Records) -> str:
     """Question d, samples viewed."""
-    rows = []
+    rows: list[list[str]] = []
+    families = sorted({family for students in LONGER.values() for family, _ in students})
     for times in (1, *LONGER):
         label = "" if times == 1 else f"-x{times}"
-        cells = [records.top1(f"cnn-{method}{label}") for method in ("none", "scalekd")]
+        cells = [records.top1(f"{family}-{method}{label}") for family in families for method in BOTH]
         rows.append([f"{EPOCHS * times}", records.samples(f"cnn-none{label}"), *cells])
-    return table(["epochs", "images viewed", "alone", "ScaleKD"], rows)
+    head = [f"{HEADS[family].split()[0]} {NAMES[method]}" for family in families for method in BOTH]
+    return table(["epochs", "images viewed", *head], rows)
 
 
 def shares(records: Records) -> str:
     """Question d, share of the training images."""
     rows = []
     for share, label in ((100, "-share100"), (30, ""), (10, "-share10")):
-        cells = [records.top1(f"cnn-{method}{label}") for method in ("none", "scalekd")]
+        cells = [records.top1(f"cnn-{method}{label}") for method in BOTH]
         rows.append([f"{share}%", records.samples(f"cnn-none{label}"), *cells])
     return table(["training images", "images viewed", "alone", "ScaleKD"], rows)
 
@@ -167,7 +175,7 @@ def equal_cost(records: Records) -> str:
     rows = []
     for family in STUDENTS:
         for times in (1, *LONGER):
-            for method in ("none", "scalekd"):
+            for method in BOTH:
                 name = f"{family}-{method}" + ("" if times == 1 else f"-x{times}")
                 if name in records.runs:
                     cells = prices(records, family, method, times)
