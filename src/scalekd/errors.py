@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
@@ -30,15 +31,23 @@ class UserError(Exception):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near.
 
-    What begins like the word goes before what is like it as a whole: `vit_tny` is a `vit_tiny_patch16_224`.
+    What begins like the word goes before what is like it as a whole: `vit_tny` is a `vit_tiny_patch16_224`. The
+    initials of several words stand for them: `learning_rate` is `lr`.
     """
     known = list(known)
     near = sorted((other for other in known if word and other.startswith(word)), key=len)
+    near = near or [other for other in known if other in _short(word) or word in _short(other)]
     if not near:
         alike = {other: max(_likeness(word, other[: len(word) + more]) for more in (0, 1)) for other in known}
         near = sorted((other for other in known if alike[other] >= 0.8), key=lambda other: (-alike[other], len(other)))
     near = near or get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _short(words: str) -> tuple[str, ...]:
+    """The initials of several words, as a key and as a flag; nothing for one word."""
+    initials = "".join(part[0] for part in re.split("[-_]", words) if part)
+    return (initials, f"--{initials}") if len(initials) > 1 else ()
 
 
 def _likeness(one: str, other: str) -> float:

@@ -36,13 +36,15 @@ def test_the_run_would_work(run: Cli) -> None:
 
 def test_an_unknown_recipe_key_suggests_the_nearest(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("leraning_rate: 1\nmomentun: 0.9\n")
-    run("--recipe", tmp_path / "my.yaml").refused("leraning_rate")
+    run("--recipe", tmp_path / "my.yaml").refused("leraning_rate", "did you mean 'lr'")
     (tmp_path / "my.yaml").write_text("momentun: 0.9\n")
     run("--recipe", tmp_path / "my.yaml").refused("my.yaml", "'momentun'", "did you mean 'momentum'")
 
 
 def test_an_unknown_flag_is_named(run: Cli) -> None:
-    run("--epoch", "3").refused("--epoch")
+    run("--epoch", "3").refused("--epoch", "did you mean '--epochs'?")
+    run("--learning-rate", "0.1").refused("did you mean '--lr'?")
+    assert "did you mean" not in run("--xyzw", "3").err
 
 
 def test_an_unknown_recipe_suggests_the_nearest(run: Cli) -> None:
@@ -227,6 +229,8 @@ def test_evaluating_nothing_or_the_wrong_thing_is_refused(
     cli("evaluate", tmp_path, "--data", data).refused("holds no run")
     cli("evaluate", tmp_path / "nowhere").refused("no such file or folder", "nowhere")
     cli("evaluate", tmp_path / "none.safetensors", "--data", data).refused("no such file")
+    (tmp_path / "student.onnx").touch()
+    cli("evaluate", tmp_path / "student.onnx", "--data", data).refused("student.onnx is an exported program")
     shutil.copytree(data / "val" / "red", data / "val" / "violet")
     cli("evaluate", teacher_file, "--data", data).refused("3 classes", "4 classes")
 

@@ -47,7 +47,12 @@ def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: P
     assert by_folder["top1"] == by_file["top1"] == pytest.approx(trained, abs=1e-3)
     assert by_folder["images"] == 6
     assert json.loads(cli("evaluate", newest_checkpoint(run), "--json").out) == by_folder
-    assert "top1" in cli("evaluate", run).out
+    ended = cli("evaluate", run)
+    assert "top1" in ended.out
+    assert "not ended" not in ended.err
+    (run / "result.json").unlink()
+    outcome = cli("evaluate", run)
+    assert (outcome.out, "has not ended" in outcome.err) == (ended.out, True)
 
 
 def test_models_are_compared_by_their_frozen_features(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:

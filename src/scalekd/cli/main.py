@@ -23,7 +23,7 @@ from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
 from scalekd.environment import versions
-from scalekd.errors import UserError, printable
+from scalekd.errors import UserError, did_you_mean, printable
 from scalekd.training import Interrupted, Stop, Stopped, joined
 
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
@@ -92,6 +92,8 @@ def run() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
             print(message, file=sys.stderr)
             sys.exit(2)
+        if hasattr(error, "option_name") and hasattr(error, "possibilities"):  # no such option
+            message = f"{error.message}{_nearest_flag(error)}"  # type: ignore[attr-defined]
         _refuse(" ".join(message.split()))
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
@@ -108,6 +110,12 @@ def run() -> None:
         if str(stop):
             print(printable(stop), file=sys.stderr)
         sys.exit(stop.exit_code)
+
+
+def _nearest_flag(error: Exception) -> str:
+    """The flag that was meant, by the same rule as a recipe's keys."""
+    flags = [flag for parameter in error.ctx.command.params for flag in parameter.opts]  # type: ignore[attr-defined]
+    return did_you_mean(error.option_name, flags)  # type: ignore[attr-defined]
 
 
 def _refuse(message: object) -> NoReturn:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from scalekd.errors import UserError
 from scalekd.export.timm_folder import WEIGHTS, is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
@@ -70,6 +72,8 @@ def read_model(
             raise UserError(f"model: the run in {run.path} has trained no classifier; see its own weights there")
         if not run.student.is_file():
             raise UserError(f"model: {run.path} has no {run.student.name} yet; the run has not validated once")
+        if not run.finished:
+            typer.echo(f"model: the run in {run.path} has not ended; this is its last validation's student", err=True)
         # Code of the user's own is named by the recipe alone, never by weights.
         named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}
         return Named(Classifier(**named, resolution=resolution, **args).eval(), run.student, run)

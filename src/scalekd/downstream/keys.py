@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from scalekd.models.sources import FIXED_ARGS
 from scalekd.recipes import Keys, OptimizerKeys
-from scalekd.recipes.schema import File, NonNegative, Positive
+from scalekd.recipes.fields import File, NonNegative, Positive
 
 
 class BackboneKeys(Keys):

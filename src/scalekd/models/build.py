@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.models.sources import PYTHON, TORCHVISION, create, may_come_from_a_file, timm_config
 from scalekd.models.weights import (
+    EXPORTED,
     Card,
     head_width,
     load_weights,
@@ -93,7 +94,7 @@ class ImageModel(nn.Module):
         pretrained: bool,
         model_args: dict[str, Any],
     ) -> tuple[Card | None, nn.Module]:
-        if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt")):
+        if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", *EXPORTED)):
             name, weights = "", name
         state, card = read_weights(weights) if weights else (None, None)
         if not name:

@@ -22,6 +22,7 @@ from scalekd.errors import UserError
 from scalekd.models.sources import FIXED_ARGS
 
 CARD_KEY = "scalekd"
+EXPORTED = (".onnx", ".pt2")  # programs, which hold no state dict
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
     """
     if not Path(path).is_file():
         raise UserError(f"weights: no such file: {path}")
+    if str(path).endswith(EXPORTED):
+        raise UserError(
+            f"weights: {path} is an exported program; `scalekd predict` runs .onnx files, all else "
+            "takes what was exported"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.objective import STAGES, check_parts
 from scalekd.models.sources import FIXED_ARGS
+from scalekd.recipes.fields import File, Fraction, Map, NonNegative, Place, Positive, SplitName, Undecayed
 
-Name = TypeVar("Name", str, Path)
-
-
-def _nameable(path: Name) -> Name:
-    """A path that the system can be asked for."""
-    if b"\0" in os.fsencode(path):
-        raise ValueError("no file has a name with a NUL character")
-    return path
-
-
-def _place(value: object) -> str:
-    """Where data is: a path, or a source's name."""
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("input should be a folder or another source's name")
-    return _nameable(str(value))
-
-
-def _inside(name: str) -> str:
-    """A split's name, which must stay inside of the data."""
-    if os.path.isabs(name) or ".." in Path(name).parts:
-        raise ValueError("a split is inside of the data; name the folder that holds it with data")
-    return _nameable(name)
-
-
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Place = Annotated[str, PlainValidator(_place)]  # pydantic's own text holds no undecodable bytes, which names may
-File = Annotated[Path, AfterValidator(_nameable)]
-SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
 K = TypeVar("K", bound="Keys")
-Undecayed = Literal["norm", "bias", "position", "class_token"]
-# A map's index or, with any letter in it, a module's name; the command line gives both as text.
-Map = Annotated[
-    int | str, Field(title="MAP"), BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)
-]
-
 
 # Keys of some methods only; all others are every method's (a teacher that method none does not read does no harm).
 _LOGITS = {"kd", "dist", "ofa", "fd", "scalekd"}

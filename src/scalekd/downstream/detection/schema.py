@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from scalekd.downstream.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 from scalekd.recipes import Keys
-from scalekd.recipes.schema import File, Fraction, NonNegative, Positive, SplitName, Undecayed
+from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName, Undecayed
 
 
 class ModelKeys(BackboneKeys):

@@ -1,0 +1,45 @@
+"""Types of recipe keys' values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+Name = TypeVar("Name", str, Path)
+
+
+def _nameable(path: Name) -> Name:
+    """A path that the system can be asked for."""
+    if b"\0" in os.fsencode(path):
+        raise ValueError("no file has a name with a NUL character")
+    return path
+
+
+def _place(value: object) -> str:
+    """Where data is: a path, or a source's name."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("input should be a folder or another source's name")
+    return _nameable(str(value))
+
+
+def _inside(name: str) -> str:
+    """A split's name, which must stay inside of the data."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError("a split is inside of the data; name the folder that holds it with data")
+    return _nameable(name)
+
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Place = Annotated[str, PlainValidator(_place)]  # pydantic's own text holds no undecodable bytes, which names may
+File = Annotated[Path, AfterValidator(_nameable)]
+SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
+Undecayed = Literal["norm", "bias", "position", "class_token"]
+# A map's index or, with any letter in it, a module's name; the command line gives both as text.
+Map = Annotated[
+    int | str, Field(title="MAP"), BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)
+]
