@@ -38,6 +38,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 # The strong teacher's architecture, as a student.
 VIT_SMALL = {"student": "vit_small_patch14_dinov2", "student_args": {"global_pool": "avg", "fc_norm": False}}
+WEAK = {"alpha_spatial": 0.02, "alpha_frequency": 0.015}  # a quarter of the paper's weights of features
 LONGER = {2: (("cnn", 0), ("cnn", 1), ("vit", 0)), 4: (("cnn", 0),)}  # multiples of the budget: students and seeds
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
 
@@ -93,6 +94,8 @@ def tuning() -> Iterator[Row]:
         yield tuned("cnn", method, rate, "-joint", projectors=None)
     yield tuned("cnn", "fd", 8e-3)
     yield tuned("vit", "scalekd", USUAL["vit"], slow(), projectors=SLOW)
+    for family in RATES:
+        yield tuned(family, "scalekd", USUAL[family], "-weak", **WEAK)
 
 
 def slow() -> str:

@@ -65,11 +65,13 @@ def rates(records: Records) -> str:
     """The tuning of the learning rate, on half of the images."""
     tried = sorted({rate for rates in RATES.values() for rate in rates})
     own, low = f", projectors at {PROJECTORS:g}", f", projectors at {SLOW:g}"
-    joint = ", projectors at the same rate"
+    joint, weak = ", projectors at the same rate", ", a quarter of the weights of features"
     kinds = (
         *(("cnn", "none", "", ""), ("cnn", "scalekd", "-joint", joint), ("cnn", "scalekd", "", own)),
+        ("cnn", "scalekd", "-weak", own + weak),
         *(("cnn", "fd", "-joint", joint), ("cnn", "fd", "", own), ("vit", "none", "", "")),
         *(("vit", "scalekd", "", joint), ("vit", "scalekd", slow(), low)),
+        ("vit", "scalekd", "-weak", joint + weak),
     )
     rows = [
         [HEADS[family], NAMES[method] + how, *(records.top1(f"{family}-{method}-tune-lr{r:g}{end}") for r in tried)]
