@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from picture import LOOKS
-from study_grid import EPOCHS, LONGER
+from study_grid import EPOCHS, TIMES
 
 LABELS = {"none": "alone", "scalekd": "ScaleKD"}
 STYLES = dict(zip(LABELS, LOOKS.values(), strict=False))
@@ -51,7 +51,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, fil
 def curve(runs: dict[str, list[dict[str, Any]]], method: str) -> list[tuple[float, float, float, float]]:
     """Images viewed with the least, the mean and the greatest accuracy over seeds."""
     found = []
-    for times in (1, *LONGER):
+    for times in TIMES:
         records = runs.get(f"cnn-{method}" + ("" if times == 1 else f"-x{times}"), [])
         top1 = [record["result"]["top1"] for record in records]
         if top1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import study_picture
-from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, SLOW, STUDENTS, grid, slow
+from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, SLOW, STUDENTS, TIMES, grid, slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
@@ -114,7 +114,7 @@ def budgets(records: Records) -> str:
     """Question d, samples viewed."""
     rows: list[list[str]] = []
     families = sorted({family for students in LONGER.values() for family, _ in students})
-    for times in (1, *LONGER):
+    for times in TIMES:
         label = "" if times == 1 else f"-x{times}"
         cells = [records.top1(f"{family}-{method}{label}") for family in families for method in BOTH]
         rows.append([f"{EPOCHS * times}", records.samples(f"cnn-none{label}"), *cells])
@@ -176,7 +176,7 @@ def equal_cost(records: Records) -> str:
     """Question f: what each run of the two methods cost, and what it reached."""
     rows = []
     for family in STUDENTS:
-        for times in (1, *LONGER):
+        for times in TIMES:
             for method in BOTH:
                 name = f"{family}-{method}" + ("" if times == 1 else f"-x{times}")
                 if name in records.runs:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from scalekd.report.series import Points
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # LEFT: 0.00025 in the font of narrow pages
 COLOURS = 8  # of the style sheet; more curves are dashed
 _MARKED = 30  # curves of at most so many points have them marked
 
