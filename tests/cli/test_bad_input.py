@@ -41,10 +41,12 @@ def test_an_unknown_recipe_key_suggests_the_nearest(run: Cli, tmp_path: Path) ->
     run("--recipe", tmp_path / "my.yaml").refused("my.yaml", "'momentun'", "did you mean 'momentum'")
 
 
-def test_an_unknown_flag_is_named(run: Cli) -> None:
+def test_an_unknown_flag_is_named(run: Cli, cli: Cli) -> None:
     run("--epoch", "3").refused("--epoch", "did you mean '--epochs'?")
     run("--learning-rate", "0.1").refused("did you mean '--lr'?")
+    run("--no-chek-teacher").refused("did you mean '--no-check-teacher'?")
     assert "did you mean" not in run("--xyzw", "3").err
+    assert "did you mean" not in cli("report", "--runs", "3").err  # its arguments, no flag
 
 
 def test_an_unknown_recipe_suggests_the_nearest(run: Cli) -> None:
@@ -229,8 +231,9 @@ def test_evaluating_nothing_or_the_wrong_thing_is_refused(
     cli("evaluate", tmp_path, "--data", data).refused("holds no run")
     cli("evaluate", tmp_path / "nowhere").refused("no such file or folder", "nowhere")
     cli("evaluate", tmp_path / "none.safetensors", "--data", data).refused("no such file")
-    (tmp_path / "student.onnx").touch()
-    cli("evaluate", tmp_path / "student.onnx", "--data", data).refused("student.onnx is an exported program")
+    for program in ("student.onnx", "student.pt2"):
+        (tmp_path / program).touch()
+        cli("evaluate", tmp_path / program, "--data", data).refused(f"{program} is an exported program")
     shutil.copytree(data / "val" / "red", data / "val" / "violet")
     cli("evaluate", teacher_file, "--data", data).refused("3 classes", "4 classes")
 

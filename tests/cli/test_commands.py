@@ -52,7 +52,7 @@ def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: P
     assert "not ended" not in ended.err
     (run / "result.json").unlink()
     outcome = cli("evaluate", run)
-    assert (outcome.out, "has not ended" in outcome.err) == (ended.out, True)
+    assert (outcome.out, "has not ended; its student as last saved" in outcome.err) == (ended.out, True)
 
 
 def test_models_are_compared_by_their_frozen_features(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_a_run_on_hostile_names_trains_goes_on_and_is_evaluated(cli: Cli, data: 
     assert "train/loss" in EventAccumulator(str(output / "tensorboard")).Reload().Tags()["scalars"]
 
     (output / "result.json").unlink()
+    outcome = cli("evaluate", output)
+    assert f"{printable(output)} has not ended" in outcome.err
+    harmless(outcome)
     outcome = cli("distill", "--resume", "--output", output)
     assert outcome.code == 0, outcome.err
     harmless(outcome)

@@ -114,7 +114,8 @@ def run() -> None:
 
 def _nearest_flag(error: Exception) -> str:
     """The flag that was meant, by the same rule as a recipe's keys."""
-    flags = [flag for parameter in error.ctx.command.params for flag in parameter.opts]  # type: ignore[attr-defined]
+    options = [p for p in error.ctx.command.params if p.param_type_name == "option"]  # type: ignore[attr-defined]
+    flags = [flag for option in options for flag in (*option.opts, *option.secondary_opts)]
     return did_you_mean(error.option_name, flags)  # type: ignore[attr-defined]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, printable
 from scalekd.export.timm_folder import WEIGHTS, is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.sources import PYTHON
@@ -71,9 +71,9 @@ def read_model(
         if student == "None":
             raise UserError(f"model: the run in {run.path} has trained no classifier; see its own weights there")
         if not run.student.is_file():
-            raise UserError(f"model: {run.path} has no {run.student.name} yet; the run has not validated once")
+            raise UserError(f"model: {run.path} has no {run.student.name} yet; the first validation writes it")
         if not run.finished:
-            typer.echo(f"model: the run in {run.path} has not ended; this is its last validation's student", err=True)
+            typer.echo(f"model: the run in {printable(run.path)} has not ended; its student as last saved", err=True)
         # Code of the user's own is named by the recipe alone, never by weights.
         named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}
         return Named(Classifier(**named, resolution=resolution, **args).eval(), run.student, run)

@@ -100,8 +100,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
         raise UserError(f"weights: no such file: {path}")
     if str(path).endswith(EXPORTED):
         raise UserError(
-            f"weights: {path} is an exported program; `scalekd predict` runs .onnx files, all else "
-            "takes what was exported"
+            f"weights: {path} is an exported program; give the run's folder or its student.safetensors "
+            "(`scalekd predict` alone takes .onnx files)"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -19,9 +19,9 @@ _METHODS = {
 
 
 def model_name(record: Record, role: str) -> str:
-    """A model's name; of a weights file its own and its folder's, as files of different runs have one name."""
+    """A model's name; of a weights file the name of the file, not where it lies."""
     name = str(record.keys.get(role) or "?")
-    return "/".join(Path(name).parts[-2:]) if name.endswith(".safetensors") else name
+    return Path(name).name if name.endswith(".safetensors") else name
 
 
 def summary(record: Record, figures: Figures) -> list[str]:

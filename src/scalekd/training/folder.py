@@ -41,7 +41,7 @@ class RunFolder:
         environment: Versions, git revision and hardware at the start, JSON.
         metrics: A JSON object a line.
         tensorboard: Folder of the same figures as TensorBoard reads them.
-        student: Plain timm weights, rewritten at each validation.
+        student: Plain timm weights, rewritten at each validation and where the run is stopped.
         segmenter, detector: Weights of the whole model of a run of `transfer`, instead of a student's.
         pictures: Folder of validation images with what that model says of them.
         result: Final figures; there only when the run is finished.
