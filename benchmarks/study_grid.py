@@ -39,7 +39,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 # The strong teacher's architecture, as a student.
 VIT_SMALL = {"student": "vit_small_patch14_dinov2", "student_args": {"global_pool": "avg", "fc_norm": False}}
 WEAK = {"alpha_spatial": 0.02, "alpha_frequency": 0.015}  # a quarter of the paper's weights of features
-LONGER = {2: (("cnn", 0), ("cnn", 1), ("vit", 0)), 4: (("cnn", 0),)}  # multiples of the budget: students and seeds
+LONGER = {
+    2: (("cnn", 0), ("cnn", 1), ("vit", 0)),
+    4: (("cnn", 0), ("vit", 0)),
+}  # multiples of the budget: students and seeds
 ALONE = (8, 16)  # of training alone only: about the time that ScaleKD's longer runs take
 TIMES = (1, *LONGER, *ALONE)
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
