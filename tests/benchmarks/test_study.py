@@ -103,6 +103,19 @@ def test_tables_say_mean_spread_and_seeds(tmp_path: Path) -> None:
     assert study_tables.filled(page, records) == page
 
 
+def test_images_that_training_alone_would_need_are_read_off_its_own_curve(tmp_path: Path) -> None:
+    for name, samples, top1 in (
+        ("cnn-none", 100, 40.0), ("cnn-none-x2", 200, 50.0), ("cnn-none-x4", 400, 60.0),
+        ("cnn-scalekd", 100, 55.0), ("cnn-scalekd-x2", 200, 60.1), ("cnn-scalekd-x4", 400, 39.0),
+    ):  # fmt: skip
+        (tmp_path / f"{name}-s0.json").write_text(
+            json.dumps(record(0) | {"result": {"top1": top1, "samples": samples}})
+        )
+    records = study_tables.Records(tmp_path)
+    needed = [study_tables.saved(records, label) for label in ("", "-x2", "-x4", "-x8")]
+    assert needed == ["2.8 times as many", "more than was tried", "-", "-"]  # 2 ** 1.5
+
+
 @pytest.mark.parametrize("page", study_tables.PAGES, ids=lambda page: page.name)
 def test_a_page_says_what_the_files_say(page: Path) -> None:
     text = page.read_text()
