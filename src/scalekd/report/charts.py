@@ -86,7 +86,8 @@ class Chart:
         ys = [self._scaled(y) for series in self.shown for _, y in series.points]
         ys += [self._scaled(self.level[1])] if self.level else []
         ys += [0.0] if self.from_zero else []
-        return _widened(min(xs), max(xs), 0), _widened(min(ys), max(ys), 0 if self.from_zero else 0.04)
+        across = (0.0, xs[0]) if min(xs) == max(xs) > 0 else _widened(min(xs), max(xs), 0)  # one epoch, say
+        return across, _widened(min(ys), max(ys), 0 if self.from_zero else 0.04)
 
     @property
     def has_legend(self) -> bool:
