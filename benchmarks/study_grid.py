@@ -43,8 +43,8 @@ LONGER = {
     2: (("cnn", 0), ("cnn", 1), ("vit", 0)),
     4: (("cnn", 0), ("vit", 0)),
 }  # multiples of the budget: students and seeds
-ALONE = (8, 16)  # of training alone only: about the time that ScaleKD's longer runs take
-TIMES = (1, *LONGER, *ALONE)
+ALONE = {"cnn": (8,), "mlp": (2, 4)}  # of training alone only, for comparisons at equal time
+TIMES = (1, 2, 4, 8)
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
 
 
@@ -135,8 +135,9 @@ def samples() -> Iterator[Row]:
         for family, seed in students:
             for method in ("none", "scalekd"):
                 yield row(family, method, seed, label=f"x{times}", epochs=times * EPOCHS)
-    for times in ALONE:
-        yield row("cnn", "none", label=f"x{times}", epochs=times * EPOCHS)
+    for family, multiples in ALONE.items():
+        for times in multiples:
+            yield row(family, "none", label=f"x{times}", epochs=times * EPOCHS)
 
 
 def shares() -> Iterator[Row]:

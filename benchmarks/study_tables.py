@@ -28,11 +28,12 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.runs: dict[str, list[Record]] = {}
         for file in sorted(folder.glob("*.json")):
-            if file.stem != "cost":
+            if not file.stem.startswith("cost"):
                 record = json.loads(file.read_text("utf-8"))
                 self.runs.setdefault(re.sub(r"-s\d+$", "", file.stem), []).append(record)
-        cost = folder / "cost.json"
-        self.cost: Record | None = json.loads(cost.read_text("utf-8"))["families"] if cost.is_file() else None
+        costs = {file.stem: json.loads(file.read_text("utf-8"))["families"] for file in folder.glob("cost*.json")}
+        self.cost: Record | None = costs.get("cost")
+        self.cost_amx: Record | None = costs.get("cost-amx")  # of another machine
 
     def top1(self, name: str, of: Callable[[Record], float | None] = lambda record: record["result"]["top1"]) -> str:
         """Mean ± standard deviation and the seeds of what is there; a dash for what the grid does not hold."""
@@ -177,18 +178,20 @@ def probed(record: Record) -> float | None:
 
 def costs(records: Records) -> str:
     """What a training image costs."""
-    rows, cost = [], records.cost or {}
-    for name in cost["cnn"]["time_ratio"] if cost else ():
-        method, _, cached = name.partition(", ")
-        cells = []
-        for family in STUDENTS:
-            if family not in cost:
-                cells += ["not run yet", "-"]
-                continue
-            found = cost[family]["time_ratio"][name]
-            cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"]
-            cells += [f"{flops(cost[family], method, cached=bool(cached)):.1f}"]
-        rows.append([NAMES[method] + (", from the cache" if cached else ""), *cells])
+    rows = []
+    for machine, cost in (("", records.cost or {}), (", with AMX", records.cost_amx or {})):
+        for name in cost["cnn"]["time_ratio"] if cost else ():
+            method, _, cached = name.partition(", ")
+            cells = []
+            for family in STUDENTS:
+                if family not in cost:
+                    cells += ["-", "-"]
+                    continue
+                found = cost[family]["time_ratio"][name]
+                cells += [f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"]
+                cells += [f"{flops(cost[family], method, cached=bool(cached)):.1f}"]
+            if method != "none":
+                rows.append([NAMES[method] + (", from the cache" if cached else "") + machine, *cells])
     head = [part for family in STUDENTS for part in (f"{HEADS[family].split()[0]}: time", "FLOPs")]
     return table(["of training alone", *head], rows)
 
