@@ -42,7 +42,10 @@ def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, fil
     for panel in panels:
         panel.grid(alpha=0.3, which="both")
         panel.legend(frameon=False)
-        ticks = sorted({float(x) for drawn in panel.lines for x in drawn.get_xdata()})
+        ticks: list[float] = []
+        for tick in sorted({float(x) for drawn in panel.lines for x in drawn.get_xdata()}):
+            if not ticks or tick > 1.3 * ticks[-1]:  # else their texts would touch
+                ticks.append(tick)
         panel.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         panel.xaxis.set_minor_locator(NullLocator())
     figure.savefig(file, metadata={"Date": None})
