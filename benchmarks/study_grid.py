@@ -25,6 +25,7 @@ RATES = {"cnn": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), "vit": (5e-4, 1e-3, 2e-3)}
 USUAL = {"cnn": 1.6e-2, "vit": 1e-3, "mlp": 1e-3}  # what came out; the MLP has the ViT's
 # Projectors are attention: what the CNN bears makes them collapse. Beside it they learn at this rate.
 PROJECTORS = 1e-3
+OWN_FROM = 8e-3  # rates of the CNN below it are tried with one for both only
 SLOW = 2.5e-4  # tried for what does not do with the usual rate of projectors
 JOINT = (("scalekd", 2e-3), ("scalekd", 4e-3), ("scalekd", 8e-3), ("fd", 8e-3))  # tried with one rate for both
 
@@ -94,7 +95,7 @@ def tuning() -> Iterator[Row]:
     for family, rates in RATES.items():
         for rate in rates:
             yield tuned(family, "none", rate)
-            if family != "cnn" or rate > JOINT[1][1]:  # below, one rate for both does too
+            if family != "cnn" or rate >= OWN_FROM:
                 yield tuned(family, "scalekd", rate)
     for method, rate in JOINT:
         yield tuned("cnn", method, rate, "-joint", projectors=None)
