@@ -76,9 +76,9 @@ def rates(records: Records) -> str:
     kinds = (
         *(("cnn", "none", "", ""), ("cnn", "scalekd", "-joint", joint), ("cnn", "scalekd", "", own)),
         ("cnn", "scalekd", "-weak", own + weak),
-        *(("cnn", "fd", "-joint", joint), ("cnn", "fd", "", own), ("vit", "none", "", "")),
+        *(("cnn", "fd", "-joint", joint), ("vit", "none", "", "")),
         *(("vit", "scalekd", "", joint), ("vit", "scalekd", slow(), low)),
-        ("vit", "scalekd", "-weak", joint + weak),
+        *(("vit", "scalekd", "-weak", joint + weak), ("mlp", "none", "", ""), ("mlp", "scalekd", "", joint)),
     )
     rows = [
         [HEADS[family], NAMES[method] + how, *(records.top1(f"{family}-{method}-tune-lr{r:g}{end}") for r in tried)]
