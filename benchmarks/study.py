@@ -87,9 +87,8 @@ class Study:
         if not file.is_file():
             return False
         there = json.loads(file.read_text("utf-8"))
-        return bool(
-            there["keys"] == json.loads(json.dumps(self.keys(row))) and (there["probe"] is not None) == row.probe
-        )
+        same = there["keys"] == json.loads(json.dumps(self.keys(row)))
+        return bool(same and (there["share"], there["teacher"], there["probe"] is not None) == row.kind)
 
     def keys(self, row: Row) -> dict[str, Any]:
         """All recipe keys of a row but places."""

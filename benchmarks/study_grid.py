@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ LONGER = {
     4: (("cnn", 0), ("vit", 0)),
 }  # multiples of the budget: students and seeds
 ALONE = {"cnn": (8,), "mlp": (2,)}  # of training alone only, for comparisons at equal time
-TIMES = (1, 2, 4, 8)
+TIMES = sorted({1, *LONGER, *itertools.chain(*ALONE.values())})
 SHARES = {100: 1, 10: 12}  # percent of the training images: epochs of about the same number of images viewed
 
 
@@ -68,6 +69,11 @@ class Row:
     probe: bool = False
     family: str = field(default="cnn")
 
+    @property
+    def kind(self) -> tuple[int, str | None, bool]:
+        """What it is beside its keys: share, teacher, probe."""
+        return self.share, self.teacher, self.probe
+
 
 def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int = SHARE, **more: Any) -> Row:
     """A run of a student family's student."""
@@ -80,6 +86,11 @@ def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int 
         keys["projector_lr_scale"] = projectors / keys["lr"]
     name = "-".join(part for part in (family, method, label, f"s{seed}") if part)
     return Row(name, keys, share, teacher, probe, family)
+
+
+def longer(times: int) -> str:
+    """What names of rows with a multiple of the budget end in, but for the seed."""
+    return "" if times == 1 else f"-x{times}"
 
 
 def headline(seed: int, *methods: str, families: Iterable[str] = STUDENTS) -> Iterator[Row]:
@@ -135,10 +146,10 @@ def samples() -> Iterator[Row]:
     for times, students in LONGER.items():
         for family, seed in students:
             for method in ("none", "scalekd"):
-                yield row(family, method, seed, label=f"x{times}", epochs=times * EPOCHS)
+                yield row(family, method, seed, label=longer(times)[1:], epochs=times * EPOCHS)
     for family, multiples in ALONE.items():
         for times in multiples:
-            yield row(family, "none", label=f"x{times}", epochs=times * EPOCHS)
+            yield row(family, "none", label=longer(times)[1:], epochs=times * EPOCHS)
 
 
 def shares() -> Iterator[Row]:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from picture import LOOKS
-from study_grid import EPOCHS, TIMES
+from study_grid import EPOCHS, TIMES, longer
 
 LABELS = {"none": "alone", "scalekd": "ScaleKD"}
 STYLES = dict(zip(LABELS, LOOKS.values(), strict=False))
@@ -55,7 +55,7 @@ def curve(runs: dict[str, list[dict[str, Any]]], method: str) -> list[tuple[floa
     """Images viewed with the least, the mean and the greatest accuracy over seeds."""
     found = []
     for times in TIMES:
-        records = runs.get(f"cnn-{method}" + ("" if times == 1 else f"-x{times}"), [])
+        records = runs.get(f"cnn-{method}{longer(times)}", [])
         top1 = [record["result"]["top1"] for record in records]
         if top1:
             found.append((records[0]["result"]["samples"], min(top1), sum(top1) / len(top1), max(top1)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import study_picture
-from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, SLOW, STUDENTS, TIMES, grid, slow
+from study_grid import EPOCHS, LONGER, METHODS, PROJECTORS, RATES, SLOW, STUDENTS, TIMES, grid, longer, slow
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
@@ -46,7 +46,7 @@ class Records:
 
     def of(self, name: str, multiples: Sequence[int]) -> list[list[Record]]:
         """Results of a run at the budget and at its multiples, those that are there."""
-        names = [name + ("" if times == 1 else f"-x{times}") for times in multiples]
+        names = [name + longer(times) for times in multiples]
         return [self.runs[name] for name in names if name in self.runs]
 
     def one(self, name: str, seed: int = 0) -> Record | None:
@@ -120,13 +120,15 @@ def teachers(records: Records) -> str:
 def budgets(records: Records) -> str:
     """Question d, samples viewed."""
     rows: list[list[str]] = []
-    families = sorted({family for students in LONGER.values() for family, _ in students})
+    students = sorted({family for runs in LONGER.values() for family, _ in runs})
     for times in TIMES:
-        label = "" if times == 1 else f"-x{times}"
-        cells = [records.top1(f"{family}-{method}{label}") for family in families for method in BOTH]
+        label = longer(times)
+        cells = [records.top1(f"{family}-{method}{label}") for family in students for method in BOTH]
         rows.append([f"{EPOCHS * times}", records.samples(f"cnn-none{label}"), *cells, saved(records, label)])
-    head = [f"{HEADS[family].split()[0]} {NAMES[method]}" for family in families for method in BOTH]
-    return table(["epochs", "images viewed", *head, "CNN alone needs for ScaleKD's"], rows)
+    head = [f"{HEADS[family].split()[0]} {NAMES[method]}" for family in students for method in BOTH]
+    return table(
+        ["epochs", "images viewed", *head, "images that the CNN alone needs to be as accurate as its ScaleKD"], rows
+    )
 
 
 def saved(records: Records, label: str) -> str:
@@ -136,18 +138,18 @@ def saved(records: Records, label: str) -> str:
     """
     curve = sorted((found[0]["result"]["samples"], mean(found)) for found in records.of("cnn-none", TIMES))
     there = records.runs.get(f"cnn-scalekd{label}", [])
-    if not there:
+    if not there or not curve:
         return "-"
     viewed, wanted = there[0]["result"]["samples"], mean(there)
     for (before, low), (after, high) in itertools.pairwise(curve):
         if low <= wanted <= high:
             needed = before * (after / before) ** ((wanted - low) / (high - low))
-            return f"{needed / viewed:.1f} times as many"
-    return "more than was tried" if wanted > max(top1 for _, top1 in curve) else "-"
+            return f"{needed / viewed:.1f} x"
+    return "more than was tried" if wanted > max(top1 for _, top1 in curve) else "fewer than was tried"
 
 
 def mean(records: Sequence[Record]) -> float:
-    return statistics.mean(record["result"]["top1"] for record in records)
+    return float(statistics.mean(record["result"]["top1"] for record in records))
 
 
 def shares(records: Records) -> str:
@@ -208,7 +210,7 @@ def equal_cost(records: Records) -> str:
     for family in STUDENTS:
         for times in TIMES:
             for method in BOTH:
-                name = f"{family}-{method}" + ("" if times == 1 else f"-x{times}")
+                name = f"{family}-{method}{longer(times)}"
                 if name in records.runs:
                     cells = prices(records, family, method, times)
                     rows.append([HEADS[family], NAMES[method], f"{EPOCHS * times}", *cells, records.top1(name)])

@@ -36,10 +36,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     known = list(known)
     near = sorted((other for other in known if word and other.startswith(word)), key=len)
-    near = near or [other for other in known if other in _short(word) or word in _short(other)]
     if not near:
         alike = {other: max(_likeness(word, other[: len(word) + more]) for more in (0, 1)) for other in known}
         near = sorted((other for other in known if alike[other] >= 0.8), key=lambda other: (-alike[other], len(other)))
+    near = near or [other for other in known if other in _short(word) or word in _short(other)]
     near = near or get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_a_result_is_kept_until_its_settings_change(recorded: Recorded) -> None:
     assert str(recorded.runs) not in result["command"]
     assert not recorded.done(Row(row.name, row.keys | {"lr": 1.0}, teacher=STRONG, probe=True))
     assert not recorded.done(Row(row.name, row.keys, teacher=STRONG))
+    assert not recorded.done(replace(row, share=row.share + 1))
+    assert not recorded.done(replace(row, teacher="another"))
 
 
 def record(top1: float, **more: Any) -> dict[str, Any]:
@@ -113,7 +116,35 @@ def test_images_that_training_alone_would_need_are_read_off_its_own_curve(tmp_pa
         )
     records = study_tables.Records(tmp_path)
     needed = [study_tables.saved(records, label) for label in ("", "-x2", "-x4", "-x8")]
-    assert needed == ["2.8 times as many", "more than was tried", "-", "-"]  # 2 ** 1.5
+    assert needed == ["2.8 x", "more than was tried", "fewer than was tried", "-"]  # 2 ** 1.5
+
+
+def test_costs_and_lengths_stand_in_their_rows(tmp_path: Path) -> None:
+    for name, samples, top1 in (("cnn-none", 100, 40.0), ("cnn-scalekd-x2", 200, 55.0)):
+        (tmp_path / f"{name}-s0.json").write_text(
+            json.dumps(record(0) | {"result": {"top1": top1, "samples": samples}})
+        )
+    for file, slower in (("cost", 3.0), ("cost-amx", 2.0)):
+        ratios = {"none": 1.0, "scalekd": slower, "scalekd, cached": slower - 1}
+        content = {
+            "time_ratio": {name: {"median": ratio, "min": ratio, "max": ratio} for name, ratio in ratios.items()},
+            "flops": {"none": {"total": 10, "teacher": 0}, "scalekd": {"total": 60, "teacher": 20}},
+        }
+        (tmp_path / f"{file}.json").write_text(json.dumps({"families": {"cnn": content}}))
+    records = study_tables.Records(tmp_path)
+    costs = study_tables.costs(records).splitlines()[2:]
+    assert costs == [
+        "| ScaleKD | 3.00 (3.00 to 3.00) | 6.0 | - | - | - | - |",
+        "| ScaleKD, from the cache | 2.00 (2.00 to 2.00) | 4.0 | - | - | - | - |",
+        "| ScaleKD, with AMX | 2.00 (2.00 to 2.00) | 6.0 | - | - | - | - |",
+        "| ScaleKD, from the cache, with AMX | 1.00 (1.00 to 1.00) | 4.0 | - | - | - | - |",
+    ]
+    assert study_tables.equal_cost(records).splitlines()[2:] == [
+        "| CNN (MobileNet-V1) | alone | 4 | 1.0 | 1.0 | 1.0 | 1.0 | 40.0 |",
+        "| CNN (MobileNet-V1) | ScaleKD | 8 | 6.0 | 4.0 | 12.0 | 8.0 | 55.0 |",
+    ]
+    budget = study_tables.budgets(records).splitlines()[2]
+    assert budget.startswith("| 4 | 100 | 40.0 | not run yet |")
 
 
 @pytest.mark.parametrize("page", study_tables.PAGES, ids=lambda page: page.name)

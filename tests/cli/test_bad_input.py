@@ -44,6 +44,7 @@ def test_an_unknown_recipe_key_suggests_the_nearest(run: Cli, tmp_path: Path) ->
 def test_an_unknown_flag_is_named(run: Cli, cli: Cli) -> None:
     run("--epoch", "3").refused("--epoch", "did you mean '--epochs'?")
     run("--learning-rate", "0.1").refused("did you mean '--lr'?")
+    run("--wd", "0.1").refused("did you mean '--weight-decay'?")
     run("--no-chek-teacher").refused("did you mean '--no-check-teacher'?")
     assert "did you mean" not in run("--xyzw", "3").err
     assert "did you mean" not in cli("report", "--runs", "3").err  # its arguments, no flag
