@@ -234,7 +234,8 @@ def test_evaluating_nothing_or_the_wrong_thing_is_refused(
     cli("evaluate", tmp_path / "none.safetensors", "--data", data).refused("no such file")
     for program in ("student.onnx", "student.pt2"):
         (tmp_path / program).touch()
-        cli("evaluate", tmp_path / program, "--data", data).refused(f"{program} is an exported program")
+        cli("evaluate", tmp_path / program).refused(f"{program} is an exported program")
+        cli("inspect", tmp_path / program, "resnet10t").refused(f"{program} is an exported program")
     shutil.copytree(data / "val" / "red", data / "val" / "violet")
     cli("evaluate", teacher_file, "--data", data).refused("3 classes", "4 classes")
 

@@ -21,6 +21,8 @@ def test_images_are_listed_by_class_and_other_files_left_out(data: Path) -> None
 def test_a_missing_split_suggests_the_nearest(data: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'train'"):
         read_split(data, "trian")
+    with pytest.raises(UserError, match=r"did you mean its parent, .*data\?"):
+        read_split(data / "train", "train")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

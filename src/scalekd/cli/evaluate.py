@@ -29,6 +29,7 @@ from scalekd.evaluation import (
 )
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe, load
 from scalekd.training.inputs import evaluation_images
@@ -99,6 +100,8 @@ class _Subject:
     def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
         if "/" in given and ":" not in given and not Path(given).exists():  # before anything else that may be wrong
             raise UserError(f"model: no such file or folder: {given}")
+        if given.endswith(EXPORTED):
+            read_weights(given)  # says why not
         run = find_run(given)
         stored = {} if run is None else run.stored_keys()
         return cls(given, weights, args, {key: stored[key] for key in _OF_THE_RUN if key in stored} | flags)

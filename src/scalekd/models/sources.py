@@ -68,7 +68,8 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
             raise UserError(f"model: {name} cannot be built with {model_args}: {reason}") from error
         raise UserError(
             f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
-            "give a local safetensors file (--teacher-weights, --student-weights) instead"
+            "give a local safetensors file (--teacher-weights, --student-weights) instead, or train a teacher of your "
+            "own with --method none"
         ) from error
 
 

@@ -239,7 +239,7 @@ class Setup:
             raise UserError(
                 f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {self.val.root}, "
                 f"where chance is {chance:.1f}%; its classes are probably "
-                "in another order or its head was never trained (see `scalekd adapt`). "
+                "in another order, or it was trained too little, its head perhaps never (see `scalekd adapt`). "
                 "--no-check-teacher goes on all the same"
             )
         return accuracy
