@@ -20,11 +20,12 @@ def _folder(data: Path, name: str) -> Path:
         found = sorted(p.name for p in data.iterdir() if p.is_dir())
         if any(data.glob("*.parquet")) or any(data.glob("*.arrow")):
             raise UserError(f"data: {data} holds tables of a Hugging Face data set; name it as hf:{data}")
-        if (data.resolve().parent / name).is_dir():  # DATA/train was given
-            raise UserError(f"data: {data} has no folder {name!r}; did you mean its parent, {data.resolve().parent}?")
         holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
+        hint, parent = did_you_mean(name, found), data.absolute().parent
+        if not hint and (parent / name).is_dir():  # DATA/train was given
+            hint = f"; did you mean its parent, {parent}?"
         raise UserError(
-            f"data: {data} has no folder {name!r}{did_you_mean(name, found)}; {holds}. "
+            f"data: {data} has no folder {name!r}{hint}; {holds}. "
             "Name the splits' folders with train_split and val_split (--train-split, --val-split)"
         )
     return root
