@@ -1,0 +1,41 @@
+"""What a model's own code raises, told to the user in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from scalekd.errors import UserError
+
+
+class ModelError(UserError):
+    """A model's own forward or backward failed; names the model, the images' shape and its error's first line."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of its message that says something: `KeyError: 'aux'`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:1]])
+
+
+@contextmanager
+def naming_model(role: str, name: str, shape: Sequence[int], doing: str = "run on") -> Iterator[None]:
+    """Turn every error of a model's own code into a `ModelError`; lack of memory and a user's error stay as they are.
+
+    Args:
+        role: The key that names the model, as `student`.
+        name: Its name.
+        shape: What it was given, `[B, 3, h, w]`.
+        doing: What it cannot do: `run on`, `be trained on`.
+
+    Raises:
+        ModelError: If what runs inside raises anything else.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{role}: {name} cannot {doing} images {list(shape)}: {first_line(error)}") from error
