@@ -37,8 +37,9 @@ from scalekd.data import (
     training_transform,
 )
 from scalekd.data.augmentation import Transform, random_crop, to_float
-from scalekd.data.decoding import Box, read_crop, resize
+from scalekd.data.decoding import OpenedImage, read_crop, resize
 from scalekd.data.loader import collate
+from scalekd.data.orientation import Box
 from scalekd.errors import UserError
 from scalekd.method import Supervised
 from scalekd.planner import measure
@@ -46,24 +47,24 @@ from scalekd.planner import measure
 NEVER = 10**6
 
 
-def pil_crop(image: Image.Image, box: Box, side: int) -> Tensor:
+def pil_crop(image: OpenedImage, box: Box, side: int) -> Tensor:
     """Decoded in full, cut and resized by PIL: how timm and torchvision do it."""
-    resized = image.convert("RGB").crop(box).resize((side, side), Image.Resampling.BICUBIC)
+    resized = image.stored.convert("RGB").crop(box).resize((side, side), Image.Resampling.BICUBIC)
     tensor: Tensor = F.pil_to_tensor(resized)
     return tensor
 
 
-def native_crop(image: Image.Image, box: Box, side: int) -> Tensor:
+def native_crop(image: OpenedImage, box: Box, side: int) -> Tensor:
     """Decoded by torchvision, which does so in full only."""
     from torchvision.io import ImageReadMode, decode_jpeg, read_file  # noqa: PLC0415  # deprecated since 0.29
 
     left, upper, right, lower = box
-    pixels = decode_jpeg(read_file(image.filename), ImageReadMode.RGB)  # type: ignore[attr-defined]
+    pixels = decode_jpeg(read_file(image.stored.filename), ImageReadMode.RGB)  # type: ignore[attr-defined]
     return resize(pixels[:, upper:lower, left:right], [side, side])
 
 
 # `ours` is the package's own transform; the others share all but how the crop's pixels are read.
-READERS: dict[str, Callable[[Image.Image, Box, int], Tensor] | None] = {
+READERS: dict[str, Callable[[OpenedImage, Box, int], Tensor] | None] = {
     "ours": None,
     "pil": pil_crop,
     "full": partial(read_crop, remain=NEVER),

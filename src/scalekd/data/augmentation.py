@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from PIL import Image
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -15,10 +15,11 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as F
 
-from scalekd.data.decoding import Box, read, read_crop, resize, to_tensor, trim
+from scalekd.data.decoding import OpenedImage, read, read_crop, resize, to_tensor, trim
+from scalekd.data.orientation import Box
 from scalekd.errors import UserError
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[OpenedImage], Tensor]
 
 
 def training_transform(
@@ -76,15 +77,16 @@ def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Trans
 
 
 def random_crop(
-    image: Image.Image,
+    image: OpenedImage,
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     side: int,
-    read: Callable[[Image.Image, Box, int], Tensor] = read_crop,
+    read: Callable[[OpenedImage, Box, int], Tensor] = read_crop,
 ) -> Tensor:
     """A random crop with timm's draws: `[3, side, side]`, uint8."""
-    top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, scale, ratio)
+    size = torch.empty(1).expand(1, image.height, image.width)  # without memory of its own: timm asks only for its size
+    top, left, height, width = RandomResizedCropAndInterpolation.get_params(size, scale, ratio)
     return read(image, (left, top, left + width, top + height), side)
 
 

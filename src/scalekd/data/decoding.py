@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a transform needs, as 8-bit RGB tensors."""
+"""From an image file to the pixels that a transform needs: upright, as 8-bit RGB tensors."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
+from scalekd.data.orientation import Box, Turn, read_turn, stored_box, turned, turned_size
+
+# How files become pixels, for runs and caches to be told apart by it: changed whenever the same files give others.
+DECODING = "EXIF orientation applied"  # before there was this line, pictures were taken as they are stored
 # What a file may hold, whatever its name says. PIL knows more, and would run Ghostscript for one of them.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 MAX_PIXELS = 178_956_970  # where PIL refuses of its own accord
@@ -39,9 +45,39 @@ def _naming_what_is_unreadable() -> Iterator[None]:
         raise UnreadableImageError(error) from error
 
 
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image whose header is read and whose pixels are not decoded yet.
+
+    Attributes:
+        stored: The image as its file stores it, perhaps turned.
+        turn: What makes it upright.
+        size: Width and height of the upright picture.
+    """
+
+    stored: Image.Image
+    turn: Turn
+    size: tuple[int, int]
+
+    @property
+    def mode(self) -> str:
+        """PIL's name for the kind of its pixels."""
+        return self.stored.mode
+
+    @property
+    def width(self) -> int:
+        """Columns of the upright picture."""
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        """Rows of the upright picture."""
+        return self.size[1]
+
+
 @contextmanager
-def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image and read its header: size and mode are known, pixels are not decoded yet.
+def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXELS) -> Iterator[OpenedImage]:
+    """Open an image and read its header: size, mode and orientation are known, pixels are not decoded yet.
 
     Args:
         source: Gives its path or its bytes; may raise OSError.
@@ -65,47 +101,62 @@ def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXE
                 raise ImageTooLargeError(f"{width} x {height} pixels; max_pixels is {max_pixels}")
             if min(width, height) < 1:
                 raise UnreadableImageError(f"{width} x {height} pixels")
-            yield image
+            turn = read_turn(image)
+            yield OpenedImage(image, turn, turned_size(image.size, turn))
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def read(image: Image.Image) -> Tensor:
-    """Decode the whole of an opened image of any mode: `[3, h, w]`, uint8.
+def read(image: OpenedImage) -> Tensor:
+    """Decode the whole of an opened image of any mode: `[3, h, w]`, uint8, upright.
 
     Raises:
-        UnreadableImageError: If the file is spoilt.
+        UnreadableImageError: If the file is corrupt.
     """
     with _naming_what_is_unreadable():
-        image.load()
-        return to_tensor(image)
+        image.stored.load()
+        return turned(to_tensor(image.stored), image.turn)
 
 
-def read_crop(image: Image.Image, box: Box, side: int, *, remain: int = 2) -> Tensor:
-    """Decode an opened image and resize what is in `box` to a square, bicubic: `[3, side, side]`, uint8.
+def read_numbers(image: OpenedImage) -> NDArray[np.int64]:
+    """Decode an opened image of one channel as the numbers that it stores, palettes not applied: `[h, w]`, upright.
+
+    Raises:
+        UnreadableImageError: If the file is corrupt.
+    """
+    with _naming_what_is_unreadable():
+        numbers = torch.from_numpy(np.asarray(image.stored).astype(np.int64))
+        return turned(numbers, image.turn).numpy()
+
+
+def read_crop(image: OpenedImage, box: Box, side: int, *, remain: int = 2) -> Tensor:
+    """Decode an opened image and resize what is in `box` to a square, bicubic: `[3, side, side]`, uint8, upright.
 
     JPEG files are decoded at a half, a quarter or an eighth of their size where enough pixels remain; at the box's
-    edges the interpolation then sees what lies outside.
+    edges the interpolation then sees what lies outside. The square is turned last, which costs least.
 
     Args:
         image: From `open_image`.
-        box: What to take, in pixels of the whole image.
+        box: What to take, in pixels of the upright image.
         side: Rows and columns wanted.
         remain: Times as many of them as reduced decoding must leave; PIL's thumbnails take 2, too.
 
     Raises:
-        UnreadableImageError: If the file is spoilt.
+        UnreadableImageError: If the file is corrupt.
     """
-    left, upper, right, lower = box
-    width, height = image.size
+    stored = image.stored
+    left, upper, right, lower = part = stored_box(box, image.size, image.turn)
+    width, height = stored.size
     shrink = min(right - left, lower - upper) // (remain * side)
     with _naming_what_is_unreadable():
-        if shrink >= 2 and (drafted := image.draft(None, (width // shrink, height // shrink))):
+        if shrink >= 2 and (drafted := stored.draft(None, (width // shrink, height // shrink))):
             scale = width / drafted[1][2]
-            part = (left / scale, upper / scale, right / scale, lower / scale)
-            image.load()
-            return to_tensor(_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=part))
-        return resize(to_tensor(image.crop(box)), [side, side])
+            stored.load()
+            scaled = (left / scale, upper / scale, right / scale, lower / scale)
+            square = to_tensor(_to_rgb(stored).resize((side, side), Image.Resampling.BICUBIC, box=scaled))
+        else:
+            square = resize(to_tensor(stored.crop(part)), [side, side])
+        return turned(square, image.turn)
 
 
 def trim(image: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from scalekd.data.decoding import MAX_PIXELS, open_image
+from scalekd.data.decoding import MAX_PIXELS, OpenedImage, open_image
 
 UNLABELLED = -1
 _AT_ONCE = 65536
@@ -99,7 +98,7 @@ class Split:
         """Where an image is, for messages."""
         return self.store.locate(index)
 
-    def open(self, index: int, max_pixels: int = MAX_PIXELS) -> AbstractContextManager[Image.Image]:
+    def open(self, index: int, max_pixels: int = MAX_PIXELS) -> AbstractContextManager[OpenedImage]:
         """An image, not decoded yet.
 
         Raises:

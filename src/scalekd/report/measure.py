@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
+from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.progress import watched, working
@@ -126,6 +127,8 @@ def _compare_data(figures: Figures, record: Record, sample: Sample) -> None:
         figures.notes.append(
             f"The validation images are not those of the run ({then} then, {sample.split.fingerprint} now)."
         )
+    if record.inputs and record.inputs.get("decoding") != DECODING:
+        figures.notes.append("The run was trained by a version that reads some pictures otherwise, see docs/data.md.")
 
 
 def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:

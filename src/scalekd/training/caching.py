@@ -16,6 +16,7 @@ from torch import Tensor
 from scalekd.data import CorruptImages, Key, ReplayDataset, Split
 from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, check_shards, fill, list_images
 from scalekd.data.cache.store import size
+from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError, printable
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import TeacherOutputs
@@ -47,6 +48,7 @@ def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.
     augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _BLIND)
     identity = Identity(
         {
+            "decoding": DECODING,
             "teacher": teacher.name,
             "teacher_args": teacher.model_args,
             "teacher weights": teacher.weights_hash(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scalekd.data import absolute
+from scalekd.data.decoding import DECODING
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
@@ -74,11 +75,19 @@ class RunFolder:
         """Write what the run starts from; a resumed one must start from the same.
 
         Raises:
-            UserError: If the data or the weights are not those that the run was started with; names which.
+            UserError: If the data or the weights are not those that the run was started with, or pictures were read
+                otherwise then; says which.
         """
+        inputs = {"decoding": DECODING} | inputs
         if resume:
             stored = self.stored_inputs()
             changed = [name for name in inputs | stored if stored.get(name) != inputs.get(name)]
+            if "decoding" in changed:
+                raise UserError(
+                    f"resume: the run in {self.path} was started by a version of scalekd that reads pictures otherwise "
+                    f"({stored.get('decoding', 'as stored, EXIF orientation ignored')} then, {DECODING} now); resume "
+                    "it with that version, or start anew with --overwrite"
+                )
             if changed:
                 then, now = stored.get(changed[0]), inputs.get(changed[0])
                 raise UserError(

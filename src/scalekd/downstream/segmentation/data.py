@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
-from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.decoding import UnreadableImageError, open_image, read, read_numbers
 from scalekd.data.loader import steady_loader
 from scalekd.data.patience import DataGoneError, Patience
 from scalekd.data.steady import SteadyLoader
@@ -116,10 +116,7 @@ def read_label(path: Path, num_classes: int, *, zero_is_unlabelled: bool, max_pi
         UserError: If a number stands for no class.
     """
     with open_image(lambda: str(path), max_pixels) as image:
-        try:
-            numbers = np.asarray(image).astype(np.int64)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImageError(error) from error
+        numbers = read_numbers(image)
     first = int(zero_is_unlabelled)
     indices = np.where((numbers == IGNORED) | (numbers < first), IGNORED, numbers - first)
     wrong = numbers[(indices >= num_classes) & (indices != IGNORED)]
