@@ -10,7 +10,8 @@ import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
-from scalekd.recipes import load
+from scalekd.recipes import Recipe, load
+from scalekd.training import RunFolder
 from scalekd.training import adapt as adaptation
 
 _PROBE = {"batch": 64, "warmup_epochs": 0}
@@ -59,8 +60,12 @@ def adapt(
     idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
     if mode == "probe" and idle:
         raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
-    recipe = load(None, (_FINETUNE if mode == "finetune" else _PROBE) | flags | {"teacher": teacher})
-    resolution = recipe.resolution if "resolution" in flags else None
+    run, below = RunFolder(output), _FINETUNE if mode == "finetune" else _PROBE
+    if resume and run.exists:
+        run.check_given(Recipe, flags)
+        below = run.stored_keys()
+    recipe = load(None, below | flags | {"teacher": teacher})
+    resolution = recipe.resolution if "resolution" in below | flags else None
     file = output / adaptation.FILE
     if file.exists() and not (overwrite or resume):
         raise UserError(f"output: {file} exists; add --overwrite to replace it")

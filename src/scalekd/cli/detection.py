@@ -46,6 +46,8 @@ def detection(
 
     if evaluate and (resume or overwrite or recipe):
         raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
+    if resume:
+        RunFolder(output).check_given(Detection, flags)
     stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
     settings = load_as(Detection, stored, flags, partial(typer.echo, err=True))
     if evaluate:

@@ -13,7 +13,7 @@ import typer
 from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
-from scalekd.recipes import load
+from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.training import Group, distill_students, joined, launched, restarted
 from scalekd.training import check as try_out
@@ -114,6 +114,8 @@ def _train(
     if resume and not students:
         students = processes.first_says(lambda: Group.stored_students(output))
     group = Group(output, students)
+    if resume:
+        processes.first_says(lambda: _check_given(group, flags))
     stored = processes.first_says(group.stored_keys) if resume and recipe is None else recipe
     settings = load(stored, flags, _say if processes.first else lambda _line: None)
     if settings.devices > 1 and not launched():
@@ -121,6 +123,12 @@ def _train(
     if group.students:
         return distill_students(settings, students, output, resume=resume, overwrite=overwrite, live=live_figures)
     return {"": run(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
+
+
+def _check_given(group: Group, flags: Flags) -> None:
+    """Make sure that the flags are those of the runs that are to go on; the first one's stand for all."""
+    group.stored_keys()  # of these students?
+    group.runs[0].check_given(Recipe, flags)
 
 
 def _found(output: Path) -> str | None:
@@ -134,6 +142,7 @@ def _found(output: Path) -> str | None:
 def _results(recipe: str | None, flags: Flags, students: list[str], output: Path) -> dict[str, dict[str, Any]]:
     """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
     group = Group(output, students or Group.stored_students(output))
+    _check_given(group, flags)
     stored = group.stored_keys()
     settings = load(stored if recipe is None else recipe, flags, _say)
     if settings.micro_batch is None:  # it was what fitted

@@ -66,7 +66,8 @@ def load_as(
     else:
         keys, source = _resolve(str(recipe), ()), f"recipe {recipe}"
     laid = _lay(keys, overrides, source) | _scale_rates(keys, overrides, say)
-    if keys.get("micro_batch") and "batch" in overrides and "micro_batch" not in overrides:
+    another = "batch" in overrides and str(overrides["batch"]) != str(keys.get("batch"))
+    if keys.get("micro_batch") and another and "micro_batch" not in overrides:
         del laid["micro_batch"]
         say("micro_batch: the recipe's belongs to its own batch; as many images as fit are taken at once")
     return validate(schema, laid, source)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.training.folder import written_whole
@@ -27,10 +27,28 @@ class Checkpoint:
     Attributes:
         path: Its file.
         run: What the run has put in beside Lightning's state, see `Keeper`.
+        shapes: The shape of each tensor of students and projectors, by name.
     """
 
     path: Path
     run: dict[str, Any]
+    shapes: dict[str, torch.Size]
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Make sure that a module has the tensors that are kept here.
+
+        Raises:
+            UserError: If it is built otherwise than when the checkpoint was written; names a tensor.
+        """
+        built = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        differ = sorted(name for name in built | self.shapes if built.get(name) != self.shapes.get(name))
+        if differ:
+            then, now = (list(shapes[differ[0]]) if differ[0] in shapes else "none" for shapes in (self.shapes, built))
+            raise UserError(
+                f"resume: the models are built otherwise than when {self.path} was written: {differ[0]} is {now}, was "
+                f"{then}; their code or a package changed (see environment.json): restore it, or start anew with "
+                "--overwrite"
+            )
 
 
 class Checkpoints(TorchCheckpointIO):
@@ -91,7 +109,9 @@ class Checkpoints(TorchCheckpointIO):
         damaged: list[tuple[Path, Exception]] = []
         for path in reversed(self.files):
             try:
-                checkpoint = Checkpoint(path, _read(path))
+                checkpoint = Checkpoint(path, *_read(path))
+            except PermissionError as error:  # no damage: it is not put aside
+                raise UserError(f"resume: {path} cannot be read: {error.strerror}; let this user read it") from None
             except Exception as error:  # damage shows as any of them
                 damaged.append((path, error))
                 continue
@@ -128,12 +148,13 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The run's own part of a checkpoint, if all of it is as it was written; nothing in it is executed."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
+    """A checkpoint's `run` and `shapes`, if all of it is as it was written; nothing in it is executed."""
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()
     if bad is not None:
         raise ValueError(f"the checksum of {bad} is another")
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    run: dict[str, Any] = content[RUN]
-    return run
+    if RUN not in content or "state_dict" not in content:
+        raise ValueError("it is whole, but of another program")
+    return content[RUN], {name: tensor.shape for name, tensor in content["state_dict"].items()}

@@ -24,7 +24,7 @@ from scalekd.training.stopping import Stop
 
 def distill(
     recipe: Recipe,
-    output: Path,
+    output: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,7 +55,7 @@ def distill(
 def distill_students(
     recipe: Recipe,
     students: Sequence[str],
-    output: Path,
+    output: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -112,6 +112,8 @@ def _distill(
         inputs = setup.inputs()
         # Last: what cannot start must not delete another run.
         processes.first_says(lambda: group.prepare(setup.recipes, inputs, resume=resume))
+        if resume and (packages := processes.first_says(group.runs[0].changed_packages)):
+            setup.say(f"warning: other packages than at the start, so figures may differ: {', '.join(packages)}")
         return fit(setup, stop, resume=resume, live=live)
 
 

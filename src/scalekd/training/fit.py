@@ -65,6 +65,8 @@ def fit(setup: Setup, stop: Stop, *, resume: bool, live: Live | None) -> list[di
     module = DistillationModule(
         learners, steps_per_epoch=setup.steps, accumulate=setup.accumulate, corrupt=setup.corrupt
     )
+    if checkpoint is not None:
+        checkpoint.check_fits(module)
     if setup.sharded:
         shard_trained(learners[0].method, learners[0].ema, setup.device, setup.probe)
     elif processes.count > 1:

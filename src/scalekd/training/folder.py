@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from scalekd.data import absolute
 from scalekd.data.decoding import DECODING
@@ -31,10 +33,15 @@ _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
     "keep", "checkpoint_minutes",
 }  # fmt: skip
+# Keys whose values follow another key's where the user leaves them open.
+_FOLLOWS = {"lr": "batch", "min_lr": "batch", "warmup_lr": "batch", "micro_batch": "batch", "warmup_epochs": "epochs"}
 
 
 class RunFolder:
     """Paths of a run's files.
+
+    Args:
+        path: The folder.
 
     Attributes:
         recipe: The resolved recipe, YAML.
@@ -48,8 +55,8 @@ class RunFolder:
         result: Final figures; there only when the run is finished.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         self.recipe = path / "recipe.yaml"
         self.inputs = path / "inputs.json"
         self.environment = path / "environment.json"
@@ -89,11 +96,7 @@ class RunFolder:
                     "it with that version, or start anew with --overwrite"
                 )
             if changed:
-                then, now = stored.get(changed[0]), inputs.get(changed[0])
-                raise UserError(
-                    f"resume: {changed[0]} changed since the run in {self.path} was started ({then} then, {now} now); "
-                    "restore it, or start anew with --overwrite"
-                )
+                raise UserError(self._changed(changed[0], stored.get(changed[0]), inputs.get(changed[0])))
             return
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
@@ -104,6 +107,31 @@ class RunFolder:
         if isinstance(data, str):
             paths["data"] = absolute(data)
         _write(self.recipe, dump(recipe.model_copy(update=paths)))
+
+    def _changed(self, name: str, then: object, now: object) -> str:
+        """What to say of an input that is not the one the run was started with."""
+        if then is None:
+            return (
+                f"resume: the run in {self.path} was started without {name}, now there are some ({now}); leave them out"
+            )
+        if now is None:
+            return f"resume: the run in {self.path} was started with {name} ({then}), now there are none; give them"
+        packages = self.changed_packages()
+        perhaps = f", perhaps because packages did: {', '.join(packages)}" if packages else ""
+        return (
+            f"resume: {name} changed since the run in {self.path} was started ({then} then, {now} now){perhaps}; "
+            "restore it, or start anew with --overwrite"
+        )
+
+    def changed_packages(self) -> list[str]:
+        """The packages whose versions are not those that the run here was started with, with both versions."""
+        try:
+            then = read_json(self.environment).get("packages")
+        except UserError:  # nothing but a hint depends on it
+            then = None
+        now = describe_environment()["packages"]
+        versions = {name: (then.get(name), now[name]) for name in now} if isinstance(then, dict) else {}
+        return [f"{name} {old} -> {new}" for name, (old, new) in versions.items() if old != new]
 
     def clear(self) -> None:
         """Delete the run that is here."""
@@ -117,19 +145,48 @@ class RunFolder:
         """Make sure that the run that is here has these settings, but for those that do not bear on the result.
 
         Raises:
-            UserError: If there is no run or a setting is another; names it.
+            UserError: If there is no run or a setting is another; names it, and not one that only follows from it.
         """
         defaults = resolved(type(recipe)())  # of keys that are newer than the run
         stored, wanted = defaults | self.stored_keys(), resolved(recipe)
-        free = _PLACES | _CONDUCT | ({"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set())
-        free |= {key for key in _MODELS if is_weights(stored.get(key)) and is_weights(wanted.get(key))}  # known by hash
-        changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"resume: {key} is {wanted[key]!r} but the run in {self.path} was started with {stored.get(key)!r}; "
-                "leave it out, or start anew with --overwrite"
-            )
+        free = {"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set()
+        changed = [key for key in wanted if key not in free and _differs(key, stored.get(key), wanted[key])]
+        causes = [key for key in changed if _FOLLOWS.get(key) not in changed]
+        if causes:
+            self._refuse(causes[0], stored.get(causes[0]), wanted[causes[0]])
+
+    def check_given(self, schema: type[Keys], given: Mapping[str, Any]) -> None:
+        """Make sure that keys which the user gives are those that the run here was started with.
+
+        It comes before a recipe is made of them, where other keys follow from these and may not go together with them.
+
+        Args:
+            schema: The kind of recipe.
+            given: Keys and values as the user writes them.
+
+        Raises:
+            UserError: If there is no run or a key is another; names it.
+        """
+        stored = resolved(schema()) | self.stored_keys()
+        for key, text in given.items():
+            folder = key in _MODELS and os.path.isdir(text)  # stands for weights in it
+            if key not in stored or key == "micro_batch" or folder:  # whether the second matters depends on others
+                continue
+            field = schema.model_fields[key]
+            kind: Any = Annotated[field.annotation, field]
+            values = TypeAdapter(kind)
+            try:
+                value = values.dump_python(values.validate_python(text), mode="json")
+            except ValidationError:  # the recipe will say what is wrong with it
+                continue
+            if _differs(key, stored[key], value):
+                self._refuse(key, stored[key], value)
+
+    def _refuse(self, key: str, stored: object, wanted: object) -> None:
+        raise UserError(
+            f"resume: {key} is {wanted!r} but the run in {self.path} was started with {stored!r}; "
+            "leave it out, or start anew with --overwrite"
+        )
 
     def stored_keys(self) -> dict[str, Any]:
         """The recipe of the run that is here, as plain keys.
@@ -181,6 +238,13 @@ class RunFolder:
 
     def _logs(self) -> list[Path]:
         return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def _differs(key: str, stored: object, wanted: object) -> bool:
+    """Whether a key's value bears on the result and is another one."""
+    if key in _MODELS and is_weights(stored) and is_weights(wanted):
+        return False  # known by their hashes
+    return key not in _PLACES | _CONDUCT and stored != wanted
 
 
 def is_weights(model: object) -> bool:

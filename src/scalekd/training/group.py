@@ -59,21 +59,21 @@ class Group:
         checkpoints: Everything needed to go on with all of them.
     """
 
-    def __init__(self, path: Path, students: Sequence[str] = ()) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, students: Sequence[str] = ()) -> None:
+        self.path = path = Path(path)
         self.students = list(students) if len(students) > 1 else []
         self.names = folder_names(self.students) or [""]
         self.runs = [RunFolder(path / name) for name in self.names]
         self.checkpoints = Checkpoints(path / _CHECKPOINTS)
 
     @staticmethod
-    def stored_students(path: Path) -> list[str]:
+    def stored_students(path: str | Path) -> list[str]:
         """The students of the group that is in a folder; empty if there is none.
 
         Raises:
             UserError: If the file that lists them is damaged.
         """
-        file = path / GROUP
+        file = Path(path) / GROUP
         if not file.is_file():
             return []
         students = read_json(file).get("students")
