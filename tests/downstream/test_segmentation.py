@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from scalekd.data import Key
 from scalekd.downstream.segmentation import Segmentation
-from scalekd.downstream.segmentation.data import LabelledImages, read_pairs, training_transform
+from scalekd.downstream.segmentation.data import LabelledImages, training_transform
+from scalekd.downstream.segmentation.files import read_pairs
 from scalekd.downstream.segmentation.model import Scores, predict
 from scalekd.downstream.segmentation.testing import Tally, palette
 from scalekd.downstream.segmentation.training import SegmentationModule
@@ -144,8 +145,8 @@ def test_other_layouts_and_numbers_from_zero(run: Cli, scenes: Path) -> None:
 def test_what_does_not_fit_is_refused_in_one_line(run: Cli, scenes: Path, tmp_path: Path) -> None:
     images, labels = scenes / "images" / "training", scenes / "annotations" / "training"
     run("--classes", "red,green").refused("annotations/", ".png has the value 3", "2 classes, numbered 1 to 2")
-    Image.open(labels / "3.png").convert("RGB").save(labels / "3.png")
-    run("--overwrite").refused("3.png", "channels RGB", "must have one")
+    Image.new("RGB", (48, 40), (200, 0, 0)).save(labels / "3.png")
+    run("--overwrite").refused("3.png", "channels RGB", "one channel", "#c80000")
     Image.new("L", (48, 39)).save(labels / "3.png")
     run("--overwrite").refused("3.png is 48x39", "is 48x40")
     (labels / "3.png").unlink()

@@ -34,7 +34,8 @@ def segmentation(
 ) -> None:
     r"""Train UPerNet on a student's features, and measure its mIoU.
 
-    Flags are recipe keys and win over the recipe. Label images have one channel of class numbers.
+    Flags are recipe keys and win over the recipe. Label images hold a class number a pixel;
+    --map-values says what other values or colours stand for.
 
     Examples:
         scalekd transfer segmentation --recipe segmentation/upernet-resnet50 \
@@ -62,6 +63,9 @@ def segmentation(
     for name, value in result["iou"].items():
         table.add_row(name, "does not occur" if value is None else f"{value:.2f}%")
     Console().print(table)
+    number, total = result["miou_classes"], len(result["iou"])
+    over = f"{total} classes" if number == total else f"{number} of {total} classes"
     typer.echo(
-        f"mIoU {result['miou']:.2f}%, pixel accuracy {result['pixel_accuracy']:.2f}%; pictures in {output}/pictures"
+        f"mIoU {result['miou']:.2f}% over {over}, pixel accuracy {result['pixel_accuracy']:.2f}%; "
+        f"pictures in {output}/pictures"
     )

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -116,17 +114,6 @@ def read(image: OpenedImage) -> Tensor:
     with _naming_what_is_unreadable():
         image.stored.load()
         return turned(to_tensor(image.stored), image.turn)
-
-
-def read_numbers(image: OpenedImage) -> NDArray[np.int64]:
-    """Decode an opened image of one channel as the numbers that it stores, palettes not applied: `[h, w]`, upright.
-
-    Raises:
-        UnreadableImageError: If the file is corrupt.
-    """
-    with _naming_what_is_unreadable():
-        numbers = torch.from_numpy(np.asarray(image.stored).astype(np.int64))
-        return turned(numbers, image.turn).numpy()
 
 
 def read_crop(image: OpenedImage, box: Box, side: int, *, remain: int = 2) -> Tensor:

@@ -2,130 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
-from scalekd.data.decoding import UnreadableImageError, open_image, read, read_numbers
+from scalekd.data.decoding import UnreadableImageError, open_image, read
 from scalekd.data.loader import steady_loader
 from scalekd.data.patience import DataGoneError, Patience
 from scalekd.data.steady import SteadyLoader
-from scalekd.downstream.segmentation.schema import Segmentation
+from scalekd.downstream.segmentation.files import Pairs
+from scalekd.downstream.segmentation.schema import IGNORED, Segmentation
+from scalekd.downstream.segmentation.values import Coding
 from scalekd.errors import UserError
 
-IGNORED = 255
 _MEAN = [round(255 * share) for share in IMAGENET_DEFAULT_MEAN]
-_CLASS_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's modes of one channel, whose values are class numbers
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The images of one split and their label images.
-
-    Attributes:
-        root: Folder of the images.
-        images: Their paths.
-        labels: Path of each one's label image.
-    """
-
-    root: Path
-    images: tuple[Path, ...]
-    labels: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the images' names and file sizes, labels included, with their number."""
-        digest = hashlib.sha256()
-        for image, label in zip(self.images, self.labels, strict=True):
-            sizes = f"{image.stat().st_size} {label.stat().st_size}"
-            digest.update(f"{image.relative_to(self.root)}\0{sizes}\n".encode(errors="surrogateescape"))
-        return f"{len(self)} images, {digest.hexdigest()[:16]}"
-
-
-def read_pairs(recipe: Segmentation, split: str) -> Pairs:
-    """List a split's images and labels, and look at the headers of all.
-
-    Raises:
-        UserError: If a folder is missing or empty, an image or a label lacks the other, or the two do not fit.
-    """
-    if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
-    image_root, label_root = (
-        recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
-    )
-    images, labels = _files(image_root), _files(label_root)
-    for have, lack, where in ((images, labels, label_root), (labels, images, image_root)):
-        missing = sorted(have.keys() - lack.keys())
-        if missing:
-            more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(f"data: {have[missing[0]]} has no partner in {where}{more}; add it, or remove the file")
-    pairs = Pairs(image_root, tuple(images.values()), tuple(labels[name] for name in images))
-    for image, label in zip(pairs.images, pairs.labels, strict=True):
-        _check(image, label)
-    return pairs
-
-
-def _files(root: Path) -> dict[str, Path]:
-    """The images in a folder and those in it, by their path without ending."""
-    if not root.is_dir():
-        raise UserError(f"data: no such folder: {root}; image_folder and label_folder say where they are")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    if not paths:
-        raise UserError(f"data: no images in {root}")
-    return {str(path.relative_to(root).with_suffix("")): path for path in paths}
-
-
-def _check(image: Path, label: Path) -> None:
-    try:
-        with open_image(lambda: str(image)) as pixels, open_image(lambda: str(label)) as numbers:
-            size, other, mode = pixels.size, numbers.size, numbers.mode
-    except UnreadableImageError:
-        return  # told when it is read
-    if mode not in _CLASS_MODES:
-        raise UserError(f"data: label image {label} has channels {mode}; it must have one, of class numbers")
-    if size != other:
-        raise UserError(
-            f"data: label image {label} is {other[0]}x{other[1]} pixels, but {image} is {size[0]}x{size[1]}"
-        )
-
-
-def read_label(path: Path, num_classes: int, *, zero_is_unlabelled: bool, max_pixels: int) -> Tensor:
-    """A label image as class indices `[h, w]`, uint8, from 0; 255 for pixels without a label.
-
-    Raises:
-        UnreadableImageError: If the file is missing or spoilt.
-        UserError: If a number stands for no class.
-    """
-    with open_image(lambda: str(path), max_pixels) as image:
-        numbers = read_numbers(image)
-    first = int(zero_is_unlabelled)
-    indices = np.where((numbers == IGNORED) | (numbers < first), IGNORED, numbers - first)
-    wrong = numbers[(indices >= num_classes) & (indices != IGNORED)]
-    if wrong.size:
-        raise UserError(
-            f"data: label image {path} has the value {wrong.max()}, but there are {num_classes} classes, numbered "
-            f"{first} to {num_classes - 1 + first}; set num_classes (or classes) or mend the file"
-        )
-    return torch.from_numpy(indices.astype(np.uint8))
 
 
 class Batch(NamedTuple):
@@ -150,12 +51,7 @@ class LabelledImages(Dataset[Batch]):
     def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
         self.pairs, self.transform, self.substitute, self.seed = pairs, transform, substitute, recipe.seed
         self._max_pixels, self._patience = recipe.max_pixels, Patience(recipe.data_patience)
-        self._read_label = partial(
-            read_label,
-            num_classes=len(recipe.class_names),
-            zero_is_unlabelled=recipe.zero_is_unlabelled,
-            max_pixels=recipe.max_pixels,
-        )
+        self._coding = Coding(recipe)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -182,7 +78,7 @@ class LabelledImages(Dataset[Batch]):
         """Image `[3, h, w]` and labels `[h, w]`."""
         with open_image(partial(str, self.pairs.images[index]), self._max_pixels) as opened:
             pixels = read(opened)
-        return pixels, self._read_label(self.pairs.labels[index])
+        return pixels, torch.from_numpy(self._coding.read(self.pairs.labels[index]))
 
 
 def training_transform(recipe: Segmentation) -> Transform:

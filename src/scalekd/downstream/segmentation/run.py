@@ -12,7 +12,9 @@ from rich.console import Console
 from scalekd.data import CorruptImages
 from scalekd.downstream.backbone import Backbone, card_of, save_whole
 from scalekd.downstream.running import Run, begun, build_backbone, fit
-from scalekd.downstream.segmentation.data import Pairs, read_pairs, testing_loader, training_loader
+from scalekd.downstream.segmentation.counting import check_labels
+from scalekd.downstream.segmentation.data import testing_loader, training_loader
+from scalekd.downstream.segmentation.files import Pairs, read_pairs
 from scalekd.downstream.segmentation.model import Segmenter
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.downstream.segmentation.testing import Figures, draw, measure
@@ -46,7 +48,8 @@ def train(
         console: Where to print; standard error by default.
 
     Returns:
-        What `result.json` holds: mIoU, IoU by class and pixel accuracy in percent, the weights' hash, time.
+        What `result.json` holds: mIoU, over how many classes it is, IoU by class and pixel accuracy in percent, the
+        weights' hash, time.
 
     Raises:
         UserError: For any wrong input.
@@ -58,6 +61,9 @@ def train(
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
         if not recipe.class_names:
             raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+        if not resume:  # otherwise the run that goes on has done so
+            for split in pairs:
+                check_labels(split, recipe, run.say, run.console)
         segmenter = _build(recipe, build_backbone(recipe, spread=True))
         _announce(run, segmenter, pairs)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
@@ -81,6 +87,7 @@ def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = No
     device = pick_device(recipe.accelerator)
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    check_labels(pairs, recipe, say, console)
     corrupt = CorruptImages(recipe.max_corrupt, say)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     segmenter.to(device).eval()
@@ -172,4 +179,9 @@ def _in_words(figures: Figures, recipe: Segmentation) -> dict[str, Any]:
         name: None if value is None else round(value, 3)
         for name, value in zip(recipe.class_names, figures.iou, strict=True)
     }
-    return {"miou": round(figures.miou, 3), "pixel_accuracy": round(figures.pixel_accuracy, 3), "iou": iou}
+    return {
+        "miou": round(figures.miou, 3),
+        "miou_classes": figures.occurring,
+        "pixel_accuracy": round(figures.pixel_accuracy, 3),
+        "iou": iou,
+    }

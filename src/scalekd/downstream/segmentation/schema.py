@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scalekd.downstream.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 from scalekd.recipes import Keys
 from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName
 
-_MOST_CLASSES = 254  # label images have one byte a pixel, and 255 stands for no label
+IGNORED = 255  # stands for no label, in label images and as a class index
+_MOST_CLASSES = 254
+_ENTRY = re.compile(r"(?:(\d+)|#([0-9a-fA-F]{6}))\s*=\s*(\d+)")
+
+
+def _entries(value: object) -> object:
+    """A mapping `{255: 1}` as the entries that the command line gives: `255=1`."""
+    return [f"{key}={number}" for key, number in value.items()] if isinstance(value, dict) else value
+
+
+def _entry(text: str) -> str:
+    """`255=1` or `#ff0000=1`."""
+    match = _ENTRY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not VALUE=NUMBER, such as 255=1 or '#ff0000=1'")
+    if match[1] and int(match[1]) > 65_535:
+        raise ValueError(f"{text!r}: a value is at most 65535")
+    return text.strip()
+
+
+def colour_in_words(value: int) -> str:
+    """`0xff0000` as `#ff0000`."""
+    return f"#{value:06x}"
+
+
+ValueMap = Annotated[
+    tuple[Annotated[str, Field(title="VALUE=NUMBER"), AfterValidator(_entry)], ...], BeforeValidator(_entries)
+]
 
 
 class ModelKeys(BackboneKeys):
@@ -33,6 +61,10 @@ class DataKeys(LoadingKeys):
     """Where a split's images are in it."""
     label_folder: str = "annotations/{split}"
     """Where a split's label images are in it: one channel of class numbers, named as the images are."""
+    label_suffix: str = ""
+    """What a label image's name has behind the image's: _mask, where a.jpg has a_mask.png."""
+    split_list: str | None = Field(default=None, min_length=1)
+    """Text file that names a split's images, a line each, without ending, as ImageSets/Segmentation/{split}.txt."""
     train_split: SplitName = "training"
     """Name of the training split."""
     val_split: SplitName = "validation"
@@ -43,6 +75,8 @@ class DataKeys(LoadingKeys):
     """Number of classes, where they are not named."""
     zero_is_unlabelled: bool = True
     """Whether 0 stands for pixels without a label and classes are numbered from 1, as in ADE20K. 255 always does."""
+    map_values: ValueMap = ()
+    """Numbers that values or colours stand for, before zero_is_unlabelled acts: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
     short_side: Positive = 512
     """Short side in pixels that images are resized to for testing, and before the random scale in training."""
     long_side: Positive = 2048
@@ -124,10 +158,34 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
             raise ValueError(f"classes: {len(self.classes)} are named; there must be 2 to {_MOST_CLASSES}")
         if self.window_stride and self.window_stride > (self.window or 0):
             raise ValueError(f"window_stride: {self.window_stride} needs a window of at least as many pixels")
-        for key in ("image_folder", "label_folder"):
+        for key in ("image_folder", "label_folder") if self.split_list is None else ("split_list",):
             if "{split}" not in getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)!r} must say where the split's name goes: {{split}}")
+        self._check_mapping()
         return self
+
+    def _check_mapping(self) -> None:
+        if len(self.mapping) < len(self.map_values):
+            raise ValueError("map_values: give each value once")
+        if 0 < sum(entry.startswith("#") for entry in self.map_values) < len(self.map_values):
+            raise ValueError("map_values: give values or colours, not both")
+        last = len(self.class_names) - 1 + self.zero_is_unlabelled
+        beyond = [entry for entry, number in zip(self.map_values, self.mapping.values(), strict=True) if number > last]
+        beyond = [entry for entry in beyond if self.class_names and not re.search(rf"=\s*{IGNORED}$", entry)]
+        if beyond:
+            first = int(self.zero_is_unlabelled)
+            raise ValueError(f"map_values: {beyond[0]}, but classes are numbered {first} to {last} (255: unlabelled)")
+
+    @property
+    def mapping(self) -> dict[int, int]:
+        """The number for each value, or for each colour `0xRRGGBB`, that `map_values` names."""
+        matches = [_ENTRY.fullmatch(entry) for entry in self.map_values]
+        return {int(m[1]) if m[1] else int(m[2], 16): int(m[3]) for m in matches if m is not None}
+
+    @property
+    def maps_colours(self) -> bool:
+        """Whether `map_values` names colours."""
+        return any(entry.startswith("#") for entry in self.map_values)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import draw_segmentation_masks, save_image
 
 from scalekd.data import CorruptImages, Key
-from scalekd.downstream.segmentation.data import IGNORED, Batch, LabelledImages, Pairs, testing_transform
+from scalekd.downstream.segmentation.data import Batch, LabelledImages, testing_transform
+from scalekd.downstream.segmentation.files import Pairs
 from scalekd.downstream.segmentation.model import Segmenter, predict
-from scalekd.downstream.segmentation.schema import Segmentation
+from scalekd.downstream.segmentation.schema import IGNORED, Segmentation
+from scalekd.downstream.segmentation.values import Coding
 from scalekd.errors import UserError
 
 _OPACITY = 0.7
@@ -36,6 +37,16 @@ class Figures:
     miou: float
     pixel_accuracy: float
     iou: tuple[float | None, ...]
+
+    @property
+    def occurring(self) -> int:
+        """Classes that the mean is over."""
+        return sum(value is not None for value in self.iou)
+
+    @property
+    def extent(self) -> str:
+        """Over how many classes the mean is."""
+        return str(len(self.iou)) if self.occurring == len(self.iou) else f"{self.occurring} of {len(self.iou)}"
 
 
 class Tally:
@@ -149,17 +160,12 @@ def _panels(image: Tensor, numbers: tuple[Tensor, ...], colours: list[tuple[int,
 
 
 def palette(pairs: Pairs, recipe: Segmentation) -> list[tuple[int, int, int]]:
-    """A colour for each class: of the label images' own palette where they have one, otherwise Pascal VOC's.
+    """A colour for each class: the label images' own where they have some, otherwise Pascal VOC's.
 
     VOC's takes the bits of the number in turn for red, green and blue, the lowest first; 0 is black and left out.
     """
-    first = int(recipe.zero_is_unlabelled)
-    with Image.open(pairs.labels[0]) as label:
-        own = label.getpalette("RGB") if label.mode == "P" else None
-    count = len(recipe.class_names)
-    if own is not None and len(own) >= 3 * (count + first):
-        return [(own[3 * n], own[3 * n + 1], own[3 * n + 2]) for n in range(first, count + first)]
-    return [_voc(number) for number in range(1, count + 1)]
+    own = Coding(recipe).colours(pairs.labels[0])
+    return own or [_voc(number) for number in range(1, len(recipe.class_names) + 1)]
 
 
 def _voc(number: int) -> tuple[int, int, int]:

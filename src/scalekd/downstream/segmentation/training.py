@@ -13,9 +13,9 @@ from torch import Tensor
 
 from scalekd.data import CorruptImages
 from scalekd.downstream.module import TransferModule
-from scalekd.downstream.segmentation.data import IGNORED, Batch
+from scalekd.downstream.segmentation.data import Batch
 from scalekd.downstream.segmentation.model import Segmenter
-from scalekd.downstream.segmentation.schema import Segmentation
+from scalekd.downstream.segmentation.schema import IGNORED, Segmentation
 from scalekd.downstream.segmentation.testing import Figures, Tally, check, classify
 from scalekd.errors import UserError
 
@@ -72,7 +72,8 @@ class SegmentationModule(TransferModule):
 
     def describe(self) -> str:
         assert self.figures is not None
-        return f"mIoU {self.figures.miou:.2f}%  pixel accuracy {self.figures.pixel_accuracy:.2f}%"
+        figures = self.figures
+        return f"mIoU {figures.miou:.2f}% over {figures.extent} classes  pixel accuracy {figures.pixel_accuracy:.2f}%"
 
     @property
     def measured(self) -> dict[str, Any] | None:

@@ -1,0 +1,92 @@
+"""Layouts that labelling tools export: which flags read them, and what must be converted first."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+
+def hint(data: Path) -> str:
+    """How to read a folder whose layout is a known tool's, as the end of an error; empty where it is none."""
+    found = _voc(data) or _roboflow(data) or _supervisely(data) or _camvid(data) or _without_masks(data)
+    return f". {found}" if found else ""
+
+
+def _voc(data: Path) -> str:
+    """Pascal VOC, and what CVAT ("Segmentation mask"), LabelMe's labelme2voc and others write like it."""
+    masks = [folder for folder in ("SegmentationClassPNG", "SegmentationClass") if (data / folder).is_dir()]
+    if not masks:
+        return ""
+    if not (data / "JPEGImages").is_dir():
+        return f"{data} looks like Pascal VOC's layout without the images; export them, too, into JPEGImages/"
+    flags = f"--image-folder JPEGImages --label-folder {masks[0]}"
+    lists = sorted(path.stem for path in data.glob("ImageSets/Segmentation/*.txt"))
+    where = "ImageSets/Segmentation/{split}.txt" if lists else "{split}.txt"
+    missing = "" if len(lists) > 1 else f"; write the lists {where}, a name without ending a line, for two splits"
+    train = next((name for name in lists if name.startswith("train")), "train")
+    val = next((name for name in lists if name.startswith("val")), "val")
+    return (
+        f"{data} looks like Pascal VOC's layout: give {flags} --split-list '{where}' --train-split {train} "
+        f"--val-split {val} --no-zero-is-unlabelled{missing}"
+    )
+
+
+def _roboflow(data: Path) -> str:
+    """Roboflow's "Semantic Segmentation Masks": image and mask beside each other."""
+    splits = [split for split in ("train", "valid", "test") if any(islice(data.glob(f"{split}/*_mask.png"), 1))]
+    if not splits:
+        return ""
+    val = "valid" if "valid" in splits else splits[-1]
+    return (
+        f"{data} looks like Roboflow's layout: give --image-folder '{{split}}' --label-folder '{{split}}' "
+        f"--label-suffix _mask --train-split {splits[0]} --val-split {val} "
+        "--no-zero-is-unlabelled, and the classes of _classes.csv"
+    )
+
+
+def _supervisely(data: Path) -> str:
+    """Supervisely's project: one folder a data set."""
+    sets = sorted(path.parent.name for path in data.glob("*/img") if path.is_dir())
+    if not sets:
+        return ""
+    masks = next((name for name in ("masks_machine", "masks_human") if (data / sets[0] / name).is_dir()), None)
+    if masks is None:
+        return f"{data} looks like a Supervisely project whose labels are JSON; export it as masks (masks_machine)"
+    splits = f"--train-split {sets[0]} --val-split {sets[-1]}"
+    more = "" if len(sets) > 1 else ", after moving some images and masks into a second data set's folder"
+    return (
+        f"{data} looks like Supervisely's layout: give --image-folder '{{split}}/img' --label-folder "
+        f"'{{split}}/{masks}' {splits}{more}"
+    )
+
+
+def _camvid(data: Path) -> str:
+    """CamVid as SegNet and CVAT have it: `train` beside `trainannot`."""
+    splits = sorted(path.name.removesuffix("annot") for path in data.glob("*annot") if path.is_dir())
+    splits = [split for split in splits if (data / split).is_dir()]
+    if not splits:
+        return ""
+    train = "train" if "train" in splits else splits[0]
+    val = next((split for split in splits if split != train), train)
+    return (
+        f"{data} looks like CamVid's layout: give --image-folder '{{split}}' --label-folder '{{split}}annot' "
+        f"--train-split {train} --val-split {val}"
+    )
+
+
+def _without_masks(data: Path) -> str:
+    """Labels that are no masks yet."""
+    if any(islice(data.rglob("task-*-annotation-*.png"), 1)):
+        return (
+            f"{data} looks like Label Studio's brush export, one mask of 0 and 255 an object; merge them into one "
+            "label image for each image (docs/data.md has a script)"
+        )
+    if (data / "annotations.xml").is_file():
+        return f"{data} holds CVAT's polygons (annotations.xml); export the task as 'Segmentation mask'"
+    labels = next(islice(data.rglob("*.json"), 1), None)
+    if labels is not None:
+        return (
+            f"{labels} holds labels as JSON, as LabelMe, Label Studio and COCO write them; draw them as label images "
+            "(LabelMe: labelme2voc), or train on COCO's with `scalekd transfer detection`"
+        )
+    return ""
