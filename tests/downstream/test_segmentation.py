@@ -16,12 +16,13 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from scalekd.data import Key
+from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.segmentation import Segmentation
 from scalekd.downstream.segmentation.data import LabelledImages, training_transform
 from scalekd.downstream.segmentation.files import read_pairs
-from scalekd.downstream.segmentation.model import Scores, predict
+from scalekd.downstream.segmentation.model import Scores, Segmenter, predict
 from scalekd.downstream.segmentation.testing import Tally, palette
-from scalekd.downstream.segmentation.training import SegmentationModule
+from scalekd.downstream.segmentation.training import SegmentationModule, try_training
 from scalekd.errors import UserError
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
@@ -176,6 +177,33 @@ def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_
     cli(*base, "--data", scenes, "--backbone", "resnet18", "--batch", "4").refused("num_classes", "none is given")
     cli(*base, "--data", scenes, "--num-classes", "3", "--batch", "4").refused("--backbone")
     cli(*base, "--evaluate").refused("holds no run")
+
+
+def test_a_backbone_that_fails_in_training_mode_is_refused_before_the_run(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Backbone._read
+
+    def fail(backbone: Backbone, images: Tensor) -> list[Tensor]:
+        if backbone.training:
+            raise KeyError("aux")
+        return read(backbone, images)
+
+    monkeypatch.setattr(Backbone, "_read", fail)
+    run().refused("backbone: resnet18 cannot be trained on images [2, 3, 32, 32]: KeyError: 'aux'")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_the_step_that_is_tried_changes_nothing(scenes: Path) -> None:
+    recipe = settings(scenes, crop=32, precision="float32", accelerator="cpu")
+    backbone = Backbone("resnet18", pretrained=False, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16])
+    segmenter = Segmenter(backbone, 3, decoder_channels=16)
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    state = torch.get_rng_state()
+    try_training(segmenter, recipe)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in segmenter.state_dict().items())
+    assert all(parameter.grad is None for parameter in segmenter.parameters())
 
 
 def test_an_unreadable_image_is_left_out_up_to_the_limit(run: Cli, scenes: Path) -> None:

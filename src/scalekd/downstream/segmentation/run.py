@@ -18,7 +18,7 @@ from scalekd.downstream.segmentation.files import Pairs, read_pairs
 from scalekd.downstream.segmentation.model import Segmenter
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.downstream.segmentation.testing import Figures, draw, measure
-from scalekd.downstream.segmentation.training import SegmentationModule
+from scalekd.downstream.segmentation.training import SegmentationModule, try_training
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.layout import choose_attention, choose_convolutions
@@ -65,6 +65,7 @@ def train(
             for split in pairs:
                 check_labels(split, recipe, run.say, run.console)
         segmenter = _build(recipe, build_backbone(recipe, spread=True))
+        try_training(segmenter, recipe)
         _announce(run, segmenter, pairs)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         run.prepare(segmenter.backbone, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalekd.data import CorruptImages
 from scalekd.downstream.module import TransferModule
@@ -18,6 +19,8 @@ from scalekd.downstream.segmentation.model import Segmenter
 from scalekd.downstream.segmentation.schema import IGNORED, Segmentation
 from scalekd.downstream.segmentation.testing import Figures, Tally, check, classify
 from scalekd.errors import UserError
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models.failure import naming_model
 
 
 class SegmentationModule(TransferModule):
@@ -48,11 +51,8 @@ class SegmentationModule(TransferModule):
         check(batch, self.corrupt)
         if not batch.images.numel():
             raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
-        scores = self.model(batch.images.float() / 255)
-        losses = {"decoder": cross_entropy(scores.logits, batch.labels)}
-        if scores.auxiliary is not None:
-            losses["auxiliary"] = self.recipe.auxiliary_weight * cross_entropy(scores.auxiliary, batch.labels)
-        return losses
+        with naming_model("backbone", self.segmenter.backbone.name, batch.images.shape, "be trained on"):
+            return losses(self.model, batch.images, batch.labels, self.recipe.auxiliary_weight)
 
     def on_validation_epoch_start(self) -> None:
         self._tally = Tally(len(self.recipe.class_names), self.device)
@@ -95,6 +95,34 @@ class SegmentationModule(TransferModule):
             warmup_prefix=True,
             t_in_epochs=False,
         )
+
+
+def losses(model: nn.Module, images: Tensor, labels: Tensor, auxiliary_weight: float) -> dict[str, Tensor]:
+    """The losses of a segmenter on images `[B, 3, h, w]`, uint8, and labels `[B, h, w]`."""
+    scores = model(images.float() / 255)
+    terms = {"decoder": cross_entropy(scores.logits, labels)}
+    if scores.auxiliary is not None:
+        terms["auxiliary"] = auxiliary_weight * cross_entropy(scores.auxiliary, labels)
+    return terms
+
+
+def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
+    """Train a copy of a segmenter for one step on noise: what cannot be trained is refused before the run starts.
+
+    Args:
+        segmenter: What will be trained; it and the random state are left as they are.
+        recipe: The run's settings.
+
+    Raises:
+        ModelError: If the step fails; names the backbone and the images' shape.
+    """
+    device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # the fewest that UPerNet takes
+    with torch.random.fork_rng(), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
+        trial = copy.deepcopy(segmenter).to(device).train()
+        images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=device)
+        with autocast(device, pick_dtype(recipe.precision, device)):
+            terms = losses(trial, images, images[:, 0] % len(recipe.class_names), recipe.auxiliary_weight)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
