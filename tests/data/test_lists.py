@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,27 +18,24 @@ from scalekd.errors import UserError
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("file,label\na,b\n", "no column 'path'"),
-        ("", "no column 'path'"),
-        ("path,split\nTRAIN,train\n", "line 2 has no label"),
+        ("colour,label\na,b\n", "no column 'path'.*it has 'colour', 'label'.*path_column"),
+        ("TRAIN,blue,train\n", "its first line names an image"),
+        ("", "no columns"),
+        ("path,split\nTRAIN,train\n", "line 2 has no label: there is no column of labels among path, split"),
         ("path,label,split\nTRAIN,,train\n", "line 2 has no label"),
         ("path,label\nTRAIN,blue\n", "line 2 has no split"),
         ("path,label,split\n,blue,train\n", "line 2 has no path"),
-        ("path,label,split\n/etc/x.png,blue,train\n", "line 2 names '/etc/x.png'"),
-        ("path,label,split\ntrain/../../x.png,blue,train\n", "paths must stay"),
-        ("path,label,split\nout/x.png,blue,train\n", "'out/x.png' is in a link that leads out"),
-        ("path,label,split\ntrain/out.png,blue,train\n", "'train/out.png' is a link that leads out"),
-        ("path,label,split\nnone/x.png,blue,train\n", "not there .No such file"),
+        (
+            "path,label,split\nTRAIN,blue,train\nnone/x.png,red,train\n",
+            "line 3: 'none/x.png' is not there .No such file",
+        ),
+        ("path,label,split\nx.png,blue,train\n", "none of its 1 files is there; line 2 names 'x.png', which is not in"),
         ("path,label,split\nTRAIN,blue,train\n", "one class, 'blue'"),
         ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
-        ("path,label,split\n\udcff,blue,val\n", "no text"),
+        ("path,label,split\n\udcff,blue,val\n", "no text in UTF-8"),
     ],
 )
-def test_a_wrong_list_is_refused(data: Path, tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(b"x")
-    os.symlink(tmp_path / "elsewhere", data / "out")
-    os.symlink(tmp_path / "elsewhere" / "x.png", data / "train" / "out.png")
+def test_a_wrong_list_is_refused(data: Path, text: str, told: str) -> None:
     one = str(images_of(data, "train")[0].relative_to(data))
     (data / "list.csv").write_bytes(text.replace("TRAIN", one).encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=told):

@@ -151,7 +151,7 @@ def test_what_is_no_sample_is_refused_or_left_out(data: Path, tmp_path: Path) ->
         ([("bare.png", b"x")], "bare.png has no label"),
         ([("odd.png", b"x"), ("odd.cls", b"\xff")], "'odd.cls' holds no label"),
         ([("odd.png", b"x"), ("odd.json", b"{")], "'odd.json' holds no label"),
-        ([("odd.png", b"x"), ("odd.json", b'{"label": [1]}')], "neither text nor an integer"),
+        ([("odd.png", b"x"), ("odd.json", b'{"label": [1]}')], "holds no label: .1., neither text, a whole number nor"),
     ):
         write_tar(tmp_path / "train-0.tar", [*good, *extra])
         with pytest.raises(UserError, match=told):

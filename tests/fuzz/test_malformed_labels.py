@@ -61,25 +61,36 @@ def outcome(data: str | Path) -> Rows | None:
     return [(name, classes[label]) for name, label in zip(names, labels, strict=True)]
 
 
-FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|((?!")[^,\r\n]*))(,|\r\n|\r|\n|\Z)')
+def plain_key(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
 
 
 def plain_csv(text: str) -> list[dict[str, Any]]:
-    """The rows of a CSV file as RFC 4180 has them; it must be one."""
+    """The rows of a CSV file as RFC 4180 has them, with its own separator and blanks around fields; it must be one."""
+    first = re.split("[\r\n]", text)[0]
+    separator = max(
+        ",;\t|", key=lambda each: ("path" in map(plain_key, first.split(each)), first.count(each), each == ",")
+    )
+    pattern = r' *(?:"((?:[^"]|"")*)"|((?!")[^SEP\r\n]*))(SEP|\r\n|\r|\n|\Z)'.replace("SEP", re.escape(separator))
     rows: list[list[str]] = [[]]
     at = 0
     while at < len(text):
-        field = FIELD.match(text, at)
+        field = re.compile(pattern).match(text, at)
         assert field is not None, "a quote is not closed, or not at a field's ends"
         quoted, bare, end = field.groups()
         rows[-1].append(bare if quoted is None else quoted.replace('""', '"'))
-        if end != ",":
+        if end != separator:
             rows.append([])
         at = field.end()
     header, *rest = rows
+    header = [name.strip().lower() for name in header]
     assert all(header.count(key) < 2 for key in KEYS), "which column is meant?"
     assert not any(field for row in rest for field in row[len(header) :]), "what is beyond the columns?"
-    return [dict(zip(header, row, strict=False)) for row in rest if row not in ([], [""])]
+    return [
+        {name: field if name == "path" else field.strip(" \t") for name, field in zip(header, row, strict=False)}
+        for row in rest
+        if row not in ([], [""])
+    ]
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,7 +136,13 @@ def plain_label(sample: dict[str, str]) -> str:
     if text := sample.get("cls"):
         return str(int(text)) if text.isdecimal() else text
     entries = json.loads(sample["json"], object_pairs_hook=once)
-    return str(entries.get("label", entries.get("cls")))
+    return whole(entries.get("label", entries.get("cls")))
+
+
+def whole(label: Any) -> str:
+    """A label as text, a whole number without a point."""
+    assert type(label) in (str, int, bool, float), "is it a label?"
+    return str(int(label)) if type(label) is float else str(label)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +156,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def of(row: dict[str, Any], key: str) -> Any:
+    """A row's value of a key, however the key is written."""
+    return row[key] if key in row else next(value for name, value in row.items() if plain_key(name) == key)
+
+
+def plain_path(path: str) -> str:
+    """A path that is there as it is written, any other with slashes for backslashes."""
+    return os.path.normpath(path if os.path.exists(path) else path.strip(" \t").replace("\\", "/"))
+
+
 def check_list(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
@@ -146,10 +173,10 @@ def check_list(file: Path, content: bytes) -> None:
     finally:
         file.unlink()
     if read is not None:
-        rows = (plain_csv if file.suffix == ".csv" else plain_json)(content.decode("utf-8-sig"))
-        mine = [row for row in rows if file.stem == "train" or row["split"] == "train"]
-        assert read == [(os.path.normpath(str(row["path"])), str(row["label"])) for row in mine]
-        assert all(type(row["label"]) in (str, int) for row in mine)
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        rows = (plain_csv if file.suffix == ".csv" else plain_json)(text)
+        mine = [row for row in rows if file.stem == "train" or of(row, "split") == "train"]
+        assert read == [(plain_path(str(of(row, "path"))), whole(of(row, "label"))) for row in mine]
 
 
 @example(b'path,label\na.png,cat\nin/b.png,dog\nc.png,"cat\nd.png,dog\n', "train.csv")  # rows as part of a label
@@ -203,7 +230,7 @@ def test_malformed_tables(folder: Path, column: Column) -> None:
     read = outcome(f"hf:{place}")
     if read is not None:
         names = [str(name) for name in (column.feature or {}).get("names", ()) if column.kind == pa.int64()]
-        assert [label for _, label in read] == [names[value] if names else str(value) for value in column.values]
+        assert [label for _, label in read] == [names[value] if names else whole(value) for value in column.values]
 
 
 COMMANDS: list[tuple[str, bytes]] = [

@@ -10,7 +10,7 @@ import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.training import RunFolder
 from scalekd.training import adapt as adaptation
 
@@ -26,7 +26,8 @@ _TRAINING = {
 
 
 @with_recipe_flags(
-    "data", "train_split", "val_split", "resolution", "crop_fraction", "teacher_weights", "teacher_args", "workers",
+    "data", "train_split", "val_split", *ListKeys.model_fields, "resolution", "crop_fraction", "teacher_weights",
+    "teacher_args", "workers",
     "max_corrupt", "max_pixels", "data_patience", "batch", "seed", "precision", "accelerator", *_TRAINING,
     told=_TRAINING | {
         "batch": "Images at once; finetune: images per optimiser step.  [default: 64]",

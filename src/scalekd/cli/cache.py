@@ -11,12 +11,13 @@ import typer
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data.cache.store import size
 from scalekd.errors import printable
-from scalekd.recipes import DataKeys, Recipe, load
+from scalekd.recipes import DataKeys, ListKeys, Recipe, load
 from scalekd.training import fill_cache
 
 _OWN = {
     "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",
     "epochs", "batch", "micro_batch", "seed", "precision", "accelerator", *DataKeys.model_fields,
+    *ListKeys.model_fields,
 } - {"crop_fraction", "mixup", "cutmix"}  # fmt: skip
 _OTHERS = set(Recipe.model_fields) - _OWN
 

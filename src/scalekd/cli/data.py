@@ -20,7 +20,7 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Split, open_data, read_label_free, read_splits
 from scalekd.data.check import Findings, check_split
 from scalekd.errors import printable
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import ListKeys, Recipe, load
 
 data = typer.Typer(cls=Group, help="Look after images.", no_args_is_help=True)
 _SHOWN = 10
@@ -37,6 +37,7 @@ def _group() -> None:
     "val_split",
     "unlabelled_split",
     "labels",
+    *ListKeys.model_fields,
     "workers",
     "max_pixels",
     "data_patience",
@@ -87,14 +88,14 @@ def check(
 def _splits(recipe: Recipe) -> dict[str, Split]:
     """The splits that are there, by name; as a run would read them."""
     assert recipe.data is not None
-    source = open_data(recipe.data)
+    source = open_data(recipe.data, recipe)
     train, val, unlabelled = recipe.train_split, recipe.val_split, recipe.unlabelled_split
     if recipe.labels == "none":
-        training, validation = read_label_free(recipe.data, train, val, unlabelled)
+        training, validation = read_label_free(recipe.data, train, val, unlabelled, recipe)
         return {train: training} | ({val: validation} if len(validation) else {})
     if not source.has(train) and source.has(val):  # as for `evaluate`
         return {val: source.read(val)}
-    training, validation = read_splits(recipe.data, train, val)
+    training, validation = read_splits(recipe.data, train, val, recipe)
     splits = {train: training, val: validation}
     return splits | ({unlabelled: source.read(unlabelled, labelled=False)} if source.has(unlabelled) else {})
 

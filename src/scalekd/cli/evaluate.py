@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scalekd.cli.model import HELP, find_run, read_model
-from scalekd.cli.options import Flags, parse_mapping, with_recipe_flags
+from scalekd.cli.options import Flags, over_stored, parse_mapping, with_recipe_flags
 from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, in_order, read_split, read_splits
 from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
@@ -31,16 +31,17 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.training.inputs import evaluation_images
 
 _NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
-_SHARED = ("data", "train_split", "val_split", "precision")  # what models must have in common to be compared
-_OF_THE_RUN = ("data", "train_split", "val_split", "resolution", "crop_fraction", "precision")
+_DATA = ("data", "train_split", "val_split", *ListKeys.model_fields)
+_SHARED = (*_DATA, "precision")  # what models must have in common to be compared
+_OF_THE_RUN = (*_DATA, "resolution", "crop_fraction", "precision")
 
 
 @with_recipe_flags(
-    "data", "train_split", "val_split", "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
+    *_DATA, "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
     "data_patience", "precision", "accelerator",
     told={
         "train_split": "--knn, --linear: the split that says which class is where. Default: the run's, or train.",
@@ -104,7 +105,7 @@ class _Subject:
             read_weights(given)  # says why not
         run = find_run(given)
         stored = {} if run is None else run.stored_keys()
-        return cls(given, weights, args, {key: stored[key] for key in _OF_THE_RUN if key in stored} | flags)
+        return cls(given, weights, args, over_stored(flags, stored, _OF_THE_RUN))
 
     def build(self, recipe: Recipe) -> tuple[Classifier, float]:
         """The model, and the share of the image that it is to look at."""
@@ -118,7 +119,7 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     recipe = load(None, subject.keys)
     if recipe.data is None:
         raise UserError(_NO_DATA.format(splits="val/<class>/"))
-    split = read_split(recipe.data, recipe.val_split)
+    split = read_split(recipe.data, recipe.val_split, recipe)
     classifier, crop = subject.build(recipe)
     if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
         split = in_order(split, classifier.classes)
@@ -181,7 +182,7 @@ def _print(rows: Sequence[dict[str, Any]], data: str) -> None:
 def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
     """A model's features of the training and of the validation images, neither of them augmented."""
     assert recipe.data is not None
-    splits = read_splits(recipe.data, recipe.train_split, recipe.val_split)
+    splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     classifier, crop = subject.build(recipe)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))

@@ -14,7 +14,7 @@ import typer
 from torch import Tensor
 
 from scalekd.cli.model import HELP, Named, read_model
-from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.cli.options import Flags, over_stored, with_recipe_flags
 from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.errors import UserError
 from scalekd.export.compare import Agreement, agreement, time_ratio
@@ -28,18 +28,18 @@ from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
 from scalekd.progress import working
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.training import RunFolder
 from scalekd.training.inputs import evaluation_images
 
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
 _CHECKED, _CALIBRATED = 48, 128
-_RUN_KEYS = ("data", "train_split", "val_split", "max_corrupt", "max_pixels", "data_patience")
+_RUN_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields, "max_corrupt", "max_pixels", "data_patience")
 _WRITTEN = (CONFIG, WEIGHTS, "README.md")
 
 
 @with_recipe_flags(
-    "data", "train_split", "val_split", "workers", "max_corrupt", "max_pixels", "data_patience",
+    "data", "train_split", "val_split", *ListKeys.model_fields, "workers", "max_corrupt", "max_pixels", "data_patience",
     told={
         "data": "Images that the export is checked on, as --data of distill. Default: the run's, or generated ones.",
         "train_split": "--int8: name of the split that it is calibrated on. Default: the run's, or train.",
@@ -90,7 +90,7 @@ def export(
     named = read_model(model, weights)
     target = _target(named, output, _NAMES[format_], overwrite=overwrite)
     keys = {} if named.run is None else named.run.stored_keys()
-    recipe = load(None, {key: keys[key] for key in _RUN_KEYS if key in keys} | flags)
+    recipe = load(None, over_stored(flags, keys, _RUN_KEYS))
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
     with working(f"writing {target}"):
         exported = _write(named, format_, target, opset)
@@ -157,7 +157,7 @@ def _validation_images(classifier: Classifier, recipe: Recipe, *, asked: bool) -
 def _images(classifier: Classifier, recipe: Recipe, split: str) -> Images:
     """A split's images as the model is evaluated on them."""
     assert recipe.data is not None
-    found = read_split(recipe.data, split)
+    found = read_split(recipe.data, split, recipe)
     if sorted(classifier.classes) == sorted(found.classes):
         found = in_order(found, classifier.classes)
     return Images(

@@ -11,9 +11,10 @@ import yaml
 from scalekd.errors import printable
 from scalekd.models import Classifier
 from scalekd.models.extra import __all__ as own_names
+from scalekd.recipes import ListKeys
 
 # Where things were on the machine of the run, and how it was run.
-_PLACES = {"data", "teacher_weights", "student_weights", "cache", "workers", "accelerator"}
+_PLACES = {"data", "teacher_weights", "student_weights", "cache", "workers", "accelerator", *ListKeys.model_fields}
 
 
 def model_card(classifier: Classifier, digest: str, run: Mapping[str, Any] | None) -> str:

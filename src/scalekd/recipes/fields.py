@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 Name = TypeVar("Name", str, Path)
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 
 
 def _nameable(path: Name) -> Name:
@@ -32,12 +33,24 @@ def _inside(name: str) -> str:
     return _nameable(name)
 
 
+def _separator(text: object) -> object:
+    """A separator by its name, or as the character that it is."""
+    return SEPARATORS.get(text, text) if isinstance(text, str) else text
+
+
+def _one_character(text: str) -> str:
+    if len(text) != 1 or text in '\r\n"':
+        raise ValueError(f"input should be one character, or one of {', '.join(SEPARATORS)}")
+    return text
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Place = Annotated[str, PlainValidator(_place)]  # pydantic's own text holds no undecodable bytes, which names may
 File = Annotated[Path, AfterValidator(_nameable)]
 SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
+Separator = Annotated[str, BeforeValidator(_separator), AfterValidator(_one_character)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
 # A map's index or, with any letter in it, a module's name; the command line gives both as text.
 Map = Annotated[

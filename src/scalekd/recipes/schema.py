@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.objective import STAGES, check_parts
 from scalekd.models.sources import FIXED_ARGS
-from scalekd.recipes.fields import File, Fraction, Map, NonNegative, Place, Positive, SplitName, Undecayed
+from scalekd.recipes.fields import File, Fraction, Map, NonNegative, Place, Positive, Separator, SplitName, Undecayed
 
 K = TypeVar("K", bound="Keys")
 
@@ -126,8 +126,8 @@ class DataKeys(Keys):
 
     data: Place | None = None
     """Folder with a folder for each split, in which there is one for each class: DATA/train/cat/1.jpg. Or a list (.csv,
-    .jsonl), tar shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME, torchvision:NAME;
-    see docs/data.md."""
+    .tsv, .txt, .jsonl), tar shards (a folder, or a pattern as /data/{split}-{000..146}.tar, URLs too), hf:NAME,
+    torchvision:NAME; see docs/data.md."""
     train_split: SplitName = "train"
     """Name of the training split: its folder's, list's, shards'."""
     val_split: SplitName = "val"
@@ -165,6 +165,23 @@ class DataKeys(Keys):
     """Pixels an image may have; larger ones count as unreadable."""
     data_patience: NonNegative = 60.0
     """Seconds to wait for images whose folder is gone, as a network disk may be, before the run stops."""
+
+
+class ListKeys(Keys):
+    """Lists of images."""
+
+    path_column: str | None = Field(default=None, min_length=1)
+    """List: column of the images' paths. Default: path, or what is usual for it, such as filename."""
+    label_column: str | None = Field(default=None, min_length=1)
+    """List: column of the labels. Default: label, or what is usual for it, such as class."""
+    split_column: str | None = Field(default=None, min_length=1)
+    """List: column that says which split an image is in. Default: split, or what is usual for it, such as subset."""
+    separator: Separator | None = None
+    """List: what is between the fields of a line: one character, or comma, semicolon, tab, pipe, space. Default: what
+    its first line shows."""
+
+
+AS_USUAL = ListKeys()
 
 
 class OptimizerKeys(Keys):
@@ -245,7 +262,7 @@ class RunKeys(Keys):
     """Steps between log lines; the last step has one too."""
 
 
-class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
+class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
     """All keys of a run."""
 
     @property
@@ -317,7 +334,9 @@ class Recipe(RunKeys, OptimisationKeys, DataKeys, StudentKeys, TeacherKeys, Meth
         return self
 
 
-GROUPS: tuple[type[Keys], ...] = (MethodKeys, TeacherKeys, StudentKeys, DataKeys, OptimisationKeys, RunKeys)
+GROUPS: tuple[type[Keys], ...] = (
+    MethodKeys, TeacherKeys, StudentKeys, DataKeys, ListKeys, OptimisationKeys, RunKeys
+)  # fmt: skip
 
 
 def has_key(method: object, key: str) -> bool:

@@ -74,7 +74,7 @@ def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
     elif recipe.data is None:
         raise UserError("data: the run names none")
     else:
-        split = read_split(recipe.data, recipe.val_split)
+        split = read_split(recipe.data, recipe.val_split, recipe)
     if sorted(classes) == sorted(split.classes):
         split = in_order(split, classes)
     return sample(recipe, split, count)

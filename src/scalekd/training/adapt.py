@@ -49,7 +49,7 @@ def probe(
     """
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
-    train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split)
+    train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     console = console or Console(stderr=True)

@@ -17,7 +17,7 @@ from scalekd.data.decoding import DECODING
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
-from scalekd.recipes import Keys, Recipe, dump, resolved
+from scalekd.recipes import Keys, ListKeys, Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
 # The recipe last: what is cleared away half is a run's folder still.
@@ -27,7 +27,7 @@ _OURS = (
 )  # fmt: skip
 GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
 # Keys that may change in a resumed run: where things are, and what does not bear on the result.
-_PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache"}
+_PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache", *ListKeys.model_fields}
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",

@@ -33,10 +33,10 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
             "data: none is given; give --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
         )
     if recipe.labels == "none":
-        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split)
-    train, val = read_splits(data, recipe.train_split, recipe.val_split)
-    if recipe.method != "none" and open_data(data).has(recipe.unlabelled_split):
-        train = join(train, read_unlabelled(data, recipe.unlabelled_split))
+        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split, recipe)
+    train, val = read_splits(data, recipe.train_split, recipe.val_split, recipe)
+    if recipe.method != "none" and open_data(data, recipe).has(recipe.unlabelled_split):
+        train = join(train, read_unlabelled(data, recipe.unlabelled_split, recipe))
         if recipe.mixup or recipe.cutmix:
             raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
     return train, val

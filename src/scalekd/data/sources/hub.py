@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import huggingface_hub
 
-from scalekd.data.sources.source import Labelling
+from scalekd.data.sources.source import Labelling, label_text
 from scalekd.data.split import UNLABELLED, Split
 from scalekd.errors import UserError, did_you_mean, printable
 from scalekd.progress import working
@@ -224,13 +224,12 @@ def _labels(table: Any, root: Path) -> tuple[list[str], Iterator[str | int | Non
     def texts() -> Iterator[str | int | None]:
         for rows in table.select_columns([column]).iter(_AT_ONCE):
             for value in rows[column]:
-                if value in (None, UNLABELLED, ""):
-                    yield None
-                elif isinstance(value, int) and names:
+                if isinstance(value, int) and names and value != UNLABELLED:
                     yield value
-                elif isinstance(value, int | str):
-                    yield str(value)
-                else:
-                    raise UserError(f"data: {root}: column {column!r} holds {type(value).__name__}, no labels")
+                    continue
+                try:
+                    yield None if value == UNLABELLED else label_text(value)
+                except ValueError as error:
+                    raise UserError(f"data: {root}: column {column!r} holds {error}") from None
 
     return names, texts()

@@ -1,41 +1,53 @@
-"""Lists of images: CSV or JSON lines with the columns path and label, and perhaps split."""
+"""Lists of images: text with a column of paths, one of labels, and perhaps one of splits; or JSON lines."""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from scalekd.data.names import Names
-from scalekd.data.sources.source import Labelling, escapes, parse_json, repeated
+from scalekd.data.sources.columns import Columns, find_columns, sniff, split_line
+from scalekd.data.sources.paths import place
+from scalekd.data.sources.source import Labelling, is_file_name, label_text, parse_json
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
+from scalekd.recipes import AS_USUAL, ListKeys
 
-SUFFIXES = (".csv", ".jsonl")
+_JSON = (".jsonl", ".ndjson")
+_BLANKS = " \t"
+SUFFIXES = (".csv", ".tsv", *_JSON, ".txt")
+"""Endings of lists, without regard to case."""
+
+_Row = Mapping[str, Any]
 
 
 @dataclass
 class _Rows:
     """The rows of one split."""
 
+    lines: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     labels: Labelling = field(default_factory=Labelling)
 
 
 class ListFile:
-    """One list: all splits, told apart by the column `split`, or a single one; see `Source`.
+    """One list: all splits, told apart by a column, or a single one; see `Source`.
 
     Args:
-        file: The list; paths in it are relative to its folder.
+        file: The list; paths in it are relative to its folder or to the working folder.
         only: The one split that it holds.
+        keys: Its columns and separator, where they are not what is usual.
     """
 
-    def __init__(self, file: Path, only: str | None = None) -> None:
-        self.file, self.only = file, only
+    def __init__(self, file: Path, only: str | None = None, keys: ListKeys = AS_USUAL) -> None:
+        self.file, self.only, self.keys = file, only, keys
+        self._columns: dict[tuple[str, ...], Columns] = {}
 
     def has(self, name: str) -> bool:
         return name in self._splits
@@ -48,70 +60,117 @@ class ListFile:
             )
         rows = self._splits[name]
         if labelled and rows.labels.missing is not None:
-            raise UserError(f"data: {self.file}: {rows.labels.missing} has no label")
-        _check_links(self.file, rows.paths)
-        files = Files(self.file.parent, Names.pack(rows.paths))
-        return rows.labels.split(files, labelled=labelled)
+            raise UserError(f"data: {self.file}: {rows.labels.missing} has no label{self._no_column()}")
+        root, paths = place(self.file, rows.paths, rows.lines)
+        return rows.labels.split(Files(root, Names.pack(paths)), labelled=labelled)
 
     @cached_property
     def _splits(self) -> dict[str, _Rows]:
         found: dict[str, _Rows] = {} if self.only is None else {self.only: _Rows()}
-        for line, row in _read(self.file):
-            path, split, label = (_text(row.get(key)) for key in ("path", "split", "label"))
+        for line, row in _read(self.file, self.keys, with_split=self.only is None):
             where = f"line {line}"
-            if path is None:
-                raise UserError(f"data: {self.file}: {where} has no path")
-            if escapes(path):
-                raise UserError(
-                    f"data: {self.file}: {where} names {path!r}; paths must stay in the list's folder, without .."
-                )
-            if self.only is None and split is None:
-                raise UserError(
-                    f"data: {self.file}: {where} has no split; add a column split, or name a folder with a list a "
-                    "split, such as train.csv and val.csv"
-                )
-            rows = found.setdefault(self.only or split or "", _Rows())
-            rows.paths.append(os.path.normpath(path))
-            rows.labels.add(label, where)
+            columns = self._columns_of(row, line)
+            path = row[columns.path]
+            if path is None or not str(path).strip(_BLANKS):
+                raise UserError(f"data: {self.file}: {where} has no path (column {columns.path!r})")
+            name = str(path) if isinstance(path, str | int) and not isinstance(path, bool) else ""
+            if not is_file_name(name):
+                raise UserError(f"data: {self.file}: {where} names {path!r}, which is no file's path")
+            split = self.only or self._text(row, columns.split, line)
+            if split is None:
+                raise UserError(f"data: {self.file}: {where} has no split{self._how_to_split(columns)}")
+            rows = found.setdefault(split, _Rows())
+            rows.lines.append(line)
+            rows.paths.append(name)
+            rows.labels.add(self._text(row, columns.label, line), where)
         return found
 
+    def _columns_of(self, row: _Row, line: int) -> Columns:
+        """The columns of a row; in JSON each may have its own."""
+        names = tuple(row)
+        if names not in self._columns:
+            where = f"data: {self.file}: line {line}" if _is_json(self.file) else f"data: {self.file}"
+            self._columns[names] = find_columns(names, self.keys, where, with_split=self.only is None)
+        return self._columns[names]
 
-def _text(value: Any) -> str | None:
-    """A field as text; None where it is empty or neither text nor an integer."""
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
+    def _text(self, row: _Row, column: str | None, line: int) -> str | None:
+        """A label or a split's name; None where there is none."""
+        value = None if column is None else row[column]
+        if isinstance(value, str) and not _is_json(self.file):
+            value = value.strip(_BLANKS)
+        try:
+            return label_text(value)
+        except ValueError as error:
+            raise UserError(f"data: {self.file}: line {line}: {column} is {error}") from None
+
+    def _no_column(self) -> str:
+        """What else is to be said where a label is missing."""
+        names = next((names for names, columns in self._columns.items() if columns.label is None), None)
+        if names is None:
+            return ""
+        return f": there is no column of labels among {', '.join(names)}; name it with label_column"
+
+    def _how_to_split(self, columns: Columns) -> str:
+        if columns.split is not None:
+            return f" (column {columns.split!r})"
+        return (
+            "; there is no column of splits. Name it with split_column, or write a list a split, such as train.csv and "
+            "val.csv, and name their folder as data (with train_split and val_split, if they are called otherwise)"
+        )
 
 
-def _read(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def is_list(path: Path) -> bool:
+    """Whether a file's ending is that of a list."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def _is_json(file: Path) -> bool:
+    return file.suffix.lower() in _JSON
+
+
+def _read(file: Path, keys: ListKeys, *, with_split: bool) -> Iterator[tuple[int, _Row]]:
     """The rows of a list, each with its line number.
 
     Raises:
-        UserError: If it cannot be read, is not what its ending says, or has no column `path`.
+        UserError: If it cannot be read, or is not what its ending says.
     """
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise UserError(f"data: {file} is no regular file")
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            yield from _read_csv(file, lines) if file.suffix == ".csv" else _read_json(file, lines)
+        with open(file, encoding=_encoding(file), newline="") as lines:
+            yield from _read_json(file, lines) if _is_json(file) else _read_csv(file, lines, keys, with_split)
     except FileNotFoundError:
         raise UserError(f"data: no such file: {file}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"data: {file} is no text in CSV or JSON lines: {error}") from None
+    except UnicodeError as error:
+        raise UserError(f"data: {file} is no text in UTF-8 ({error}); save it as such") from None
+    except csv.Error as error:
+        raise UserError(f"data: {file} is no text with columns: {error}") from None
 
 
-def _read_csv(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(lines, strict=True)
-    columns = [str(column) for column in reader.fieldnames or ()]
-    if "path" not in columns:
-        raise UserError(f"data: {file} has no column 'path'; its first line must name the columns (has {columns})")
-    if twice := repeated(columns):
-        raise UserError(f"data: {file} has two columns {twice!r}; remove one")
+def _encoding(file: Path) -> str:
+    """UTF-8 unless the file's first bytes say UTF-16, as Excel's "Unicode text" does."""
+    with open(file, "rb") as opened:
+        begin = opened.read(2)
+    return "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _read_csv(file: Path, lines: Iterator[str], keys: ListKeys, with_split: bool) -> Iterator[tuple[int, _Row]]:
+    first = next(lines, "")
+    separator = keys.separator or sniff(first)
+    columns = split_line(first, separator)
+    if not columns:
+        raise UserError(f"data: {file} has no columns; its first line must name them, such as path,label,split")
+    reader = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True, strict=True)
+    next(reader)
+    find_columns(columns, keys, f"data: {file}", with_split=with_split)  # of a list without a row, too
     for row in reader:
-        if any(row.get(None, ())):  # what is beyond the columns
+        if any(row[len(columns) :]):
             raise UserError(
                 f"data: {file}: line {reader.line_num} has more fields than there are columns; put quotes around those "
-                "with commas"
+                f"with {separator!r}"
             )
-        yield reader.line_num, row
+        if row:
+            yield reader.line_num, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))
 
 
 def _read_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -123,33 +182,5 @@ def _read_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str
         if row is None:
             continue
         if not isinstance(row, dict):
-            raise UserError(f"data: {file}: line {number} is no JSON object with path and label")
+            raise UserError(f"data: {file}: line {number} is no JSON object (of a path and a label)")
         yield number, row
-
-
-def _check_links(file: Path, paths: list[str]) -> None:
-    """Make sure that no link leads out of the list's folder; asks each folder once, not each file."""
-    root = os.path.realpath(file.parent)
-    links: dict[str, set[str]] = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in links:
-            links[folder] = _links(file, root, folder, path)
-        if name in links[folder] and not _inside(os.path.realpath(os.path.join(root, path)), root):
-            raise UserError(f"data: {file}: {path!r} is a link that leads out of {file.parent}")
-
-
-def _links(file: Path, root: str, folder: str, path: str) -> set[str]:
-    """The links in a folder of the list's."""
-    real = os.path.realpath(os.path.join(root, folder))
-    if not _inside(real, root):
-        raise UserError(f"data: {file}: {path!r} is in a link that leads out of {file.parent}")
-    try:
-        with os.scandir(real) as entries:
-            return {entry.name for entry in entries if entry.is_symlink()}
-    except OSError as error:
-        raise UserError(f"data: {file}: {path!r} is not there ({error.strerror})") from None
-
-
-def _inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(os.path.join(root, ""))

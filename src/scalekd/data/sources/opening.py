@@ -11,55 +11,91 @@ import numpy as np
 from scalekd.data import folder
 from scalekd.data.sources.hub import HubSource
 from scalekd.data.sources.joined import join
-from scalekd.data.sources.lists import SUFFIXES, ListFile
+from scalekd.data.sources.lists import SUFFIXES, ListFile, is_list
 from scalekd.data.sources.shards import ShardFolder, ShardPattern
 from scalekd.data.sources.source import Source, same_classes
 from scalekd.data.sources.vision import VisionSource
 from scalekd.data.split import Files, Split
+from scalekd.errors import UserError
+from scalekd.recipes import AS_USUAL, ListKeys
 
 _SCHEMES: dict[str, Callable[[str], Source]] = {"hf": HubSource, "torchvision": VisionSource}
+_MEND = f"name a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
+_OTHER_FILES = {
+    ".json": "a list in JSON has an object a line: save it as .jsonl (pandas: to_json(orient='records', lines=True))",
+    ".parquet": "name its folder as hf:FOLDER",
+    ".arrow": "name its folder as hf:FOLDER",
+    ".xlsx": "save it as CSV",
+    ".xls": "save it as CSV",
+    ".zip": "unpack it and name the folder",
+    ".tgz": "unpack it and name the folder, or make uncompressed tar shards",
+    ".gz": "unpack it and name the folder, or make uncompressed tar shards",
+}
 
 
 class Directory:
     """A folder: for each split a list, shards, or a folder of images; see `Source`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, keys: ListKeys = AS_USUAL) -> None:
+        self.path, self.keys = path, keys
 
     def has(self, name: str) -> bool:
         return self._kept_otherwise(name) is not None or (self.path / name).is_dir()
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
         source = self._kept_otherwise(name)
+        if not isinstance(source, ListFile):
+            _refuse_list_keys(self.keys, f"split {name!r} of {self.path}")
         if source is not None:
             return source.read(name, labelled=labelled)
         return folder.read_split(self.path, name) if labelled else folder.read_unlabelled(self.path, name)
 
     def _kept_otherwise(self, name: str) -> Source | None:
         """The split's source where it is no folder of images."""
-        for file in (self.path / f"{name}{suffix}" for suffix in SUFFIXES):
-            if file.is_file():
-                return ListFile(file, only=name)
+        if (file := self._list(name)) is not None:
+            return ListFile(file, name, self.keys)
         shards = ShardFolder(self.path)
         return shards if shards.has(name) else None
 
+    def _list(self, name: str) -> Path | None:
+        """The split's list: a file of its name, with or without the ending; .txt may be anything beside a folder."""
+        endings = SUFFIXES[:-1] if (self.path / name).is_dir() else SUFFIXES
+        files = [self.path / name] * is_list(Path(name)) + [self.path / f"{name}{ending}" for ending in endings]
+        return next((file for file in files if file.is_file()), None)
 
-def open_data(data: str | Path) -> Source:
+
+def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
     """The source that `data` names; see docs/data.md for what it may be.
+
+    Args:
+        data: The text.
+        keys: Columns and separator of lists.
 
     Raises:
         UserError: If it names none.
     """
     text = os.fspath(data)
+    path = Path(text)
+    if path.is_dir():
+        return Directory(path, keys)
+    if is_list(path) and "{" not in text and "://" not in text:
+        return ListFile(path, keys=keys)
+    _refuse_list_keys(keys, text)
     scheme, _, name = text.partition(":")
     if scheme in _SCHEMES:
         return _SCHEMES[scheme](name)
-    path = Path(text)
-    if path.is_dir():
-        return Directory(path)
     if "{" in text or "://" in text or path.suffix == ".tar":
         return ShardPattern(text)
-    return ListFile(path) if path.suffix in SUFFIXES else Directory(path)
+    if path.is_file():
+        raise UserError(f"data: {path} is a file of another kind; {_OTHER_FILES.get(path.suffix.lower(), _MEND)}")
+    return Directory(path, keys)
+
+
+def _refuse_list_keys(keys: ListKeys, what: str) -> None:
+    """Raise where a list's columns are named for what is no list."""
+    given = [name for name in ListKeys.model_fields if getattr(keys, name) is not None]
+    if given:
+        raise UserError(f"{given[0]}: is for lists, and {what} is none; leave it out, or set it to none")
 
 
 def absolute(data: str) -> str:
@@ -73,36 +109,38 @@ def absolute(data: str) -> str:
     return data if "://" in data else os.path.abspath(data)
 
 
-def read_split(data: str | Path, name: str) -> Split:
+def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
     """The images of a split, with labels and classes.
 
     Raises:
         UserError: If there is no such split, it has no images, or fewer than two classes.
     """
-    return open_data(data).read(name)
+    return open_data(data, keys).read(name)
 
 
-def read_splits(data: str | Path, train: str, val: str) -> tuple[Split, Split]:
+def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUAL) -> tuple[Split, Split]:
     """Both splits, with the same classes in the same order.
 
     Raises:
         UserError: See `read_split`; also if the two do not have the same classes.
     """
-    source = open_data(data)
+    source = open_data(data, keys)
     training = source.read(train)
     return training, same_classes(training, source.read(val), (train, val))
 
 
-def read_unlabelled(data: str | Path, name: str) -> Split:
+def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
     """The images of a split, without labels.
 
     Raises:
         UserError: If there is no such split, or it has no images.
     """
-    return open_data(data).read(name, labelled=False)
+    return open_data(data, keys).read(name, labelled=False)
 
 
-def read_label_free(data: str | Path, train: str, val: str, unlabelled: str) -> tuple[Split, Split]:
+def read_label_free(
+    data: str | Path, train: str, val: str, unlabelled: str, keys: ListKeys = AS_USUAL
+) -> tuple[Split, Split]:
     """A training split without labels, and the validation split, which is empty where there is none.
 
     The training images are those of the split `train`, of `unlabelled`, or of both.
@@ -110,7 +148,7 @@ def read_label_free(data: str | Path, train: str, val: str, unlabelled: str) -> 
     Raises:
         UserError: If both are missing, or one holds no image; for the validation split see `read_split`.
     """
-    source = open_data(data)
+    source = open_data(data, keys)
     there = [name for name in (train, unlabelled) if source.has(name)] or [train]
     training = source.read(there[0], labelled=False)
     for name in there[1:]:

@@ -16,7 +16,6 @@ from scalekd.data.split import UNLABELLED, Split, Store
 from scalekd.errors import UserError, did_you_mean
 
 _DIGITS = 19
-_KEYS = ("path", "label", "cls", "split")
 
 
 class Source(Protocol):
@@ -153,7 +152,12 @@ def in_order(split: Split, classes: tuple[str, ...]) -> Split:
 
 def escapes(entry: str) -> bool:
     """Whether a path that data names leaves the folder that it is relative to (or is none)."""
-    return not entry or not _is_text(entry) or "\0" in entry or os.path.isabs(entry) or ".." in Path(entry).parts
+    return not is_file_name(entry) or os.path.isabs(entry) or ".." in Path(entry).parts
+
+
+def is_file_name(entry: str) -> bool:
+    """Whether a file or folder could have this path."""
+    return bool(entry) and _is_text(entry) and "\0" not in entry
 
 
 def _is_text(name: str) -> bool:
@@ -165,16 +169,31 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def repeated(keys: Sequence[str]) -> str | None:
-    """A key with a meaning here that is there twice, so that nobody knows which is meant."""
-    return next((key for key in _KEYS if keys.count(key) > 1), None)
+def label_text(value: Any) -> str | None:
+    """A label, or a split's name, as JSON or a table has it; None where it is empty.
+
+    Whole numbers are written without a point (pandas makes 1.0 of 1 where another row has none), booleans True and
+    False.
+
+    Raises:
+        ValueError: If it is neither text, a whole number nor a boolean; says what it is.
+    """
+    if value is None or value == "" or value != value:  # noqa: PLR0124  # not a number: pandas' sign for nothing
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str | int):
+        return str(value)
+    raise ValueError(f"{value!r}, neither text, a whole number nor true or false")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if twice := repeated([key for key, _ in pairs]):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):  # nobody knows which is meant
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"it has two entries {twice!r}")
-    return dict(pairs)
+    return entries
 
 
 parse_json = json.JSONDecoder(object_pairs_hook=_once).decode
-"""A text in JSON; raises ValueError (where a key with a meaning here is repeated, too) or RecursionError."""
+"""A text in JSON; raises ValueError (where a key is repeated, too) or RecursionError."""

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.data.sources.places import cache_folder
-from scalekd.data.sources.source import escapes, parse_json
+from scalekd.data.sources.source import escapes, label_text, parse_json
 from scalekd.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 512
 _LARGEST_LABEL = 1 << 20
 
@@ -161,10 +161,8 @@ def _label(shard: Path, name: str, content: bytes) -> str:
         text = content.decode().strip()
         if name.lower().endswith(".json"):
             entries = parse_json(text)
-            value = entries.get("label", entries.get("cls", "")) if isinstance(entries, dict) else ""
-            if isinstance(value, bool) or not isinstance(value, str | int):
-                raise ValueError(f"its label is {value!r}, neither text nor an integer")
-            return str(value)
+            value = entries.get("label", entries.get("cls")) if isinstance(entries, dict) else None
+            return label_text(value) or ""
         return str(int(text)) if text.isdecimal() else text
     except (ValueError, RecursionError) as error:
         raise UserError(f"data: shard {shard}: {name!r} holds no label: {' '.join(str(error).split())}") from None

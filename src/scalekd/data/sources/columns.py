@@ -1,0 +1,119 @@
+"""Which column of a list says what, and what is between its columns."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scalekd.errors import UserError, did_you_mean
+from scalekd.recipes import ListKeys
+
+_SEPARATORS = ",;\t|"
+# Usual names, without case, blanks and punctuation; those of a later row are looked at only where there is none of an
+# earlier one. `path`, `label` and `split` themselves go before all of them.
+_USUAL = {
+    "path": (
+        (
+            "path", "filepath", "filename", "file", "fname", "fullpath", "relativepath", "relpath", "image", "img",
+            "picture", "photo", "imagepath", "imgpath", "imagefile", "imgfile", "imagefilename", "imagefilepath",
+            "imagename", "imgname", "uri", "url",
+        ),
+        ("imageid", "imgid", "name", "id"),
+    ),
+    "label": (
+        (
+            "label", "labels", "labelname", "class", "classname", "classlabel", "category", "categoryname", "target",
+            "targets", "groundtruth", "gt", "y", "tag",
+        ),
+        ("labelid", "classid", "categoryid", "labelidx", "classidx", "labelindex", "classindex"),
+    ),
+    "split": (
+        ("split", "set", "subset", "partition", "phase", "datasplit", "splitname", "usage"),
+        ("fold", "dataset"),
+    ),
+}  # fmt: skip
+_WORDS = {"path": "the images' paths", "label": "the labels", "split": "the splits"}
+
+
+class Columns(NamedTuple):
+    """Names of a list's columns; None where it has none."""
+
+    path: str
+    label: str | None
+    split: str | None
+
+
+def find_columns(names: Sequence[str], keys: ListKeys, where: str, *, with_split: bool) -> Columns:
+    """The columns that hold paths, labels and splits.
+
+    Args:
+        names: All columns.
+        keys: The user's choice of them.
+        where: The list, for messages.
+        with_split: Whether the split's is looked for.
+
+    Raises:
+        UserError: If a column that was named is not there, there is none of paths, or it is not clear which is meant.
+    """
+    path = _find("path", names, keys.path_column, where)
+    if path is None:
+        if any(name.lower().endswith(IMG_EXTENSIONS) for name in names):
+            raise UserError(f"{where}: its first line names an image; put one with the columns' names before it")
+        raise UserError(
+            f"{where} has no column 'path' nor one usually called otherwise (it has {_listed(names)}); name the column "
+            "of the images' paths with path_column; separator says what is between the columns"
+        )
+    label = _find("label", names, keys.label_column, where)
+    return Columns(path, label, _find("split", names, keys.split_column, where) if with_split else None)
+
+
+def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str | None:
+    """The column of a role."""
+    if given is not None:
+        found = [name for name in names if name == given] or [name for name in names if _plain(name) == _plain(given)]
+        if not found:
+            hint = did_you_mean(given, names)
+            raise UserError(f"{where} has no column {given!r} ({role}_column){hint}; it has {_listed(names)}")
+    else:
+        own = [[name for name in names if name == role], [name for name in names if _plain(name) == role]]
+        usual = [[name for name in names if _plain(name) in known] for known in _USUAL[role]]
+        found = next(filter(None, [*own, *usual]), [])
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{where} has several columns that may hold {_WORDS[role]}: {_listed(found)}; say which with {role}_column"
+        )
+    if len(found) > 1:
+        raise UserError(f"{where} has two columns {found[0]!r}; remove one")
+    return found[0] if found else None
+
+
+def sniff(line: str) -> str:
+    """The separator that a list's first line shows: the one with which it names a column of paths, or most columns."""
+
+    def worth(separator: str) -> tuple[bool, int]:
+        names = split_line(line, separator)
+        return any(_plain(name) in _USUAL["path"][0] for name in names), len(names)
+
+    return max(_SEPARATORS, key=worth)
+
+
+def split_line(line: str, separator: str) -> list[str]:
+    """The fields of a line without the blanks around them; none where its quotes do not close."""
+    try:
+        fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        return []
+    return [field.strip(" \t\r\n") for field in fields]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.lower())
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:12]))
+    return f"{shown}, ..." if len(names) > 12 else shown or "none"
