@@ -2,56 +2,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from coco_data import HEIGHT, POLYGON, WIDTH, read_split, remarks, write_split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from scalekd.data import Key
-from scalekd.downstream.detection.coco import CocoSplit, read_coco
 from scalekd.downstream.detection.data import CocoDataset, collate
 from scalekd.errors import UserError
 
-WIDTH, HEIGHT = 40, 30
-SQUARE = {"id": 1, "image_id": 3, "category_id": 2, "bbox": [4, 5, 10, 8], "area": 80, "iscrowd": 0}
-POLYGON = [[4, 5, 14, 5, 14, 13, 4, 13]]
 Write = Callable[..., Path]
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a split of two images with the given annotations; categories 2 and 7, names a and b."""
-
-    def write_split(*annotations: dict[str, Any], **parts: Any) -> Path:
-        (tmp_path / "annotations").mkdir(exist_ok=True)
-        (tmp_path / "train2017").mkdir(exist_ok=True)
-        images = [{"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT} for number in (3, 8)]
-        pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        for image in images:
-            Image.fromarray(pixels).save(tmp_path / "train2017" / str(image["file_name"]))
-        content = {
-            "images": images,
-            "annotations": [SQUARE | {"segmentation": POLYGON} | annotation for annotation in annotations],
-            "categories": [{"id": 7, "name": "b"}, {"id": 2, "name": "a"}],
-        }
-        (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content | parts))
-        return tmp_path
-
-    return write_split
+    """Writes a split of two images with the given annotations; categories 2 and 7, names a and b."""
+    return partial(write_split, tmp_path)
 
 
-def read(root: Path) -> CocoSplit:
-    return read_coco(root, "train2017")
+read = read_split
 
 
 def test_category_ids_with_gaps_become_labels_from_one(write: Write) -> None:
     split = read(write({}, {"category_id": 7}))
-    assert split.category_ids == (2, 7)
     assert split.classes == ("a", "b")
     assert split.pictures[0].target()["labels"].tolist() == [1, 2]
 
@@ -84,8 +64,9 @@ def test_polygons_and_both_run_length_encodings_give_the_same_mask(write: Write)
 def test_crowds_are_kept_for_the_evaluation_and_not_trained_on(write: Write) -> None:
     split = read(write({"iscrowd": 1}, {}))
     assert len(split.pictures[0].target()["boxes"]) == 1
-    assert [annotation["iscrowd"] for annotation in split.truth.dataset["annotations"]] == [1, 0]
-    assert split.left_out["crowds not trained on, and ignored in evaluation"] == 1
+    for truth in (split.box_truth, split.mask_truth):
+        assert [annotation["iscrowd"] for annotation in truth.dataset["annotations"]] == [1, 0]
+    assert remarks(split) == {"CROWD": 1}
 
 
 def test_boxes_are_clipped_to_their_image_or_left_out_and_counted(write: Write) -> None:
@@ -96,14 +77,10 @@ def test_boxes_are_clipped_to_their_image_or_left_out_and_counted(write: Write) 
     line = {"segmentation": [[1, 1, 9, 9]]}
     split = read(write({}, beyond, without_area, outside, sliver, line))
     boxes = split.pictures[0].target()["boxes"].tolist()
-    assert boxes == [[4, 5, 14, 13], [30, 20, WIDTH, HEIGHT]]
-    assert split.left_out == {
-        "boxes clipped to their image": 1,
-        "boxes without area inside their image left out": 2,
-        "boxes below a pixel not trained on": 1,
-        "masks without area left out": 1,
-    }
-    assert [annotation["id"] for annotation in split.truth.dataset["annotations"]] == [1, 2, 3]
+    assert boxes == [[4, 5, 14, 13], [30, 20, WIDTH, HEIGHT], [4, 5, 14, 13]]
+    assert remarks(split) == {"CLIPPED": 1, "FLAT": 2, "SMALL": 1, "LINE": 1}
+    assert [annotation["id"] for annotation in split.box_truth.dataset["annotations"]] == [1, 2, 3, 4]
+    assert split.box_truth.dataset["annotations"][1]["bbox"] == [30, 20, 50, 50]
 
 
 def test_images_without_objects_have_empty_targets_and_can_be_left_out(write: Write) -> None:
@@ -112,20 +89,19 @@ def test_images_without_objects_have_empty_targets_and_can_be_left_out(write: Wr
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].shape == (0, HEIGHT, WIDTH)
     assert len(split) == 2
-    assert [picture.number for picture in split.without_empty().pictures] == [3]
+    assert [picture.path.name for picture in split.without_empty().pictures] == ["3.png"]
 
 
 @pytest.mark.parametrize(
     ("annotation", "parts"),
     [
-        ({"image_id": 99}, ("image 99", "annotation 1")),
         ({"category_id": 3}, ("category 3",)),
         ({"bbox": [1, 2, 3]}, ("[1, 2, 3]", "[x, y, width, height]")),
         ({"bbox": [1, 2, float("nan"), 4]}, ("box",)),
         ({"segmentation": {"counts": [0, 9], "size": [9, 9]}}, ("[9, 9]", "[30, 40]")),
         ({"segmentation": {"counts": [0, 9], "size": [HEIGHT, WIDTH]}}, ("annotation 1", "cannot be decoded")),
         ({"segmentation": {"counts": "zzzz", "size": [HEIGHT, WIDTH]}}, ("cannot be decoded",)),
-        ({"segmentation": None}, ("no mask",)),
+        ({"segmentation": "drawn"}, ("segmentation is 'drawn'", "polygons")),
         ({"segmentation": [[0, 0, 1e9, 0, 1e9, 9]]}, ("polygon", "1e+09")),
     ],
 )
@@ -147,16 +123,19 @@ def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tm
         read(root)
     with pytest.raises(UserError, match="the list 'images'"):
         read(write({}, images=None))
-    outside = {"id": 3, "file_name": "../3.png", "width": WIDTH, "height": HEIGHT}
-    with pytest.raises(UserError, match=r"'../3\.png', which is outside"):
-        read(write({}, images=[outside]))
+    for name in ("../3.png", "..\\3.png", "/3.png", "C:\\images\\3.png"):
+        outside = {"id": 3, "file_name": name, "width": WIDTH, "height": HEIGHT}
+        with pytest.raises(UserError, match=r"3\.png', which is outside"):
+            read(write({}, images=[outside]))
+    with pytest.raises(UserError, match="a URL; export the images"):
+        read(write({}, images=[outside | {"file_name": "https://host/3.png"}]))
     with pytest.raises(UserError, match="name and an id"):
         read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
     (root / "annotations" / "instances_train2017.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
         read(root)
     with pytest.raises(UserError, match=r"no such file: .*instances_val2017\.json"):
-        read_coco(tmp_path, "val2017")
+        read(tmp_path, "val2017")
 
 
 def test_a_flip_moves_image_boxes_and_masks_together(write: Write) -> None:

@@ -85,10 +85,12 @@ def test_what_the_detector_gives_becomes_cocos_results() -> None:
         "labels": torch.tensor([2, 1]),
         "masks": masks,
     }
-    first, second = as_results([output], [42], [4, 17])
-    assert (first["image_id"], first["category_id"], first["score"]) == (42, 17, 0.75)
+    first, second = as_results([output], [42])
+    assert (first["image_id"], first["category_id"], first["score"]) == (42, 2, 0.75)
     assert first["bbox"] == [3, 2, 7, 4]
     assert first["segmentation"]["size"] == [20, 30]
-    assert second["category_id"] == 4
+    assert second["category_id"] == 1
     empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0), "masks": masks[:0]}
-    assert as_results([empty], [1], [4]) == []
+    assert as_results([empty], [1]) == []
+    del output["masks"]
+    assert all("segmentation" not in result for result in as_results([output], [42]))

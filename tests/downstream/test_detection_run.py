@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from torch import nn
 
 from scalekd.downstream.backbone import Backbone
 from scalekd.downstream.detection import Detection
-from scalekd.downstream.detection.detector import load_detector
+from scalekd.downstream.detection.detector import load_detector, try_training
 from scalekd.downstream.detection.model import build_detector
+from scalekd.errors import UserError
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.training.logs import JsonLinesLogger
@@ -70,6 +73,35 @@ def test_a_run_leaves_a_detector_its_figures_and_pictures(cli: Cli, coco: Path, 
 
     cli("transfer", "detection", "--data", coco, "--output", run, *SETTINGS).refused("output", "--overwrite")
     cli("transfer", "detection", "--output", run, "--resume").refused("resume", "finished")
+
+
+def test_boxes_alone_train_a_box_detector_of_the_same_recipe(cli: Cli, coco: Path, tmp_path: Path) -> None:
+    for file in (coco / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            annotation["segmentation"] = []
+        file.write_text(json.dumps(content))
+    run = tmp_path / "run"
+    outcome = cli("transfer", "detection", "--data", coco, "--output", run, *SETTINGS, "--validate-every", "1")
+    assert outcome.code == 0, outcome.err
+    assert "Faster R-CNN" in outcome.err
+    assert "mask AP" not in outcome.err + outcome.out
+    result = json.loads((run / "result.json").read_text())
+    assert "masks" not in result
+    assert result["data"]["training"] == {
+        "images": 4,
+        "annotations": 3,
+        "remarks": {"objects without a mask, of which boxes alone are learned": 3},
+    }
+    assert not any("mask" in name for line in lines(run) for name in line)
+    assert len(list((run / "pictures").iterdir())) == 2
+    measured = cli("transfer", "detection", "--output", run, "--evaluate", "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["boxes"] == result["boxes"]
+    detector, _ = load_detector(run)
+    with torch.no_grad():
+        (found,) = detector([torch.rand(3, SIDE, SIDE)])
+    assert set(found) == {"boxes", "labels", "scores"}
 
 
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
@@ -201,6 +233,54 @@ def test_wrong_input_ends_in_one_line(cli: Cli, coco: Path, tmp_path: Path) -> N
     file = coco / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     content["categories"].append({"id": 9, "name": "third"})
+    content["annotations"][0]["category_id"] = 9
     file.write_text(json.dumps(content))
-    call("--data", coco, *SETTINGS).refused("different categories")
+    call("--data", coco, *SETTINGS).refused("instances_val2017.json", "other categories", "'third' (1 objects)")
+    call("--data", coco, *SETTINGS, "--val-split", "train2017").refused("val_split", "4 of its 4 images")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
+    cli: Cli, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of 32 pixels has one value a channel at stride 32, which no batch norm can learn from."""
+    flags = ("--batch", "1", "--sizes", "32", "--max-size", "32", "--no-frozen-norm")
+    outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *SETTINGS, *flags)
+    outcome.refused("backbone: resnet18 cannot be trained on images [1, 3, 32, 32]", "more than 1 value per channel")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    detector, recipe = tiny_detector(), Detection(backbone="resnet18", sizes=(64,), max_size=96, batch=2)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    state = torch.get_rng_state()
+    try_training(detector, recipe, "resnet18")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+
+    def fail(*_: object) -> None:
+        raise KeyError("auxiliary")
+
+    monkeypatch.setattr(Backbone, "forward", fail)
+    with pytest.raises(
+        UserError, match=r"resnet18 cannot be trained on images \[2, 3, 64, 64\]: KeyError: 'auxiliary'"
+    ):
+        try_training(detector, recipe, "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("task", "package"),
+    [
+        ("detection", "faster_coco_eval"),
+        ("segmentation", "segmentation_models_pytorch.base"),
+        ("segmentation", "segmentation_models_pytorch.decoders.upernet.decoder"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, package: str
+) -> None:
+    ours = f"scalekd.downstream.{task}"
+    for name in [name for name in sys.modules if name.startswith(f"{ours}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("run", "evaluation", "model", "module"):
+        monkeypatch.delattr(importlib.import_module(ours), name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = cli("transfer", task, "--backbone", "resnet18", "--data", tmp_path, "--output", tmp_path / "run")
+    outcome.refused(task, "pip install 'scalekd[downstream]'")

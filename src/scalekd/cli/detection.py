@@ -17,6 +17,8 @@ from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.training import RunFolder
 
+_COLUMNS = {"boxes": "box AP", "masks": "mask AP"}
+
 
 @with_recipe_flags(groups=GROUPS)
 def detection(
@@ -34,8 +36,8 @@ def detection(
 ) -> None:
     r"""Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.
 
-    Flags are recipe keys and win over the recipe. Data is in COCO's format; without a recipe the schedule is COCO's
-    usual 12 epochs.
+    Flags are recipe keys and win over the recipe. Data is in COCO's format; where no object has a mask, Faster R-CNN
+    learns the boxes. Without a recipe the schedule is COCO's usual 12 epochs.
 
     Examples:
         scalekd transfer detection --recipe detection/maskrcnn-resnet50 \
@@ -66,19 +68,20 @@ def detection(
 def _by_class(result: dict[str, Any]) -> Table:
     """AP of each class that occurs."""
     table = Table("class", box=None, pad_edge=False)
-    for column in ("box AP", "mask AP"):
+    measured = {column: result[kind]["per_class"] for kind, column in _COLUMNS.items() if kind in result}
+    for column in measured:
         table.add_column(column, justify="right")
-    boxes, masks = result["boxes"]["per_class"], result["masks"]["per_class"]
-    for name, value in boxes.items():
+    for name, value in measured["box AP"].items():
         if value is not None:
-            table.add_row(name, f"{value:.2f}", _shown(masks[name]))
+            table.add_row(name, *(_shown(values[name]) for values in measured.values()))
     return table
 
 
 def _overall(result: dict[str, Any]) -> Table:
     table = Table("", *result["boxes"]["figures"], box=None, pad_edge=False)
-    for kind in ("boxes", "masks"):
-        table.add_row(kind, *map(_shown, result[kind]["figures"].values()))
+    for kind in _COLUMNS:
+        if kind in result:
+            table.add_row(kind, *map(_shown, result[kind]["figures"].values()))
     return table
 
 

@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import (
     Annotated,
+    Any,
     NotRequired,  # pydantic's choice below Python 3.12
 )
 
 from annotated_types import Len
-from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from scalekd.errors import UserError
 
-_ID = Annotated[int, Field(ge=-(2**53), le=2**53)]
-_SIDE = Annotated[int, Field(gt=0, lt=2**31)]
+_INTEGER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which Windows programs write before UTF-8
+
+
+def _as_integer(value: Any) -> Any:
+    """Ids that are the same number are the same id, whether a tool writes 7, 7.0, "7" or "7.0"."""
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value.partition(".")[0])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _four_or_none(box: list[float]) -> list[float]:
+    if len(box) not in (0, 4):
+        raise ValueError("a box has four numbers")
+    return box
+
+
+def _as_polygons(mask: Any) -> Any:
+    """Nothing in any form is None; one polygon without the list around it gets one."""
+    if not mask:
+        return None
+    return [mask] if isinstance(mask, list) and not isinstance(mask[0], list) else mask
+
+
+Id = Annotated[
+    Annotated[int, Field(ge=-(2**53), le=2**53)] | Annotated[str, Field(min_length=1)], BeforeValidator(_as_integer)
+]
+_Side = Annotated[int, Field(gt=0, lt=2**31)]
+_StatedSide = Annotated[int, Field(ge=0, lt=2**31)] | None  # 0 and null: the tool did not know
 
 
 class ImageEntry(TypedDict):
     """An image."""
 
-    id: _ID
+    id: Id
     file_name: Annotated[str, Field(min_length=1)]
-    width: _SIDE
-    height: _SIDE
+    width: NotRequired[_StatedSide]
+    height: NotRequired[_StatedSide]
 
 
 class CategoryEntry(TypedDict):
     """A class of objects."""
 
-    id: _ID
+    id: Id
     name: Annotated[str, Field(min_length=1)]
+    supercategory: NotRequired[object]
 
 
 class Encoding(TypedDict):
     """A mask as run lengths, column by column: as numbers, or in COCO's compressed form."""
 
     counts: str | list[NonNegativeInt]
-    size: Annotated[list[_SIDE], Len(2, 2)]
+    size: Annotated[list[_Side], Len(2, 2)]
+
+
+Mask = list[list[float]] | Encoding
 
 
 class AnnotationEntry(TypedDict):
     """An object."""
 
     id: NotRequired[object]
-    image_id: _ID
-    category_id: _ID
-    bbox: Annotated[list[FiniteFloat], Len(4, 4)]
-    segmentation: list[list[FiniteFloat]] | Encoding
-    area: NotRequired[Annotated[FiniteFloat, Field(ge=0)]]
-    iscrowd: NotRequired[bool]
+    image_id: Id
+    category_id: Id
+    bbox: NotRequired[Annotated[list[FiniteFloat], AfterValidator(_four_or_none)] | None]
+    segmentation: NotRequired[
+        Annotated[
+            list[list[FiniteFloat]] | Encoding | None,
+            Field(union_mode="left_to_right"),
+            BeforeValidator(_as_polygons),
+        ]
+    ]
+    area: NotRequired[Annotated[FiniteFloat, Field(ge=0)] | None]
+    iscrowd: NotRequired[bool | None]
 
 
 class Content(TypedDict):
@@ -64,30 +103,29 @@ class Content(TypedDict):
 _CONTENT = TypeAdapter(Content)
 _WANTED = {
     "bbox": "it must be [x, y, width, height], in pixels",
-    "segmentation": "there is no mask: it must be polygons or a run-length encoding",
+    "segmentation": "it must be polygons or a run-length encoding, or [] where there is no mask",
 }
 
 
 def read_annotations(file: Path) -> Content:
-    """Read a file; what it holds beyond these entries is passed over.
+    """Read a file; what it holds beyond these entries is ignored.
 
     Raises:
         UserError: If it cannot be read, or is not as it must be; names the first entry that is not.
     """
     try:
-        return _CONTENT.validate_json(file.read_bytes())
+        return _CONTENT.validate_json(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
     except OSError as error:
         raise UserError(f"data: {file} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         if first["type"] == "json_invalid":
-            raise UserError(f"data: {file} is no JSON ({message}); download it again") from None
+            raise UserError(f"data: {file} is no JSON ({message}); export or download it again") from None
         part, *entry = first["loc"] or ("content",)
         if len(entry) < 2:
             where = f"{part} {int(entry[0]) + 1}" if entry else f"the list {part!r}"
             raise UserError(f"data: {file}: {where}: {message}; it must be in COCO's format for instances") from None
         number, key = int(entry[0]) + 1, str(entry[1])
-        raise UserError(
-            f"data: {file}: {part} entry {number}: {key} is {first['input']!r}: {_WANTED.get(key, message)}"
-        ) from None
+        found = "" if first["type"] == "missing" else f" is {first['input']!r}"
+        raise UserError(f"data: {file}: {part} entry {number}: {key}{found}: {_WANTED.get(key, message)}") from None

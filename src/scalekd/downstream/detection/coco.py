@@ -1,36 +1,43 @@
-"""Annotations in COCO's format: read, checked, and counted where something had to be left out."""
+"""Splits of data in COCO's format: images with their objects, and counts of what could not be used as it is."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from faster_coco_eval import COCO
-from faster_coco_eval.core import mask as rle_tools
 from torch import Tensor
 
-from scalekd.data.decoding import MAX_PIXELS
-from scalekd.data.sources.source import escapes
-from scalekd.downstream.detection.annotations import (
-    AnnotationEntry,
-    CategoryEntry,
-    Content,
-    Encoding,
-    ImageEntry,
-    read_annotations,
-)
+from scalekd.data.decoding import UnreadableImageError, open_image
+from scalekd.downstream.detection.annotations import AnnotationEntry, Content, Id, ImageEntry, Mask, read_annotations
+from scalekd.downstream.detection.extra import COCO
+from scalekd.downstream.detection.layout import annotation_file, image_folder, missing, named
+from scalekd.downstream.detection.masks import box_of, decode_mask, usable_mask
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
 
-_POINTS = 6  # numbers of the smallest polygon, a triangle
-_FAR = 10  # times the image's longer side
 _LIMIT = 1.0  # pixels: a box narrower or lower than this is not trained on, as in mmdetection
+
+
+class Remark(Enum):
+    """Why annotations are not used as they are: what a run says of it in training, and in evaluation if it matters."""
+
+    UNLISTED = ("annotations of images that the file does not list left out",) * 2
+    NOWHERE = ("annotations with neither box nor mask left out",) * 2
+    FLAT = ("boxes without area inside their image left out",) * 2
+    CROWD = ("crowds not trained on (see crowds)", "crowds ignored (see crowds)")
+    SMALL = ("boxes below a pixel not trained on", None)
+    CLIPPED = ("boxes clipped to their image", None)
+    UNMASKED = ("objects without a mask, of which boxes alone are learned", "objects without a mask, in box AP alone")
+    LINE = ("masks without area, of which boxes alone are learned", "masks without area, in box AP alone")
+
+    def __init__(self, training: str, evaluation: str | None) -> None:
+        self.training, self.evaluation = training, evaluation
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,19 @@ class Instance:
 
     Attributes:
         box: Left, upper, right, lower in pixels, inside the image.
-        label: 1 to K, in the order of the category ids; 0 is the background.
-        mask: Polygons or a run-length encoding, as in the file.
+        label: 1 to K, in the order of the classes; 0 is the background.
+        mask: Polygons or a run-length encoding, as in the file; None where there is none.
         crowd: Whether it stands for a group: never trained on, ignored in evaluation.
+        stated: Left, upper, width, height as in the file.
+        area: In pixels, as in the file; of the box where the file does not say.
     """
 
     box: tuple[float, float, float, float]
     label: int
-    mask: Any
+    mask: Mask | None
     crowd: bool
+    stated: list[float]
+    area: float
 
     @property
     def trained(self) -> bool:
@@ -60,183 +71,234 @@ class Instance:
 class Picture:
     """An image with its objects."""
 
-    number: int  # the image's id in the file
+    number: int  # from 1, in the order of the ids
     path: Path
     width: int
     height: int
     instances: list[Instance] = field(default_factory=list)
 
-    def target(self) -> dict[str, Tensor]:
-        """What torchvision's detectors learn from: `boxes` `[N, 4]`, `labels` `[N]`, `masks` `[N, h, w]` of 0 and 1."""
+    def target(self, *, masks: bool = True) -> dict[str, Tensor]:
+        """What torchvision's detectors learn from.
+
+        Args:
+            masks: Whether masks are wanted.
+
+        Returns:
+            `boxes` `[N, 4]`, `labels` `[N]`; with masks `masks` `[N, h, w]` of 0 and 1, zeros where there is none, and
+            `masked` `[N]`, whether there is one.
+        """
         chosen = [instance for instance in self.instances if instance.trained]
-        masks = [decode_mask(instance.mask, self.height, self.width) for instance in chosen]
-        return {
+        target = {
             "boxes": torch.tensor([i.box for i in chosen], dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor([i.label for i in chosen], dtype=torch.int64),
-            "masks": torch.stack(masks) if masks else torch.zeros(0, self.height, self.width, dtype=torch.uint8),
         }
+        if not masks:
+            return target
+        drawn = torch.zeros(len(chosen), self.height, self.width, dtype=torch.uint8)
+        for row, instance in zip(drawn, chosen, strict=True):
+            if instance.mask is not None:
+                row.copy_(decode_mask(instance.mask, self.height, self.width))
+        return target | {"masks": drawn, "masked": torch.tensor([i.mask is not None for i in chosen], dtype=torch.bool)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class CocoSplit:
-    """Images and annotations of one split.
+    """Images and objects of one split.
 
     Attributes:
         file: The annotations.
         pictures: The images, in the file's order.
-        category_ids: The file's ids, ascending; label `i + 1` is the i-th.
-        classes: Names in that order.
-        left_out: How many annotations were left out or changed, and why.
-        content: What the file holds without those left out; annotations numbered anew from 1.
+        classes: Names, label 1 first.
+        annotations: How many the file holds.
+        remarks: How many annotations could not be used as they are, and why.
     """
 
     file: Path
     pictures: list[Picture]
-    category_ids: tuple[int, ...]
     classes: tuple[str, ...]
-    left_out: Counter[str]
-    content: Content
+    annotations: int
+    remarks: Counter[Remark]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def objects(self) -> list[Instance]:
+        """All objects."""
+        return [instance for picture in self.pictures for instance in picture.instances]
+
+    @property
+    def masked(self) -> bool:
+        """Whether any object that is trained on has a mask."""
+        return any(instance.trained and instance.mask is not None for instance in self.objects)
+
     @cached_property
-    def truth(self) -> COCO:
-        """The annotations for the evaluation."""
-        return COCO(self.content)
+    def box_truth(self) -> COCO:
+        """All objects, for the evaluation of boxes."""
+        return self._truth("bbox")
+
+    @cached_property
+    def mask_truth(self) -> COCO:
+        """All objects, for the evaluation of masks.
+
+        An object without a mask is there as a crowd that fills its box: not finding it costs nothing, and what is found
+        there counts neither for nor against the detector.
+        """
+        return self._truth("segm")
 
     @property
     def fingerprint(self) -> str:
         """What the split holds, to notice that it was changed."""
-        return f"{len(self.pictures)} images, {self.file.name} {file_hash(self.file)}"
+        bare = sum(instance.trained and instance.mask is None for instance in self.objects)
+        more = f", {bare} objects without a mask" if bare else ""
+        return f"{len(self.pictures)} images{more}, {self.file.name} {file_hash(self.file)}"
 
     def without_empty(self) -> CocoSplit:
         """The same without images that nothing is learned from but the background."""
         kept = [p for p in self.pictures if any(instance.trained for instance in p.instances)]
-        return CocoSplit(self.file, kept, self.category_ids, self.classes, self.left_out, self.content)
+        return replace(self, pictures=kept)
+
+    def _truth(self, kind: Literal["bbox", "segm"]) -> COCO:
+        entries: list[dict[str, Any]] = []
+        for picture in self.pictures:
+            for instance in picture.instances:
+                entry = {
+                    "id": len(entries) + 1,
+                    "image_id": picture.number,
+                    "category_id": instance.label,
+                    "bbox": instance.stated,
+                    "area": instance.area,
+                    "iscrowd": int(instance.crowd),
+                }
+                if kind == "segm":
+                    entry["segmentation"] = instance.mask or [_corners(instance.box)]
+                    entry["iscrowd"] = int(instance.crowd or instance.mask is None)
+                entries.append(entry)
+        images = [{"id": p.number, "width": p.width, "height": p.height} for p in self.pictures]
+        categories = [{"id": label, "name": name} for label, name in enumerate(self.classes, 1)]
+        return COCO({"images": images, "annotations": entries, "categories": categories})
 
 
-def decode_mask(mask: Any, height: int, width: int) -> Tensor:
-    """Polygons or a run-length encoding -> `[h, w]` of 0 and 1, uint8."""
-    decoded = rle_tools.decode(rle_tools.segmToRle(mask, width, height))
-    return torch.from_numpy(np.ascontiguousarray(decoded))
+@dataclass(frozen=True)
+class Source:
+    """A split's file of annotations, read, and the folder that its images are in."""
+
+    file: Path
+    content: Content
+    folder: Path
 
 
-def read_coco(root: Path, split: str) -> CocoSplit:
-    """Read `ROOT/annotations/instances_SPLIT.json` and check it against the images in `ROOT/SPLIT/`.
-
-    Boxes are clipped to their image. Left out are annotations whose box has no area then, and those whose mask has no
-    polygon of three points; they are counted.
+def read_source(root: Path, split: str) -> Source:
+    """Find and read the annotations of a split (see `layout`).
 
     Raises:
-        UserError: If the file is missing or no such JSON, an annotation names an image or category that is not there,
-            a box is no four numbers, a mask is missing or of another size, or an image's file is missing.
+        UserError: If there are none, or they are not in COCO's format.
     """
-    file = root / "annotations" / f"instances_{split}.json"
-    if not file.is_file():
-        raise UserError(f"data: no such file: {file}; needed are {split}/ and annotations/{file.name} in {root}")
+    file = annotation_file(root, split)
     content = read_annotations(file)
-    pictures = _pictures(content["images"], root / split, file)
-    names = _categories(content["categories"], file)
-    labels = {category: label for label, category in enumerate(names, 1)}
-    left_out: Counter[str] = Counter()
-    kept: list[AnnotationEntry] = []
+    return Source(file, content, image_folder(root, split, file, content["images"]))
+
+
+def build_split(
+    source: Source, labels: dict[Id, int], classes: Sequence[str], *, crowds: Literal["ignore", "objects"] = "ignore"
+) -> CocoSplit:
+    """The images of a file with their objects, checked against the images' files.
+
+    Args:
+        source: The file.
+        labels: The label of each category.
+        classes: Names, label 1 first.
+        crowds: Whether annotations marked as crowds are ignored, as in COCO, or objects like others.
+
+    Raises:
+        UserError: If an annotation names a category that is not there, a mask cannot be decoded or is of another size,
+            or an image's file is missing.
+    """
+    content, remarks = source.content, Counter[Remark]()
+    pictures = _pictures(content["images"], source)
     for annotation in content["annotations"]:
-        read = _instance(
-            annotation, pictures, labels, f"{file}: annotation {annotation.get('id', '(no id)')}", left_out
-        )
-        if read is not None:
-            pictures[annotation["image_id"]].instances.append(read)
-            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
-            ours = {"id": len(kept) + 1, "iscrowd": int(read.crowd), "area": area, "segmentation": read.mask}
-            kept.append({**annotation, **ours})  # type: ignore[typeddict-item]
-    content["annotations"] = kept
-    return CocoSplit(file, list(pictures.values()), tuple(names), tuple(names.values()), left_out, content)
+        picture, label = pictures.get(annotation["image_id"]), labels.get(annotation["category_id"])
+        where = f"{source.file}: annotation {annotation.get('id', '(no id)')}"
+        if label is None:
+            listed = ", ".join(map(str, list(labels)[:10]))
+            named = f"category {annotation['category_id']}, which the file does not list"
+            raise UserError(f"data: {where} is of {named}; it lists {listed}; mend the file")
+        if picture is None:
+            remarks[Remark.UNLISTED] += 1
+            continue
+        crowd = bool(annotation.get("iscrowd")) and crowds == "ignore"
+        instance = _instance(annotation, picture, label, crowd=crowd, where=where, remarks=remarks)
+        if instance is not None:
+            picture.instances.append(instance)
+    return CocoSplit(source.file, list(pictures.values()), tuple(classes), len(content["annotations"]), remarks)
 
 
-def _pictures(images: list[ImageEntry], folder: Path, file: Path) -> dict[int, Picture]:
+def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]:
     """The images by id; all their files must be there."""
-    outside = next((image["file_name"] for image in images if escapes(image["file_name"])), None)
-    if outside is not None:
-        raise UserError(f"data: {file} names the image {outside!r}, which is outside of {folder}; do not trust it")
-    pictures = {i["id"]: Picture(i["id"], folder / i["file_name"], i["width"], i["height"]) for i in images}
-    if len(pictures) < len(images):
-        raise UserError(f"data: {file}: two images have the same id; every image needs one of its own")
-    there = set(os.listdir(folder)) if folder.is_dir() else set()  # a look at each takes minutes
-    missing = [p.path for p in pictures.values() if p.path.name not in there and not p.path.is_file()]
-    if missing:
+    paths = {image["id"]: source.folder / named(image, source.file) for image in images}
+    if len(paths) < len(images):
+        raise UserError(f"data: {source.file}: two images have the same id; every image needs one of its own")
+    gone = missing(paths.values())
+    if gone:
         raise UserError(
-            f"data: {len(missing)} of the {len(pictures)} images of {file} are missing, the first {missing[0]}; "
+            f"data: {len(gone)} of the {len(paths)} images of {source.file} are missing, the first {gone[0]}; "
             "add them, or take them out of the file"
         )
-    return pictures
+    ordered = sorted(paths, key=lambda number: (isinstance(number, str), number))
+    ranks = {number: rank for rank, number in enumerate(ordered, 1)}
+    return {i["id"]: Picture(ranks[i["id"]], paths[i["id"]], *_size(i, paths[i["id"]])) for i in images}
 
 
-def _categories(categories: list[CategoryEntry], file: Path) -> dict[int, str]:
-    """Names by id, ascending; ids may have gaps, as COCO's have."""
-    names = {category["id"]: category["name"] for category in categories}
-    if len(set(names.values())) < len(categories):
-        raise UserError(f"data: {file}: every category needs a name and an id of its own")
-    return dict(sorted(names.items()))
+def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
+    """Width and height as stated; as they are where the file does not state them."""
+    width, height = image.get("width"), image.get("height")
+    if width and height:
+        return width, height
+    try:
+        with open_image(partial(str, path)) as opened:
+            return opened.size
+    except UnreadableImageError as error:
+        raise UserError(
+            f"data: {path} has no width and height in the annotations and cannot be read: {error}"
+        ) from None
 
 
 def _instance(
-    annotation: AnnotationEntry,
-    pictures: dict[int, Picture],
-    labels: dict[int, int],
-    where: str,
-    left_out: Counter[str],
+    annotation: AnnotationEntry, picture: Picture, label: int, *, crowd: bool, where: str, remarks: Counter[Remark]
 ) -> Instance | None:
-    """One annotation, or None where nothing of it can be used, which is counted."""
-    picture, label = pictures.get(annotation["image_id"]), labels.get(annotation["category_id"])
-    if picture is None:
-        raise UserError(f"data: {where} is of image {annotation['image_id']}, which the file does not list")
-    if label is None:
-        raise UserError(f"data: {where} is of category {annotation['category_id']}, which the file does not list")
-    box = _box(annotation["bbox"], picture, left_out)
-    mask = _mask(annotation["segmentation"], picture, where)
+    """One annotation, or None where nothing of it can be used; what is not as it should be is counted."""
+    given = annotation.get("segmentation")
+    mask = None if given is None else usable_mask(given, picture.height, picture.width, where)
+    stated = annotation.get("bbox") or (mask and box_of(mask, picture.height, picture.width))
+    if not stated:
+        remarks[Remark.NOWHERE] += 1
+        return None
+    box, beyond = _clipped(stated, picture)
     if box is None:
-        left_out["boxes without area inside their image left out"] += 1
+        remarks[Remark.FLAT] += 1
         return None
-    if mask is None:
-        left_out["masks without area left out"] += 1
-        return None
-    instance = Instance(box, label, mask, bool(annotation.get("iscrowd", 0)))
-    if instance.crowd:
-        left_out["crowds not trained on, and ignored in evaluation"] += 1
+    instance = Instance(box, label, mask, crowd, stated, annotation.get("area") or stated[2] * stated[3])
+    if beyond >= _LIMIT:  # less is rounding
+        remarks[Remark.CLIPPED] += 1
+    if crowd:
+        remarks[Remark.CROWD] += 1
     elif not instance.trained:
-        left_out["boxes below a pixel not trained on"] += 1
+        remarks[Remark.SMALL] += 1
+    if mask is None and not crowd:
+        remarks[Remark.UNMASKED if given is None else Remark.LINE] += 1
     return instance
 
 
-def _box(bbox: list[float], picture: Picture, left_out: Counter[str]) -> tuple[float, float, float, float] | None:
-    """`[x, y, width, height]` -> corners inside the image; None where nothing of it is there."""
+def _clipped(bbox: list[float], picture: Picture) -> tuple[tuple[float, float, float, float] | None, float]:
+    """`[x, y, width, height]` -> corners inside the image, None if there is no area; and how far it went beyond."""
     x, y, width, height = bbox
     left, right = max(x, 0.0), min(x + width, float(picture.width))
     upper, lower = max(y, 0.0), min(y + height, float(picture.height))
     if left >= right or upper >= lower:
-        return None
-    beyond = max(left - x, upper - y, x + width - right, y + height - lower)
-    if beyond >= _LIMIT:  # less is rounding
-        left_out["boxes clipped to their image"] += 1
-    return left, upper, right, lower
+        return None, 0.0
+    return (left, upper, right, lower), max(left - x, upper - y, x + width - right, y + height - lower)
 
 
-def _mask(mask: list[list[float]] | Encoding, picture: Picture, where: str) -> list[list[float]] | Encoding | None:
-    """Polygons or a run-length encoding that can be decoded; None where no polygon has an area."""
-    if isinstance(mask, list):
-        farthest = max((abs(number) for polygon in mask for number in polygon), default=0)
-        if farthest > _FAR * max(picture.width, picture.height):  # drawing its outline would take ages
-            raise UserError(f"data: {where} has a polygon that goes to {farthest:g}, far outside its image; mend it")
-        return [polygon for polygon in mask if len(polygon) >= _POINTS and len(polygon) % 2 == 0] or None
-    if mask["size"] != [picture.height, picture.width]:
-        raise UserError(
-            f"data: {where} has a mask of {mask['size']}, but its image is of {[picture.height, picture.width]}"
-        )
-    if picture.width * picture.height > MAX_PIXELS:
-        return mask  # its image is told of when it is read
-    try:
-        decode_mask(mask, picture.height, picture.width)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"data: {where} has a mask that cannot be decoded: {error}") from None
-    return mask
+def _corners(box: tuple[float, float, float, float]) -> list[float]:
+    left, upper, right, lower = box
+    return [left, upper, right, upper, right, lower, left, lower]

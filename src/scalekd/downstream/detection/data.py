@@ -50,6 +50,7 @@ class CocoDataset(Dataset[Example]):
         flip: Probability of a horizontal flip.
         learning: Whether targets are wanted, and an unreadable image is replaced by the next one. Otherwise it is
             left out.
+        masks: Whether targets have masks.
         max_pixels: Larger images count as unreadable.
         patience: Seconds to wait for data that is gone.
     """
@@ -61,10 +62,11 @@ class CocoDataset(Dataset[Example]):
         seed: int = 0,
         flip: float = 0.0,
         learning: bool = False,
+        masks: bool = True,
         max_pixels: int = MAX_PIXELS,
         patience: float = 0,
     ) -> None:
-        self.split, self.seed, self.flip, self.learning = split, seed, flip, learning
+        self.split, self.seed, self.flip, self.learning, self.masks = split, seed, flip, learning, masks
         self._max_pixels, self._patience = max_pixels, Patience(patience)
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ class CocoDataset(Dataset[Example]):
             except UnreadableImageError as error:
                 corrupt[str(picture.path)] = str(error)
                 continue
-            target = picture.target() if self.learning else {}
+            target = picture.target(masks=self.masks) if self.learning else {}
             with seeded(self.seed, key.epoch, index):
                 if random.random() < self.flip:
                     image, target = flipped(image, target)
@@ -110,7 +112,8 @@ def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     left, upper, right, lower = target["boxes"].unbind(1)
     width = image.shape[-1]
     boxes = torch.stack([width - right, upper, width - left, lower], dim=1)
-    return mirrored, target | {"boxes": boxes, "masks": target["masks"].flip(-1)}
+    masks = {"masks": target["masks"].flip(-1)} if "masks" in target else {}
+    return mirrored, target | {"boxes": boxes} | masks
 
 
 def collate(examples: list[Example]) -> DetectionBatch:
@@ -121,9 +124,12 @@ def collate(examples: list[Example]) -> DetectionBatch:
 
 
 def training_batches(
-    split: CocoSplit, recipe: Detection, report: Callable[[str], object], *, start: int = 0
+    split: CocoSplit, recipe: Detection, report: Callable[[str], object], *, masks: bool = True, start: int = 0
 ) -> SteadyLoader[DetectionBatch, Key]:
-    """Micro-batches of a training run from the `start`-th on; `report` is told when workers that died are replaced."""
+    """Micro-batches of a training run from the `start`-th on; `report` is told when workers that died are replaced.
+
+    With `masks`, targets have masks.
+    """
     stream = TrainingStream(
         size=len(split),
         batch=recipe.batch,
@@ -137,6 +143,7 @@ def training_batches(
         seed=recipe.seed,
         flip=recipe.flip,
         learning=True,
+        masks=masks,
         max_pixels=recipe.max_pixels,
         patience=recipe.data_patience,
     )

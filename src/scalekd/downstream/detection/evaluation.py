@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as rle_tools
 from torch import Tensor
+
+from scalekd.downstream.detection.extra import COCO, COCOeval_faster, rle_tools
 
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _MASK_LIMIT = 0.5  # probability from which a pixel belongs to an object
@@ -29,15 +29,13 @@ class AveragePrecision:
     per_class: dict[str, float | None]
 
 
-def as_results(
-    outputs: Sequence[dict[str, Tensor]], numbers: Sequence[int], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """What torchvision's Mask R-CNN gives for some images, as COCO's results.
+def as_results(outputs: Sequence[dict[str, Tensor]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """What torchvision's detectors give for some images, as COCO's results; a category's id is its label.
 
     Args:
-        outputs: For each image `boxes` `[N, 4]` (corners), `scores` `[N]`, `labels` `[N]` and `masks` `[N, 1, h, w]`.
+        outputs: For each image `boxes` `[N, 4]` (corners), `scores` `[N]`, `labels` `[N]`, and `masks`
+            `[N, 1, h, w]` where the detector finds them.
         numbers: The id of each image.
-        category_ids: Id of each label but the background, label 1 first.
     """
     results = []
     for output, number in zip(outputs, numbers, strict=True):
@@ -45,15 +43,15 @@ def as_results(
         sides = (boxes[:, 2:] - boxes[:, :2]).tolist()
         corners, labels = boxes[:, :2].tolist(), output["labels"].tolist()
         for index, score in enumerate(scores):
-            results.append(
-                {
-                    "image_id": number,
-                    "category_id": category_ids[labels[index] - 1],
-                    "score": score,
-                    "bbox": corners[index] + sides[index],
-                    "segmentation": encode_mask(output["masks"][index, 0] > _MASK_LIMIT),
-                }
-            )
+            result = {
+                "image_id": number,
+                "category_id": labels[index],
+                "score": score,
+                "bbox": corners[index] + sides[index],
+            }
+            if "masks" in output:
+                result["segmentation"] = encode_mask(output["masks"][index, 0] > _MASK_LIMIT)
+            results.append(result)
     return results
 
 

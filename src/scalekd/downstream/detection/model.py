@@ -1,15 +1,18 @@
-"""torchvision's Mask R-CNN over the feature maps of a student."""
+"""torchvision's Faster R-CNN and Mask R-CNN over the feature maps of a student."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -75,6 +78,39 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
         return logits.float()
 
 
+class _PartlyMaskedHeads(RoIHeads):  # type: ignore[misc]
+    """Learns boxes from all objects, masks from those that have one: `masked` `[N]` in the targets says which; all, without it."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Any = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if not self.training or all("masked" not in t or bool(t["masked"].all()) for t in targets):
+            found: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+            found = super().forward(features, proposals, image_shapes, targets)
+            return found
+        proposals, matched, labels, shifts = self.select_training_samples(proposals, targets)
+        boxed = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        classifier, box_reg = fastrcnn_loss(*self.box_predictor(boxed), labels, shifts)
+        learned = [
+            torch.where((label > 0) & target["masked"][match])[0] if len(target["masked"]) else label[:0]
+            for label, match, target in zip(labels, matched, targets, strict=True)
+        ]
+        places = [proposal[index] for proposal, index in zip(proposals, learned, strict=True)]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, places, image_shapes)))
+        mask = maskrcnn_loss(
+            logits,
+            places,
+            [target["masks"] for target in targets],
+            [target["labels"] for target in targets],
+            [match[index] for match, index in zip(matched, learned, strict=True)],
+        )
+        return [], {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": mask}
+
+
 def build_detector(
     backbone: Backbone,
     num_classes: int,
@@ -86,11 +122,14 @@ def build_detector(
     proposals: int,
     width: int = 256,
     hidden: int = 1024,
-) -> MaskRCNN:
+    masks: bool = True,
+) -> FasterRCNN:
     """Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision has them.
 
+    Without masks it is Faster R-CNN, the same but for the mask head.
+
     In training it maps images (RGB in [0, 1], each `[3, h, w]`) and targets to losses by name, otherwise images to
-    boxes, scores, labels and masks.
+    boxes, scores, labels and masks. With masks, targets say in `masked` `[N]` which objects have one.
 
     Args:
         backbone: The student's maps.
@@ -103,29 +142,37 @@ def build_detector(
         proposals: Boxes of each image that the heads learn from.
         width: Channels of the pyramid and of the mask head.
         hidden: Width of the box head.
+        masks: Whether masks are learned and found, too.
     """
     if frozen_stem:
         freeze_stem(backbone)
     names = [str(index) for index in range(len(backbone.strides))]
     strides = [*backbone.strides, 2 * backbone.strides[-1]]
     anchors = AnchorGenerator(tuple((_ANCHOR * stride,) for stride in strides), (_RATIOS,) * len(strides))
-    return MaskRCNN(
-        Pyramid(backbone, width, frozen_norm),
-        min_size=tuple(sizes),
-        max_size=max_size,
-        image_mean=backbone.mean.flatten().tolist(),  # what is padded with zeros has the mean colour
-        image_std=[1.0, 1.0, 1.0],
-        rpn_anchor_generator=anchors,
-        rpn_head=_ProposalHead(width, len(_RATIOS)),
-        rpn_post_nms_top_n_train=1000,
-        box_roi_pool=MultiScaleRoIAlign(names, 7, sampling_ratio=0),
-        box_head=TwoMLPHead(width * 7 * 7, hidden),
-        box_batch_size_per_image=proposals,
-        box_predictor=_BoxPredictor(hidden, num_classes + 1),
+    options = {
+        "backbone": Pyramid(backbone, width, frozen_norm),
+        "min_size": tuple(sizes),
+        "max_size": max_size,
+        "image_mean": backbone.mean.flatten().tolist(),  # what is padded with zeros has the mean colour
+        "image_std": [1.0, 1.0, 1.0],
+        "rpn_anchor_generator": anchors,
+        "rpn_head": _ProposalHead(width, len(_RATIOS)),
+        "rpn_post_nms_top_n_train": 1000,
+        "box_roi_pool": MultiScaleRoIAlign(names, 7, sampling_ratio=0),
+        "box_head": TwoMLPHead(width * 7 * 7, hidden),
+        "box_batch_size_per_image": proposals,
+        "box_predictor": _BoxPredictor(hidden, num_classes + 1),
+    }
+    if not masks:
+        return FasterRCNN(**options)
+    detector = MaskRCNN(
+        **options,
         mask_roi_pool=MultiScaleRoIAlign(names, 14, sampling_ratio=0),
         mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
         mask_predictor=_MaskPredictor(width, width, num_classes + 1),
     )
+    detector.roi_heads.__class__ = _PartlyMaskedHeads  # torchvision builds its own, and takes no other
+    return detector
 
 
 def freeze_stem(backbone: Backbone) -> None:

@@ -19,7 +19,10 @@ _COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "orange", "white
 
 
 def draw(image: Tensor, objects: Target, classes: Sequence[str]) -> Tensor:
-    """An image `[3, h, w]`, uint8, with masks, boxes, class names and scores; each class has its colour."""
+    """An image `[3, h, w]`, uint8, with boxes, class names, and masks and scores if there are any.
+
+    Each class has its colour.
+    """
     labels = objects["labels"].tolist()
     if not labels:
         return image
@@ -27,8 +30,9 @@ def draw(image: Tensor, objects: Target, classes: Sequence[str]) -> Tensor:
     names = [classes[label - 1] for label in labels]
     if "scores" in objects:
         names = [f"{name} {score:.2f}" for name, score in zip(names, objects["scores"].tolist(), strict=True)]
-    drawn = draw_segmentation_masks(image, objects["masks"].bool(), alpha=0.4, colors=colours)
-    boxed: Tensor = draw_bounding_boxes(drawn, objects["boxes"], labels=names, colors=colours, width=2)
+    if "masks" in objects:
+        image = draw_segmentation_masks(image, objects["masks"].bool(), alpha=0.4, colors=colours)
+    boxed: Tensor = draw_bounding_boxes(image, objects["boxes"], labels=names, colors=colours, width=2)
     return boxed
 
 
@@ -44,6 +48,8 @@ def write_comparison(path: Path, image: Tensor, picture: Picture, output: Target
     """
     sure = output["scores"] >= _SCORE
     found = {name: value[sure].cpu() for name, value in output.items()}
-    found["masks"] = found["masks"][:, 0] > _MASK
-    sides = [draw(image, picture.target(), classes), draw(image, found, classes)]
+    if "masks" in found:
+        found["masks"] = found["masks"][:, 0] > _MASK
+    there = picture.target(masks="masks" in found)
+    sides = [draw(image, there, classes), draw(image, found, classes)]
     F.to_pil_image(torch.cat(sides, dim=2)).save(path)

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from scalekd.data import CorruptImages
-from scalekd.downstream.detection.coco import CocoSplit, read_coco
+from scalekd.downstream.detection.coco import CocoSplit
 from scalekd.downstream.detection.data import evaluation_batches, training_batches
-from scalekd.downstream.detection.detector import build, load_detector, save_detector
+from scalekd.downstream.detection.detector import build, load_detector, save_detector, try_training
 from scalekd.downstream.detection.module import DetectionModule
+from scalekd.downstream.detection.reading import facts, read_data, read_validation
 from scalekd.downstream.detection.schema import Detection
 from scalekd.downstream.detection.testing import Tally, draw
 from scalekd.downstream.running import Run, begun, build_backbone, fit
-from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.progress import watched
 from scalekd.training.folder import RunFolder, write_json
@@ -44,16 +44,19 @@ def train(
         console: Where to print; standard error by default.
 
     Returns:
-        What `result.json` holds: average precisions of boxes and masks, overall and of each class.
+        What `result.json` holds: average precisions of boxes and, if they are learned, of masks, overall and of each
+        class; what of the data could not be used as it is.
 
     Raises:
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
     with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
-        learned, val = _read_data(recipe, run.say)
+        learned, val = read_data(recipe, run.say)
         backbone = build_backbone(recipe)
-        detector = build(recipe, backbone, len(val.classes))
+        masks = _finds_masks(recipe, learned, val, run.say)
+        detector = build(recipe, backbone, len(val.classes), masks=masks)
+        try_training(detector, recipe, backbone.name)
         run.prepare(backbone, {"training data": learned.fingerprint, "validation data": val.fingerprint})
         return _train(run, recipe, detector, learned, val)
 
@@ -70,14 +73,12 @@ def evaluate(recipe: Detection, output: Path, *, console: Console | None = None)
         UserError: If there is no trained detector, or the data is not as the recipe says or has other classes.
     """
     folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
-    val = read_coco(_data(recipe), recipe.val_split)
-    if val.classes != classes:
-        raise UserError(f"data: {val.file} lists other categories than the detector was trained for")
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    val = read_validation(recipe, classes, say)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
-    corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val)
+    corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val, masks=isinstance(detector, MaskRCNN))
     detector.to(device)
     with torch.inference_mode():
         for batch in watched(evaluation_batches(val, recipe, say), "measure", console):
@@ -85,70 +86,49 @@ def evaluate(recipe: Detection, output: Path, *, console: Console | None = None)
             with cast():
                 tally.add(detector, batch._replace(images=[image.to(device) for image in batch.images]))
     draw(detector, val, recipe, folder.pictures, autocast=cast)
-    boxes, masks = map(asdict, tally.figures())
-    seen, unread = len(tally.seen), sorted(corrupt.paths)
     return {
-        "boxes": boxes,
-        "masks": masks,
-        "images": seen,
-        "corrupt_images": unread,
+        **{kind: asdict(measured) for kind, measured in tally.figures().items()},
+        "images": len(tally.seen),
+        "data": {"validation": facts(val, training=False)},
+        "corrupt_images": sorted(corrupt.paths),
         "detector": folder.detector.name,
     }
 
 
-def _data(recipe: Detection) -> Path:
-    if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
-    return recipe.data
+def _finds_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit, say: Callable[[str], None]) -> bool:
+    """Whether masks are learned, with a line where that is not what one might expect."""
+    if not recipe.masks:
+        return False
+    if not learned.masked:
+        say("model     no training object has a mask: Faster R-CNN learns boxes, and boxes are measured")
+        return False
+    if not any(instance.mask is not None and not instance.crowd for instance in val.objects):
+        say("warning: no validation object has a mask: masks are learned, but mask AP cannot be measured")
+    return True
 
 
-def _read_data(recipe: Detection, say: Callable[[str], None]) -> tuple[CocoSplit, CocoSplit]:
-    """Both splits, with a line on each; they must have the same categories."""
-    splits = [read_coco(_data(recipe), split) for split in (recipe.train_split, recipe.val_split)]
-    for split in splits:
-        counted = "".join(f"; {count} {what}" for what, count in split.left_out.items())
-        say(f"data      {split.file}: {len(split)} images, {len(split.content['annotations'])} objects{counted}")
-    train, val = splits
-    if (train.category_ids, train.classes) != (val.category_ids, val.classes):
-        raise UserError(f"data: {train.file} and {val.file} list different categories; they must list the same")
-    learned = train if recipe.empty_images else train.without_empty()
-    if len(learned) < len(train):
-        say(f"data      {len(train) - len(learned)} training images without objects are left out; see empty_images")
-    if recipe.batch > len(learned):
-        raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it to less")
-    steps = len(learned) // recipe.batch * recipe.epochs
-    if recipe.warmup_steps >= steps:
-        raise UserError(f"warmup_steps: {recipe.warmup_steps} must be less than the {steps} steps of the run")
-    rest = len(learned) % recipe.batch
-    if rest:
-        say(f"data      {rest} training images are left out of each epoch: they do not fill a batch")
-    return learned, val
-
-
-def _train(run: Run, recipe: Detection, detector: MaskRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
-    steps = len(learned) // recipe.batch
+def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
+    steps, masks = len(learned) // recipe.batch, isinstance(detector, MaskRCNN)
     module = DetectionModule(recipe, detector, val, steps_per_epoch=steps, corrupt=run.corrupt())
 
     def save() -> str:
         return save_detector(run.folder.detector, module.final, recipe, val.classes)
 
-    facts = fit(
+    trained = fit(
         run,
         module,
-        lambda start: training_batches(learned, recipe, run.say, start=start),
+        lambda start: training_batches(learned, recipe, run.say, masks=masks, start=start),
         evaluation_batches(val, recipe, run.say),
         save,
     )
-    assert module.boxes is not None
-    assert module.masks is not None
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     draw(module.final.to(device).eval(), val, recipe, run.folder.pictures, autocast=cast)
     result = {
-        "boxes": asdict(module.boxes),
-        "masks": asdict(module.masks),
+        **{kind: asdict(measured) for kind, measured in module.figures.items()},
         "images": module.seen,
-        **facts,
+        "data": {"training": facts(learned, training=True), "validation": facts(val, training=False)},
+        **trained,
         "backbone": detector.backbone.backbone.name,
         "detector": run.folder.detector.name,
         "sha256": save(),

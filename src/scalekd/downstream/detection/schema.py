@@ -22,17 +22,21 @@ class ModelKeys(BackboneKeys):
     """Channels of the feature pyramid and of the mask head."""
     hidden: Positive = 1024
     """Width of the box head."""
+    masks: bool = True
+    """Whether masks are learned where training objects have them (Mask R-CNN); otherwise boxes alone (Faster R-CNN)."""
 
 
 class DataKeys(LoadingKeys):
     """Data and augmentation."""
 
     data: File | None = None
-    """Folder in COCO's layout: DATA/annotations/instances_train2017.json, DATA/train2017/*.jpg."""
+    """Folder with annotations in COCO's format and images: annotations/instances_train2017.json, train2017/*.jpg."""
     train_split: SplitName = "train2017"
-    """The training split: its folder, and its annotations in annotations/instances_SPLIT.json."""
+    """The training split: its name in annotations/instances_SPLIT.json and the like, or its JSON file."""
     val_split: SplitName = "val2017"
     """The validation split, likewise."""
+    crowds: Literal["ignore", "objects"] = "ignore"
+    """What annotations with iscrowd are: ignored, as in COCO, or objects; some tools mark every mask so."""
     empty_images: bool = False
     """Whether images without any object to learn are trained on, too."""
     sizes: tuple[Positive, ...] = (800,)

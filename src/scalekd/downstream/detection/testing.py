@@ -22,14 +22,15 @@ class Tally:
 
     Args:
         val: The split.
+        masks: Whether masks are measured, too.
 
     Attributes:
         seen: Ids of the images that were looked at; no others count.
     """
 
-    def __init__(self, val: CocoSplit) -> None:
+    def __init__(self, val: CocoSplit, *, masks: bool) -> None:
         self.seen: list[int] = []
-        self._val = val
+        self._val, self._masks = val, masks
         self._results: list[dict[str, Any]] = []
 
     def add(self, detector: nn.Module, batch: DetectionBatch) -> None:
@@ -37,13 +38,15 @@ class Tally:
         if not batch.images:
             return
         numbers = [self._val.pictures[index].number for index in batch.numbers]
-        self._results += as_results(detector(scaled(batch.images)), numbers, self._val.category_ids)
+        self._results += as_results(detector(scaled(batch.images)), numbers)
         self.seen += numbers
 
-    def figures(self) -> tuple[AveragePrecision, AveragePrecision]:
-        """Of boxes and masks."""
-        boxes = average_precision(self._val.truth, self._results, "bbox", self.seen)
-        return boxes, average_precision(self._val.truth, self._results, "segm", self.seen)
+    def figures(self) -> dict[str, AveragePrecision]:
+        """Of `boxes`, and of `masks` where the detector finds them."""
+        figures = {"boxes": average_precision(self._val.box_truth, self._results, "bbox", self.seen)}
+        if self._masks:
+            figures["masks"] = average_precision(self._val.mask_truth, self._results, "segm", self.seen)
+        return figures
 
 
 def scaled(images: list[Tensor]) -> list[Tensor]:

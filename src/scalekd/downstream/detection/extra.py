@@ -1,0 +1,14 @@
+"""What detection takes from faster-coco-eval, which the extra `downstream` installs."""
+
+from __future__ import annotations
+
+from scalekd.errors import UserError
+
+try:
+    from faster_coco_eval import COCO, COCOeval_faster
+    from faster_coco_eval.core import mask as rle_tools
+except ImportError as error:
+    reason = f"detection: faster-coco-eval cannot be imported ({error}); pip install 'scalekd[downstream]'"
+    raise UserError(reason) from error
+
+__all__ = ["COCO", "COCOeval_faster", "rle_tools"]
