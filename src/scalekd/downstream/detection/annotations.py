@@ -101,6 +101,7 @@ class Content(TypedDict):
 
 
 _CONTENT = TypeAdapter(Content)
+_EXPORT = "it must be in COCO's format for instances: export it so"
 _WANTED = {
     "bbox": "it must be [x, y, width, height], in pixels",
     "segmentation": "it must be polygons or a run-length encoding, or [] where there is no mask",
@@ -122,10 +123,14 @@ def read_annotations(file: Path) -> Content:
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         if first["type"] == "json_invalid":
             raise UserError(f"data: {file} is no JSON ({message}); export or download it again") from None
-        part, *entry = first["loc"] or ("content",)
+        if not first["loc"]:
+            raise UserError(
+                f"data: {file} holds no object with images, annotations and categories; {_EXPORT}"
+            ) from None
+        part, *entry = first["loc"]
         if len(entry) < 2:
             where = f"{part} {int(entry[0]) + 1}" if entry else f"the list {part!r}"
-            raise UserError(f"data: {file}: {where}: {message}; it must be in COCO's format for instances") from None
+            raise UserError(f"data: {file}: {where}: {message}; {_EXPORT}") from None
         number, key = int(entry[0]) + 1, str(entry[1])
         found = "" if first["type"] == "missing" else f" is {first['input']!r}"
         raise UserError(f"data: {file}: {part} entry {number}: {key}{found}: {_WANTED.get(key, message)}") from None

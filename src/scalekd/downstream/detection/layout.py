@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def image_folder(root: Path, split: str, file: Path, images: Sequence[ImageEntry
     else:  # CVAT: annotations/instances_default.json is of images/default
         part = file.stem.removeprefix("instances_")
         folders = [root / part, root / "images" / part, *folders]
+    if (root / "images").is_dir():  # a file parted by hand: its images are still where the tool has put them
+        folders += sorted(folder for folder in (root / "images").iterdir() if folder.is_dir())
     names = [named(image, file) for image in images[:_TRIED]]
     return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))  # the first of the best
 
@@ -118,6 +121,18 @@ def _other_layout(root: Path) -> str | None:
     marks = {
         "YOLO's layout": ("data.yaml", "labels/*.txt", "labels/*/*.txt", "*/labels/*.txt", "obj.names"),
         "Pascal VOC's layout": ("Annotations/*.xml", "*/Annotations/*.xml", "*.xml", "*/*.xml"),
-        "Supervisely's own layout": ("meta.json", "*/ann/*.json"),
+        "Supervisely's own layout": ("*/ann/*.json",),
     }
-    return next((tool for tool, globs in marks.items() if any(any(root.glob(mark)) for mark in globs)), None)
+    found = next((tool for tool, globs in marks.items() if any(any(root.glob(mark)) for mark in globs)), None)
+    if found is None and any(map(_of_labelme, [*root.glob("*.json"), *root.glob("*/*.json")][:_TRIED])):
+        return "LabelMe's layout"
+    return found
+
+
+def _of_labelme(file: Path) -> bool:
+    """Whether a file is of one image and lists its shapes."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "shapes" in content

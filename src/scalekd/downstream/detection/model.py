@@ -79,7 +79,10 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
 
 
 class _PartlyMaskedHeads(RoIHeads):  # type: ignore[misc]
-    """Learns boxes from all objects, masks from those that have one: `masked` `[N]` in the targets says which; all, without it."""
+    """Learns boxes from all objects, and masks from those that have one.
+
+    `masked` `[N]` in the targets says which have; without it all have.
+    """
 
     def forward(
         self,
