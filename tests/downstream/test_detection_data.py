@@ -203,7 +203,7 @@ def valid(write: Write) -> tuple[Path, str]:
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_spoilt_file_is_refused_in_one_line_or_read(valid: tuple[Path, str], data: st.DataObject) -> None:
+def test_a_corrupt_file_is_refused_in_one_line_or_read(valid: tuple[Path, str], data: st.DataObject) -> None:
     root, text = valid
     content = json.loads(text)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -215,8 +215,8 @@ def test_a_spoilt_file_is_refused_in_one_line_or_read(valid: tuple[Path, str], d
             parent.pop(last, None)
         else:
             parent[last] = data.draw(VALUES)
-    spoilt = json.dumps(content).encode()[: data.draw(st.sampled_from([None, None, None, 300]))]
-    (root / "annotations" / "instances_train2017.json").write_bytes(spoilt)
+    corrupt = json.dumps(content).encode()[: data.draw(st.sampled_from([None, None, None, 300]))]
+    (root / "annotations" / "instances_train2017.json").write_bytes(corrupt)
     try:
         split = read(root)
     except UserError as error:

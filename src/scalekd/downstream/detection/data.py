@@ -95,7 +95,7 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The pixels of a picture, `[3, h, w]`, uint8.
 
     Raises:
-        UnreadableImageError: If its file is spoilt, or of another size than the annotations say.
+        UnreadableImageError: If its file is corrupt, or of another size than the annotations say.
     """
     with open_image(partial(str, picture.path), max_pixels) as image:
         if image.size != (picture.width, picture.height):

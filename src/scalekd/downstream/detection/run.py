@@ -62,7 +62,7 @@ def train(
 
 
 def evaluate(recipe: Detection, output: Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the detector that a run left, and draw its pictures anew.
+    """Measure the detector that a run left, and draw its pictures again.
 
     Args:
         recipe: The run's settings; data and image sizes may be others.
