@@ -54,13 +54,15 @@ def indices() -> list[Path]:
 
 
 def expected(root: Path, source: str) -> tuple[list[str], list[int], tuple[str, ...]]:
-    """What torchvision lists, or a walk over everything."""
+    """What torchvision lists, or a walk over everything, without what is hidden."""
     if source == "classes":
         there = ImageFolder(str(root), allow_empty=True)
-        names = [os.path.relpath(path, root) for path, _ in there.samples]
-        return names, [label for _, label in there.samples], tuple(there.classes)
+        classes = [name for name in there.classes if not name.startswith(".")]
+        names = [name for path, _ in there.samples if "/." not in f"/{(name := os.path.relpath(path, root))}"]
+        return names, [classes.index(name.partition("/")[0]) for name in names], tuple(classes)
     walked = [os.path.join(top, file) for top, _, files in os.walk(root, followlinks=True) for file in files]
-    names = [os.path.relpath(path, root) for path in sorted(walked) if path.lower().endswith(IMG_EXTENSIONS)]
+    images = (os.path.relpath(path, root) for path in sorted(walked) if path.lower().endswith(IMG_EXTENSIONS))
+    names = [name for name in images if "/." not in f"/{name}"]
     return names, [-1] * len(names), ()
 
 

@@ -17,13 +17,18 @@ from rich.text import Text
 
 from scalekd.cli.help import Command, Group
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.data import Split, open_data, read_label_free, read_splits
+from scalekd.data import Split, open_data, read_label_free
 from scalekd.data.check import Findings, check_split
+from scalekd.data.pixels import RULES
+from scalekd.data.sources.source import class_differences
 from scalekd.errors import printable
 from scalekd.recipes import ListKeys, Recipe, load
 
 data = typer.Typer(cls=Group, help="Look after images.", no_args_is_help=True)
-_SHOWN = 10
+_SHOWN, _CLASSES_SHOWN = 10, 20
+_DARK = 4096  # a sixteenth of white: numbers of 12 bits
+_PLAIN = ("RGB:", "L:")  # modes that need no word
+_WRONG = ("corrupt", "duplicates", "empty")
 
 
 @data.callback()
@@ -49,17 +54,17 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Read every image once: counts a class, sizes, modes; corrupt and duplicate files, leaks to val.
+    """Read every image once: counts, sizes, kinds of pixels, what is left out, corrupt and equal files, leaks.
 
-    Duplicates have equal bytes. Exit code 0: nothing is wrong. 1: there are corrupt files, duplicates or leaks. 2: the
-    data cannot be read as it is named.
+    Duplicates have equal bytes. Exit code 0: nothing is wrong. 1: there are files that cannot be read, duplicates,
+    leaks, empty classes or classes of one split only. 2: the data cannot be read as it is named.
 
     Examples:
         scalekd data check DATA
         scalekd data check 'SHARDS/{split}-{000..146}.tar' --json > findings.json
     """
     recipe = load(None, flags | {"data": place})
-    splits = _splits(recipe)
+    splits, differences = _splits(recipe)
     found: dict[str, Findings] = {}
     started = time.perf_counter()
     with _bar() as progress:
@@ -74,30 +79,34 @@ def check(
                 patience=recipe.data_patience,
             )
     seconds = time.perf_counter() - started
-    report = _report(found, recipe.val_split)
+    report = _report(found, recipe) | {"classes_differ": differences}
     images = sum(map(len, splits.values()))
     report["images_per_second"] = round(images / seconds, 1)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         _print(report)
-    wrong = report["leaks"] or any(each["corrupt"] or each["duplicates"] for each in report["splits"].values())
+    wrong = report["leaks"] or report["same_split"] or differences
+    wrong = wrong or any(each[what] for each in report["splits"].values() for what in _WRONG)
     raise typer.Exit(1 if wrong else 0)
 
 
-def _splits(recipe: Recipe) -> dict[str, Split]:
-    """The splits that are there, by name; as a run would read them."""
+def _splits(recipe: Recipe) -> tuple[dict[str, Split], list[str]]:
+    """The splits that are there, by name; and how their classes differ, which a run would refuse."""
     assert recipe.data is not None
-    source = open_data(recipe.data, recipe)
+    source = open_data(recipe.data, recipe, empty_classes=True)
     train, val, unlabelled = recipe.train_split, recipe.val_split, recipe.unlabelled_split
     if recipe.labels == "none":
         training, validation = read_label_free(recipe.data, train, val, unlabelled, recipe)
-        return {train: training} | ({val: validation} if len(validation) else {})
+        return {train: training} | ({val: validation} if len(validation) else {}), []
     if not source.has(train) and source.has(val):  # as for `evaluate`
-        return {val: source.read(val)}
-    training, validation = read_splits(recipe.data, train, val, recipe)
+        return {val: source.read(val)}, []
+    training, validation = source.read(train), source.read(val)
+    differences = class_differences(training, validation, (train, val))
     splits = {train: training, val: validation}
-    return splits | ({unlabelled: source.read(unlabelled, labelled=False)} if source.has(unlabelled) else {})
+    if source.has(unlabelled):
+        splits[unlabelled] = source.read(unlabelled, labelled=False)
+    return splits, differences
 
 
 def _bar() -> Progress:
@@ -126,8 +135,9 @@ def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:
     return advance
 
 
-def _report(found: dict[str, Findings], val: str) -> dict[str, Any]:
+def _report(found: dict[str, Findings], recipe: Recipe) -> dict[str, Any]:
     """The findings as plain values."""
+    val = recipe.val_split
     splits = {
         name: {
             "images": len(each.split),
@@ -135,9 +145,13 @@ def _report(found: dict[str, Findings], val: str) -> dict[str, Any]:
             "width": _spread(each.sizes[:, 0]),
             "height": _spread(each.sizes[:, 1]),
             "modes": dict(each.modes.most_common()),
+            "rules": {mode: _rule(mode, each.values.get(mode)) for mode in each.modes},
+            "turned": each.turned,
             "corrupt": each.locate(each.corrupt),
+            "reasons": {each.split.locate(index): reason for index, reason in each.corrupt.items() if reason},
             "duplicates": [each.locate(group) for group in each.duplicates()],
         }
+        | each.split.aside.plain()
         for name, each in found.items()
     }
     leaks = [
@@ -146,7 +160,26 @@ def _report(found: dict[str, Findings], val: str) -> dict[str, Any]:
         if name != val and val in found
         for other, one in found[val].leaks(each)
     ]
-    return {"splits": splits, "leaks": leaks}
+    same = recipe.labels != "none" and recipe.train_split == val
+    told = {name: _told(each) for name, each in found.items()}
+    return {"splits": splits, "leaks": leaks, "same_split": same, "told": told}
+
+
+def _rule(mode: str, values: tuple[float, float] | None) -> str:
+    """What is done with pixels of a mode, and between which numbers they are where that is not known beforehand."""
+    if values is None:
+        return RULES[mode]
+    least, largest = values
+    dark = ": these are almost black" if mode.startswith("I;16") and largest < _DARK else ""
+    return f"{RULES[mode]}; found from {least:g} to {largest:g}{dark}"
+
+
+def _told(found: Findings) -> list[str]:
+    """Lines on what is in a split's place beside its images."""
+    aside = found.split.aside
+    empty = f"no images in {', '.join(aside.empty[:_SHOWN])}; a run refuses that" if aside.empty else ""
+    lines = {"left out": aside.described(), "hidden": aside.described_hidden(), "empty": empty}
+    return [f"{what:10}{line}" for what, line in lines.items() if line]
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, int] | None:
@@ -157,7 +190,7 @@ def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, int] | Non
 
 
 def _print(report: dict[str, Any]) -> None:
-    """The findings for people."""
+    """The findings, human-readable, in one screen."""
     out = Console(highlight=False)
     splits = report["splits"]
     table = _table("", splits)
@@ -165,15 +198,32 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(row, *(tell(split) for split in splits.values()))
     out.print(table)
     classes = _table("class", splits)
-    for name in next(iter(splits.values()))["classes"]:
+    every = list(dict.fromkeys(name for split in splits.values() for name in split["classes"]))
+    for name in every[:_CLASSES_SHOWN]:
         classes.add_row(_plain(name), *(str(split["classes"].get(name, "")) for split in splits.values()))
     if classes.row_count:
         out.print(classes)
+    if len(every) > _CLASSES_SHOWN:
+        out.print(f"{'classes':10}and {len(every) - _CLASSES_SHOWN} more; --json lists all")
+    rules = [f"{mode}: {rule}" for split in splits.values() for mode, rule in split["rules"].items()]
+    for rule in dict.fromkeys(rule for rule in rules if not rule.startswith(_PLAIN)):
+        out.print(f"{'mode':10}{rule}", markup=False, soft_wrap=True)
+    for name, lines in report["told"].items():
+        for line in lines:
+            out.print(_plain(f"{line[:10]}{name}: {line[10:]}"), soft_wrap=True)
+    for difference in report["classes_differ"]:
+        out.print(_plain(f"{'classes':10}{difference}; a run refuses that"), soft_wrap=True)
     for split in splits.values():
-        _list(out, "corrupt", [[path] for path in split["corrupt"]])
+        _list(out, "unread", [[_with_reason(path, split["reasons"])] for path in split["corrupt"]])
         _list(out, "equal", split["duplicates"])
     _list(out, "leak", report["leaks"])
+    if report["same_split"]:
+        out.print(f"{'leak':10}training and validation images are the same split")
     out.print(f"read      {report['images_per_second']:.1f} images a second")
+
+
+def _with_reason(path: str, reasons: dict[str, str]) -> str:
+    return f"{path} ({reasons[path]})" if path in reasons else path
 
 
 def _table(first: str, splits: Iterable[str]) -> Table:
@@ -209,6 +259,9 @@ _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "width, min / median / max": lambda split: _range(split["width"]),
     "height, min / median / max": lambda split: _range(split["height"]),
     "modes": lambda split: ", ".join(f"{mode} {count:,}" for mode, count in split["modes"].items()),
-    "corrupt": lambda split: str(len(split["corrupt"])),
+    "stored turned or mirrored, read upright": lambda split: str(split["turned"]),
+    "corrupt or unreadable": lambda split: str(len(split["corrupt"])),
     "sets of equal files": lambda split: str(len(split["duplicates"])),
+    "files left out": lambda split: str(sum(each["count"] for each in split["left_out"].values())),
+    "empty classes": lambda split: str(len(split["empty"])),
 }

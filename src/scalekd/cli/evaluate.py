@@ -17,6 +17,7 @@ from rich.text import Text
 from scalekd.cli.model import HELP, find_run, read_model
 from scalekd.cli.options import Flags, over_stored, parse_mapping, with_recipe_flags
 from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, in_order, read_split, read_splits
+from scalekd.data.aside import left_out
 from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import (
@@ -120,6 +121,8 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     if recipe.data is None:
         raise UserError(_NO_DATA.format(splits="val/<class>/"))
     split = read_split(recipe.data, recipe.val_split, recipe)
+    for line in left_out({recipe.val_split: split.aside}):
+        typer.echo(line, err=True)
     classifier, crop = subject.build(recipe)
     if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
         split = in_order(split, classifier.classes)
@@ -183,6 +186,8 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
     """A model's features of the training and of the validation images, neither of them augmented."""
     assert recipe.data is not None
     splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
+    for line in left_out({recipe.train_split: splits[0].aside, recipe.val_split: splits[1].aside}):
+        typer.echo(line, err=True)
     classifier, crop = subject.build(recipe)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scalekd.cli.model import HELP, read_model
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data import Files, Split, evaluation_loader
+from scalekd.data.index import list_unlabelled
 from scalekd.errors import UserError, printable
 from scalekd.export.onnx import OnnxClassifier
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -72,33 +72,29 @@ def predict(
     if not classifier.num_classes:
         raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
     print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
-    read = [False] * len(files)
-    for index, logits in _predictions(classifier, run, files, recipe):
-        read[index] = True
+    missing: dict[str, str] = {}
+    for index, logits in _predictions(classifier, run, files, recipe, missing):
         print_one(files[index], _best(logits, top, classifier.classes))
-    missing = [file for file, was_read in zip(files, read, strict=True) if not was_read]
-    for file in missing:
-        typer.echo(f"cannot be read: {printable(file)}", err=True)
+    for file, reason in missing.items():
+        typer.echo(f"cannot be read: {printable(file)}{f' ({reason})' if reason else ''}", err=True)
     if missing:
         typer.echo(f"{len(missing)} of {len(files)} images could not be read", err=True)
         raise typer.Exit(1)
 
 
 def _find(places: Sequence[Path]) -> Iterator[str]:
-    """Files as named, and the images in folders by the endings of their names, sorted."""
+    """Files as named, and the images in folders by the endings of their names, sorted; hidden ones left out."""
     for place in places:
         if not place.is_dir():
             yield str(place)  # what is missing is reported with what cannot be read
             continue
-        found = sorted(
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(place)
-            for file in files
-            if file.lower().endswith(IMG_EXTENSIONS)
-        )
-        if not found:
-            raise UserError(f"images: no images in {place}")
-        yield from found
+        listing = list_unlabelled(place)
+        told = listing.aside.described()
+        if not len(listing.names):
+            raise UserError(f"images: no images in {place}{f' ({told})' if told else ''}")
+        if told:
+            typer.echo(f"{printable(place)}: {told}", err=True)
+        yield from (os.path.join(place, name) for name in listing.names)
 
 
 def _open(
@@ -123,9 +119,13 @@ def _open(
 
 @torch.inference_mode()
 def _predictions(
-    classifier: Classifier | OnnxClassifier, run: Callable[[Tensor], Tensor], files: list[str], recipe: Recipe
+    classifier: Classifier | OnnxClassifier,
+    run: Callable[[Tensor], Tensor],
+    files: list[str],
+    recipe: Recipe,
+    missing: dict[str, str],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Index and logits `[K]` of each image that can be read, in order."""
+    """Index and logits `[K]` of each image that can be read, in order; the others are noted with what is wrong."""
     numbers = np.arange(len(files), dtype=np.int32)  # the index stands where a label would
     dataset = evaluation_images(
         recipe,
@@ -135,6 +135,7 @@ def _predictions(
     )
     workers = min(recipe.workers, len(files) // recipe.batch)  # starting processes for a batch costs more than it saves
     for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
+        missing |= batch.corrupt
         if len(batch.images):
             yield from zip(batch.labels.tolist(), run(batch.images), strict=True)
 

@@ -18,7 +18,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
 from scalekd.data.loader import leave_stopping_to_the_main_process
+from scalekd.data.orientation import AS_STORED
 from scalekd.data.patience import Patience
+from scalekd.data.pixels import is_deep, numbers
 from scalekd.data.split import UNLABELLED, Split
 from scalekd.data.steady import SteadyLoader
 
@@ -27,12 +29,24 @@ _LARGEST = 1 << 30  # bytes of an image file
 
 
 class Look(NamedTuple):
-    """One image: a hash of its bytes (empty where there are none), its mode, width and height; no mode: corrupt."""
+    """What one image is.
+
+    Attributes:
+        digest: A hash of its bytes; empty where there are none.
+        mode: PIL's name for the kind of its pixels; empty where it cannot be read.
+        width, height: Its size, upright.
+        turned: Whether it is stored turned or mirrored.
+        values: The least and the largest number in it, of a kind whose range is not given by its mode.
+        reason: Why it cannot be read, where we know better than that it is corrupt.
+    """
 
     digest: bytes
     mode: str = ""
     width: int = 0
     height: int = 0
+    turned: bool = False
+    values: tuple[float, float] | None = None
+    reason: str = ""
 
 
 class _Looks(Dataset[Look]):
@@ -47,24 +61,28 @@ class _Looks(Dataset[Look]):
         try:
             content = self.patience.read(self.split.root, partial(self._bytes, index))
             digest = hashlib.blake2b(content, digest_size=16).digest()
-            with open_image(lambda: io.BytesIO(content), self.max_pixels) as image:
-                look = Look(digest, image.mode, *image.size)
+            name = self.split.store.names[index]
+            with open_image(lambda: io.BytesIO(content), self.max_pixels, name=name) as image:
+                look = Look(digest, image.mode, *image.size, turned=image.turn != AS_STORED)
                 read(image)
-        except UnreadableImageError:
-            return Look(digest)
+                if is_deep(image.stored):
+                    values = numbers(image.stored)
+                    look = look._replace(values=(float(values.min()), float(values.max())))
+        except UnreadableImageError as error:
+            return Look(digest, reason=error.reason)
         return look
 
     def _bytes(self, index: int) -> bytes:
         try:
             source = self.split.store.open(index)
             if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
-                raise UnreadableImageError("no regular file")
+                raise UnreadableImageError("no regular file", "no regular file")
             with open(source, "rb") if isinstance(source, str) else source as file:
                 content = file.read(_LARGEST + 1)
         except OSError as error:
-            raise UnreadableImageError(error) from error
+            raise UnreadableImageError(error, error.strerror or "") from error
         if len(content) > _LARGEST:
-            raise UnreadableImageError(f"more than {_LARGEST} bytes")
+            raise UnreadableImageError("too large", f"more than {_LARGEST} bytes")
         return content
 
 
@@ -76,15 +94,19 @@ class Findings:
         split: Its images.
         digests: `[n]`, a hash of each image's bytes; of no meaning for those that cannot be read.
         modes: Images of each of PIL's modes.
-        sizes: `[m, 2]`, widths and heights of those that are whole, in pixels.
-        corrupt: Numbers of the others.
+        sizes: `[m, 2]`, widths and heights of those that can be read, upright, in pixels.
+        corrupt: Numbers of the others, each with the reason where we know better than that it is corrupt.
+        turned: How many are stored turned or mirrored.
+        values: By mode, the least and the largest number of images whose mode does not say what is black and white.
     """
 
     split: Split
     digests: NDArray[np.bytes_]
     modes: Counter[str]
     sizes: NDArray[np.int32]
-    corrupt: list[int]
+    corrupt: dict[int, str]
+    turned: int
+    values: dict[str, tuple[float, float]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -132,7 +154,9 @@ def check_split(
     """
     digests = np.zeros(len(split), "S32")  # as hexadecimal digits: numpy's strings end at a zero byte
     modes: Counter[str] = Counter()
-    corrupt: list[int] = []
+    corrupt: dict[int, str] = {}
+    values: dict[str, tuple[float, float]] = {}
+    turned = 0
     sizes: list[tuple[int, int]] = []
     index = 0
     batches = BatchSampler(range(len(split)), _BATCH, drop_last=False)
@@ -142,11 +166,16 @@ def check_split(
             if look.mode:
                 modes[look.mode] += 1
                 sizes.append((look.width, look.height))
+                turned += look.turned
+                if look.values is not None:
+                    least, largest = values.get(look.mode, look.values)
+                    values[look.mode] = min(least, look.values[0]), max(largest, look.values[1])
             else:
-                corrupt.append(index)
+                corrupt[index] = look.reason
             index += 1
         progress(len(looks))
-    return Findings(split, digests, modes, np.array(sizes, np.int32).reshape(-1, 2), corrupt)
+    every = np.array(sizes, np.int32).reshape(-1, 2)
+    return Findings(split, digests, modes, every, corrupt, turned, values)
 
 
 def _loader(

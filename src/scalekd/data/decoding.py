@@ -9,37 +9,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from scalekd.data.endings import formats, why_unidentified
 from scalekd.data.orientation import Box, Turn, read_turn, stored_box, turned, turned_size
+from scalekd.data.pixels import PixelsError, is_deep, to_rgb
 
 # How files become pixels, for runs and caches to be told apart by it: changed whenever the same files give others.
 DECODING = "EXIF orientation applied"  # before there was this line, pictures were taken as they are stored
-# What a file may hold, whatever its name says. PIL knows more, and would run Ghostscript for one of them.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-
 MAX_PIXELS = 178_956_970  # where PIL refuses of its own accord
 _LONGEST = 100  # times the short side
 
 
 class UnreadableImageError(Exception):
-    """A file that is missing, no image, or spoilt."""
+    """A file that is missing, no image, corrupt, or of a kind that is not read.
 
+    Attributes:
+        reason: What is wrong, for users; empty where PIL finds it corrupt.
+    """
 
-class ImageTooLargeError(UnreadableImageError):
-    """An image of more pixels than it may have."""
+    def __init__(self, error: object, reason: str = "") -> None:
+        super().__init__(error)
+        self.reason = reason
 
 
 @contextmanager
 def _naming_what_is_unreadable() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # PIL's readers meet nearly any in a spoilt file
+    except PixelsError as error:
+        raise UnreadableImageError(error, str(error)) from error
+    except FileNotFoundError as error:
+        raise UnreadableImageError(error, "no such file") from error
+    except Exception as error:  # PIL's readers meet nearly any in a corrupt file
         raise UnreadableImageError(error) from error
 
 
@@ -74,15 +79,18 @@ class OpenedImage:
 
 
 @contextmanager
-def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXELS) -> Iterator[OpenedImage]:
+def open_image(
+    source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXELS, *, name: str = ""
+) -> Iterator[OpenedImage]:
     """Open an image and read its header: size, mode and orientation are known, pixels are not decoded yet.
 
     Args:
         source: Gives its path or its bytes; may raise OSError.
         max_pixels: Pixels that it may have; meanwhile this is PIL's limit, too, which is a global.
+        name: Its file's name where the source gives bytes; some formats are read under their own ending only.
 
     Raises:
-        UnreadableImageError: If it is missing, no image, or too large.
+        UnreadableImageError: If it is missing, no image of a kind that is read, or too large.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -91,12 +99,13 @@ def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXE
             file = source()
             if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
                 raise ValueError("no regular file")
-            image = Image.open(file, formats=_FORMATS)
+            image = _identified(file, name or (file if isinstance(file, str) else ""))
         Image.MAX_IMAGE_PIXELS = max_pixels  # for what is inside of other images
         with image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageTooLargeError(f"{width} x {height} pixels; max_pixels is {max_pixels}")
+                what = f"{width} x {height} pixels; max_pixels is {max_pixels}"
+                raise UnreadableImageError(what, what)
             if min(width, height) < 1:
                 raise UnreadableImageError(f"{width} x {height} pixels")
             turn = read_turn(image)
@@ -105,11 +114,32 @@ def open_image(source: Callable[[], str | IO[bytes]], max_pixels: int = MAX_PIXE
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def _identified(file: str | IO[bytes], name: str) -> Image.Image:
+    """PIL's image of a file.
+
+    Raises:
+        PixelsError: If it is of a kind that we know and cannot read.
+        UnidentifiedImageError: If it is of none.
+    """
+    try:
+        return Image.open(file, formats=formats(name))
+    except UnidentifiedImageError:
+        if isinstance(file, str):
+            with open(file, "rb") as opened:
+                start = opened.read(12)
+        else:
+            file.seek(0)
+            start = file.read(12)
+        if reason := why_unidentified(start):
+            raise PixelsError(reason) from None
+        raise
+
+
 def read(image: OpenedImage) -> Tensor:
     """Decode the whole of an opened image of any mode: `[3, h, w]`, uint8, upright.
 
     Raises:
-        UnreadableImageError: If the file is corrupt.
+        UnreadableImageError: If the file is corrupt, or its values have no agreed black and white.
     """
     with _naming_what_is_unreadable():
         image.stored.load()
@@ -129,20 +159,27 @@ def read_crop(image: OpenedImage, box: Box, side: int, *, remain: int = 2) -> Te
         remain: Times as many of them as reduced decoding must leave; PIL's thumbnails take 2, too.
 
     Raises:
-        UnreadableImageError: If the file is corrupt.
+        UnreadableImageError: If the file is corrupt, or its values have no agreed black and white.
     """
     stored = image.stored
     left, upper, right, lower = part = stored_box(box, image.size, image.turn)
     width, height = stored.size
     shrink = min(right - left, lower - upper) // (remain * side)
     with _naming_what_is_unreadable():
-        if shrink >= 2 and (drafted := stored.draft(None, (width // shrink, height // shrink))):
+        # HEIF's draft would be the file's thumbnail.
+        if (
+            shrink >= 2
+            and stored.format != "HEIF"
+            and (drafted := stored.draft(None, (width // shrink, height // shrink)))
+        ):
             scale = width / drafted[1][2]
             stored.load()
             scaled = (left / scale, upper / scale, right / scale, lower / scale)
-            square = to_tensor(_to_rgb(stored).resize((side, side), Image.Resampling.BICUBIC, box=scaled))
+            square = to_tensor(to_rgb(stored).resize((side, side), Image.Resampling.BICUBIC, box=scaled))
         else:
-            square = resize(to_tensor(stored.crop(part)), [side, side])
+            # What the values of all pixels decide is decided before the crop.
+            whole = to_rgb(stored) if is_deep(stored) else stored
+            square = resize(to_tensor(whole.crop(part)), [side, side])
         return turned(square, image.turn)
 
 
@@ -164,14 +201,5 @@ def resize(image: Tensor, size: list[int]) -> Tensor:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An image of any mode as `[3, h, w]`, uint8."""
-    tensor: Tensor = F.pil_to_tensor(_to_rgb(image))
+    tensor: Tensor = F.pil_to_tensor(to_rgb(image))
     return tensor
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; 16-bit greys are scaled, where PIL would cut them off at 255."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    return image.convert("RGB")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from scalekd.data.index import list_classes, list_unlabelled
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
@@ -31,8 +29,13 @@ def _folder(data: Path, name: str) -> Path:
     return root
 
 
-def read_split(data: Path, name: str) -> Split:
-    """List `data/name/<class>/*`; files that are no images by their ending are left out.
+def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:
+    """List `data/name/<class>/*`; files that are no images by their ending are left out and counted.
+
+    Args:
+        data: The folder of all splits.
+        name: The split's.
+        empty_classes: Whether a class may be without images.
 
     Raises:
         UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
@@ -43,11 +46,13 @@ def read_split(data: Path, name: str) -> Split:
         raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class")
     if len(listing.classes) < 2:
         raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
-    counts = np.bincount(listing.labels, minlength=len(listing.classes))
-    empty = [listing.classes[label] for label in np.flatnonzero(counts == 0)]
-    if empty:
-        raise UserError(f"data: no images in {', '.join(str(root / name) for name in empty[:3])}")
-    return Split(Files(root, listing.names), listing.labels, listing.classes)
+    empty, found = listing.aside.empty, listing.aside.described()
+    if empty and not empty_classes:
+        raise UserError(
+            f"data: no images in {', '.join(str(root / name) for name in empty[:3])}{f' ({found})' if found else ''}; "
+            "add some, or remove the folder"
+        )
+    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
 
 
 def read_unlabelled(data: Path, name: str) -> Split:
@@ -59,5 +64,6 @@ def read_unlabelled(data: Path, name: str) -> Split:
     root = _folder(data, name)
     listing = list_unlabelled(root)
     if not len(listing.names):
-        raise UserError(f"data: no images in {root}")
-    return Split(Files(root, listing.names), listing.labels, listing.classes)
+        found = listing.aside.described()
+        raise UserError(f"data: no images in {root}{f' ({found})' if found else ''}")
+    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.data.aside import Aside
+from scalekd.data.endings import image_endings, is_hidden, is_image
 from scalekd.data.names import Names
 from scalekd.data.split import UNLABELLED, Labels
 from scalekd.errors import printable
@@ -33,7 +34,7 @@ from scalekd.progress import working
 
 Arrays = dict[str, NDArray[Any]]
 
-_FORMAT = 1
+_FORMAT = 2
 _TICK = 2 * 10**9  # nanoseconds; the coarsest clock of a file system
 _NO_FOLDER = (-1, -1)
 
@@ -46,15 +47,19 @@ class Listing:
         names: Their paths in it.
         labels: Class index of each `[n]`, -1 for an unlabelled one.
         classes: Class names.
+        aside: What is there beside them.
     """
 
     names: Names
     labels: Labels
     classes: tuple[str, ...]
+    aside: Aside = field(default_factory=Aside)
 
 
 def list_classes(root: Path) -> Listing:
     """Images in folders of `root`, one a class, and in the folders in them; in torchvision's order.
+
+    Hidden files and folders are none of them.
 
     Raises:
         OSError: If `root` cannot be listed.
@@ -75,6 +80,7 @@ class _Walk:
     """Lists folders, given as paths in `root`, and notes how each was before.
 
     Attributes:
+        aside: What is no image.
         times: By folder, its times of change; for a link that leads to no folder, that it did not.
         complete: Whether all could be listed.
     """
@@ -82,21 +88,27 @@ class _Walk:
     def __init__(self, root: Path) -> None:
         self.root, self.started = root, time.time_ns()
         self.times: dict[str, tuple[int, int]] = {}
-        self.complete = True
+        self.complete, self.aside = True, Aside()
 
     def read(self, folder: str) -> tuple[list[str], list[str]]:
-        """The folders and the images in a folder, in no order; links are followed."""
+        """The folders and the images in a folder, hidden ones left out, in no order; links are followed."""
         folders: list[str] = []
         images: list[str] = []
         self.times[folder] = _times(self.root, folder)
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
-                if _is_folder(entry):
+                path = os.path.join(folder, entry.name)
+                is_folder = _is_folder(entry)
+                if is_hidden(entry.name):
+                    self.aside.hide(path, folder=is_folder)
+                elif is_folder:
                     folders.append(entry.name)
-                elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                elif is_image(entry.name):
                     images.append(entry.name)
-                elif entry.is_symlink():
-                    self.times[os.path.join(folder, entry.name)] = _NO_FOLDER
+                else:
+                    self.aside.leave_out(path)
+                    if entry.is_symlink():
+                        self.times[path] = _NO_FOLDER
         return folders, images
 
     def images(self, top: str) -> Iterator[tuple[str, list[str]]]:
@@ -128,7 +140,10 @@ class _Walk:
 
 
 def _walk_classes(walk: _Walk) -> Listing:
-    classes = sorted(walk.read("")[0])
+    folders, beside = walk.read("")
+    for image in beside:
+        walk.aside.leave_out(image, "beside the classes' folders")
+    classes = sorted(folders)
     counts = np.zeros(len(classes), np.int64)
 
     def paths() -> Iterator[str]:
@@ -138,12 +153,14 @@ def _walk_classes(walk: _Walk) -> Listing:
             counts[label] = sum(len(images) for _, images in folders)
 
     names = Names.pack(paths())
-    return Listing(names, np.repeat(np.arange(len(classes), dtype=np.int32), counts), tuple(classes))
+    walk.aside.empty += [name for name, count in zip(classes, counts, strict=True) if not count]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return Listing(names, labels, tuple(classes), walk.aside)
 
 
 def _walk_all(walk: _Walk) -> Listing:
     paths = sorted(os.path.join(folder, image) for folder, images in walk.images("") for image in images)
-    return Listing(Names.pack(paths), np.full(len(paths), UNLABELLED, np.int32), ())
+    return Listing(Names.pack(paths), np.full(len(paths), UNLABELLED, np.int32), (), walk.aside)
 
 
 def _indexed(root: Path, kind: str, list_anew: Callable[[_Walk], Listing]) -> Listing:
@@ -162,7 +179,8 @@ def _indexed(root: Path, kind: str, list_anew: Callable[[_Walk], Listing]) -> Li
 
 
 def _file(root: Path, kind: str) -> Path:
-    digest = hashlib.sha256(f"{kind}\0{os.path.abspath(root)}".encode(errors="surrogateescape")).hexdigest()
+    what = f"{kind}\0{sorted(image_endings())}\0{os.path.abspath(root)}"  # an extra may add endings
+    digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(caches, "scalekd", "index", f"{digest[:32]}.safetensors")
 
@@ -180,12 +198,14 @@ def _load(file: Path, root: Path) -> Listing | None:
     folders = _unpack(arrays, "folders")
     if any(tuple(then) != _times(root, folder) for folder, then in zip(folders, arrays["times"].tolist(), strict=True)):
         return None
-    return Listing(_unpack(arrays, "names"), arrays["labels"], tuple(_unpack(arrays, "classes")))
+    aside = Aside.load(arrays["aside"].tobytes().decode())
+    return Listing(_unpack(arrays, "names"), arrays["labels"], tuple(_unpack(arrays, "classes")), aside)
 
 
 def _save(file: Path, listing: Listing, times: dict[str, tuple[int, int]]) -> None:
     """Write an index, whole or not at all; where that is not possible, say so and go on."""
     arrays: Arrays = {"labels": listing.labels, "times": np.array(list(times.values()), np.int64)}
+    arrays["aside"] = np.frombuffer(listing.aside.dump().encode(), np.uint8)
     for key, names in (
         ("names", listing.names),
         ("classes", Names.pack(listing.classes)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
-from scalekd.data.decoding import MAX_PIXELS, ImageTooLargeError, UnreadableImageError
+from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError
 from scalekd.data.patience import Patience
 from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
@@ -88,7 +88,7 @@ class ReplayDataset(Dataset[Sample]):
             try:
                 pixels = self.patience.read(self.split.root, partial(self._read, key.epoch, index))
             except UnreadableImageError as error:
-                corrupt[self.split.locate(index)] = str(error) if isinstance(error, ImageTooLargeError) else ""
+                corrupt[self.split.locate(index)] = error.reason
                 continue
             taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
             return Sample(pixels, int(self.split.labels[index]), corrupt, taught)

@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scalekd.data.aside import Aside
 from scalekd.data.decoding import MAX_PIXELS, OpenedImage, open_image
 
 UNLABELLED = -1
@@ -75,11 +76,13 @@ class Split:
         store: Where they are kept.
         labels: Class index of each `[n]`, -1 for an unlabelled one.
         classes: Class names; empty where no image is labelled.
+        aside: What is in their place beside them.
     """
 
     store: Store
     labels: Labels
     classes: tuple[str, ...]
+    aside: Aside = field(default_factory=Aside)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,7 +107,7 @@ class Split:
         Raises:
             UnreadableImageError: If it is missing, no image, or has more pixels than `max_pixels`.
         """
-        return open_image(lambda: self.store.open(index), max_pixels)
+        return open_image(lambda: self.store.open(index), max_pixels, name=self.store.names[index])
 
     @property
     def fingerprint(self) -> str:

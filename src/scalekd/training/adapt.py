@@ -15,6 +15,7 @@ from scalekd.data import (
     evaluation_loader,
     read_splits,
 )
+from scalekd.data.aside import left_out
 from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -25,7 +26,7 @@ from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
 from scalekd.training.folder import RunFolder, read_json, write_json
-from scalekd.training.inputs import evaluation_images
+from scalekd.training.inputs import check_output, evaluation_images
 
 FILE = "teacher.safetensors"
 
@@ -49,6 +50,7 @@ def probe(
     """
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
+    check_output(recipe, output)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
@@ -65,6 +67,8 @@ def probe(
     if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
         family_of(classifier.model, classifier.name, tail_blocks=1)
         check_patches(classifier, "resolution")
+    for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     output.mkdir(parents=True, exist_ok=True)  # what cannot start has left nothing
     classifier.crop_fraction = recipe.crop_fraction
     classifier.to(device).eval()

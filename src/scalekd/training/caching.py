@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from scalekd.data import CorruptImages, Key, ReplayDataset, Split
+from scalekd.data.aside import left_out
 from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, check_shards, fill, list_images
 from scalekd.data.cache.store import size
 from scalekd.data.decoding import DECODING
@@ -24,7 +25,7 @@ from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
 from scalekd.recipes import DataKeys, Recipe
 from scalekd.training.build import build_teacher
-from scalekd.training.inputs import read_data, training_images
+from scalekd.training.inputs import check_output, read_data, training_images
 
 # Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.
 _BLIND = {
@@ -89,6 +90,7 @@ def fill_cache(
         raise UserError("cache: method none reads no teacher; name the method that is to read the cache")
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    check_output(recipe, recipe.cache, "cache")
     train, val = read_data(recipe)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
@@ -97,6 +99,8 @@ def fill_cache(
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
     say(f"teacher   {teacher}")
+    for line in left_out({recipe.train_split: train.aside}):
+        say(line)
     say(
         f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} an image as "
         f"{recipe.cache_format}: {size(summary['bytes_per_view'])} a view, {size(summary['bytes'])} in all, "

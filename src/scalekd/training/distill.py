@@ -15,6 +15,7 @@ from scalekd.recipes.schema import validate
 from scalekd.training.fit import fit
 from scalekd.training.folder import cut_freely
 from scalekd.training.group import Group
+from scalekd.training.inputs import check_output
 from scalekd.training.live import Live
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.processes import Processes, joined, launched
@@ -96,6 +97,7 @@ def _distill(
     live: Live | None,
 ) -> list[dict[str, Any]]:
     quieten_lightning()
+    check_output(recipes[0], group.path)
     if recipes[0].devices > 1 and not launched():
         raise UserError(f"devices: {recipes[0].devices} need as many processes; start them with torchrun")
     with Stop() as stop, joined() as processes, ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from scalekd.data import (
     Key,
@@ -40,6 +41,26 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
         if recipe.mixup or recipe.cutmix:
             raise UserError("mixup: images with and without labels cannot be mixed; set mixup and cutmix to 0")
     return train, val
+
+
+def check_output(recipe: Recipe, output: Path, key: str = "output") -> None:
+    """Make sure that what a command writes does not become a class of the images that it reads.
+
+    Args:
+        recipe: The settings.
+        output: The folder that is written, which need not be there.
+        key: The key that names it.
+
+    Raises:
+        UserError: If it is in the folder of a split.
+    """
+    for split in (recipe.train_split, recipe.val_split, recipe.unlabelled_split):
+        root = Path(recipe.data or "") / split
+        if recipe.data and root.is_dir() and output.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{key}: {output} is in {root}, whose folders are read as images; name a folder elsewhere, "
+                f"as runs/{output.name}"
+            )
 
 
 def training_images(

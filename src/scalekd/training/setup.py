@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from scalekd.data import Batch, CorruptImages, evaluation_loader, seeded
+from scalekd.data.aside import left_out
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
@@ -191,9 +192,11 @@ class Setup:
             f"data      {len(self.train)} training images{unlabelled} and {len(self.val)} validation images, "
             f"{len(self.classes)} classes; {self.device.type}, {number}"
         )
+        for line in left_out({recipe.train_split: self.train.aside, recipe.val_split: self.val.aside}):
+            self.say(line)
         rest = len(self.train) % recipe.batch
-        left_out = f"; {rest} images that do not fill a batch are left out of each epoch" if rest else ""
-        self.say(f"schedule  {recipe.epochs} epochs of {self.steps} steps of {recipe.batch} images{left_out}")
+        unused = f"; {rest} images that do not fill a batch are left out of each epoch" if rest else ""
+        self.say(f"schedule  {recipe.epochs} epochs of {self.steps} steps of {recipe.batch} images{unused}")
         count, bare = self.processes.count, recipe.batchnorm_over == "process"
         each = f" in each of {count} processes" if count > 1 else ""
         over = f"batch norm over {recipe.batchnorm_over} images"

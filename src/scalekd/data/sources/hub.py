@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import huggingface_hub
 
+from scalekd.data.endings import is_hidden
 from scalekd.data.sources.source import Labelling, label_text
 from scalekd.data.split import UNLABELLED, Split
 from scalekd.errors import UserError, did_you_mean, printable
@@ -165,6 +166,8 @@ def _files(folder: Path, kind: str) -> dict[str, list[str]]:
     """Files by split: by what is before the first `-` where a folder holds several such, else by folder."""
     folders: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob(f"*.{kind}")):
+        if any(is_hidden(part) for part in file.relative_to(folder).parts):
+            continue
         folders.setdefault(file.parent, []).append(file)
     found: dict[str, list[str]] = {}
     home: dict[str, Path] = {}

@@ -59,4 +59,5 @@ def join(split: Split, unlabelled: Split) -> Split:
         for place, part in zip(roots, parts, strict=True)
         for name in part.names
     )
-    return Split(Joined(root, names, *parts), np.concatenate([split.labels, unlabelled.labels]), split.classes)
+    labels = np.concatenate([split.labels, unlabelled.labels])
+    return Split(Joined(root, names, *parts), labels, split.classes, split.aside.joined(unlabelled.aside))

@@ -36,8 +36,8 @@ _OTHER_FILES = {
 class Directory:
     """A folder: for each split a list, shards, or a folder of images; see `Source`."""
 
-    def __init__(self, path: Path, keys: ListKeys = AS_USUAL) -> None:
-        self.path, self.keys = path, keys
+    def __init__(self, path: Path, keys: ListKeys = AS_USUAL, *, empty_classes: bool = False) -> None:
+        self.path, self.keys, self.empty_classes = path, keys, empty_classes
 
     def has(self, name: str) -> bool:
         return self._kept_otherwise(name) is not None or (self.path / name).is_dir()
@@ -48,7 +48,9 @@ class Directory:
             _refuse_list_keys(self.keys, f"split {name!r} of {self.path}")
         if source is not None:
             return source.read(name, labelled=labelled)
-        return folder.read_split(self.path, name) if labelled else folder.read_unlabelled(self.path, name)
+        if not labelled:
+            return folder.read_unlabelled(self.path, name)
+        return folder.read_split(self.path, name, empty_classes=self.empty_classes)
 
     def _kept_otherwise(self, name: str) -> Source | None:
         """The split's source where it is no folder of images."""
@@ -64,12 +66,13 @@ class Directory:
         return next((file for file in files if file.is_file()), None)
 
 
-def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
+def open_data(data: str | Path, keys: ListKeys = AS_USUAL, *, empty_classes: bool = False) -> Source:
     """The source that `data` names; see docs/data.md for what it may be.
 
     Args:
         data: The text.
         keys: Columns and separator of lists.
+        empty_classes: Whether the folder of a class may be without images, for a look at the data.
 
     Raises:
         UserError: If it names none.
@@ -77,7 +80,7 @@ def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
     text = os.fspath(data)
     path = Path(text)
     if path.is_dir():
-        return Directory(path, keys)
+        return Directory(path, keys, empty_classes=empty_classes)
     if is_list(path) and "{" not in text and "://" not in text:
         return ListFile(path, keys=keys)
     _refuse_list_keys(keys, text)

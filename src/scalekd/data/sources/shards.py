@@ -7,15 +7,16 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.data.aside import Aside
+from scalekd.data.endings import is_hidden, is_image
 from scalekd.data.names import Names
 from scalekd.data.sources.downloads import fetch, fetch_if_there
 from scalekd.data.sources.source import Labelling
@@ -98,13 +99,11 @@ def _tars(folder: Path, *, at_top: bool = False) -> list[Path] | None:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                if is_hidden(entry.name):
+                    continue
                 if entry.name.endswith(".tar"):
                     found.append(folder / entry.name)
-                elif (
-                    not at_top
-                    and not entry.name.startswith(".")
-                    and (entry.name.lower().endswith(IMG_EXTENSIONS) or entry.is_dir())
-                ):
+                elif not at_top and (is_image(entry.name) or entry.is_dir()):
                     return None
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -162,10 +161,11 @@ class ShardPattern:
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:
     """The images of all shards, in their order."""
     root = Path(os.path.commonpath([os.path.abspath(shard.parent) for shard in shards]))
-    labels, indexes = Labelling(), []
+    labels, indexes, aside = Labelling(), [], Aside()
     for shard in watched(shards, "shards"):
         index = read_index(shard)
         indexes.append((os.path.relpath(shard, root), index))
+        aside = aside.joined(index.aside)
         for name, label in zip(index.names, index.labels, strict=True):
             labels.add(label, f"{shard}/{name}")
     lengths = [len(index.names) for _, index in indexes]
@@ -177,7 +177,7 @@ def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split
         np.concatenate([index.offsets for _, index in indexes]),
         np.concatenate([index.sizes for _, index in indexes]),
     )
-    return labels.split(store, _class_names(classes), labelled=labelled)
+    return replace(labels.split(store, _class_names(classes), labelled=labelled), aside=aside)
 
 
 def _class_names(file: Path | None) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,16 +131,20 @@ def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> 
     Raises:
         UserError: If the two do not have the same classes.
     """
+    if only := class_differences(training, validation, names):
+        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
+    return in_order(validation, training.classes)
+
+
+def class_differences(training: Split, validation: Split, names: tuple[str, str]) -> list[str]:
+    """What classes one of two splits has and the other lacks, in words; see `same_classes`."""
     splits = ((names[0], training, validation), (names[1], validation, training))
     extra = {name: sorted(set(have.classes) - set(lack.classes)) for name, have, lack in splits}
-    only = [
+    return [
         f"{', '.join(more[:3])}{', ...' if len(more) > 3 else ''} in {name} only"
         for name, more in extra.items()
         if more
     ]
-    if only:
-        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
-    return in_order(validation, training.classes)
 
 
 def in_order(split: Split, classes: tuple[str, ...]) -> Split:
@@ -147,7 +152,7 @@ def in_order(split: Split, classes: tuple[str, ...]) -> Split:
     if classes == split.classes:
         return split
     order = np.array([classes.index(name) for name in split.classes], np.int32)
-    return Split(split.store, order[split.labels], classes)
+    return replace(split, labels=order[split.labels], classes=classes)
 
 
 def escapes(entry: str) -> bool:

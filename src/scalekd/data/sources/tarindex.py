@@ -7,21 +7,22 @@ import json
 import os
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scalekd.data.aside import Aside
+from scalekd.data.endings import image_endings, is_hidden, is_image
 from scalekd.data.sources.places import cache_folder
 from scalekd.data.sources.source import escapes, label_text, parse_json
 from scalekd.errors import UserError
 
-_FORMAT = 2
+_FORMAT = 3
 _BLOCK = 512
 _LARGEST_LABEL = 1 << 20
 
@@ -34,12 +35,14 @@ class ShardIndex(NamedTuple):
         labels: Their labels as text, None where there is none.
         offsets: Where each image's bytes begin in the shard, `[n]` int64.
         sizes: How many there are, `[n]` int64.
+        aside: Members that are neither image nor label.
     """
 
     names: list[str]
     labels: list[str | None]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    aside: Aside
 
 
 def read_index(shard: Path) -> ShardIndex:
@@ -54,12 +57,13 @@ def read_index(shard: Path) -> ShardIndex:
         raise UserError(f"data: shard {shard} is missing") from None
     if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
         raise UserError(f"data: shard {shard} is no regular file")
-    stamp = [_FORMAT, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    endings = zlib.crc32(repr(sorted(image_endings())).encode())  # an extra may add some
+    stamp = [_FORMAT, endings, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     kept = cache_folder("indexes", hashlib.sha256(os.fsencode(os.path.realpath(shard))).hexdigest()[:32] + ".npz")
     with suppress(Exception), np.load(kept) as arrays:  # a damaged one fails in nearly any way
         if arrays["stamp"].tolist() == stamp:
-            names, labels = json.loads(arrays["text"].tobytes())
-            return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"])
+            names, labels, aside = json.loads(arrays["text"].tobytes())
+            return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"], Aside.load(aside))
     index = _index(shard, found.st_size)
     with suppress(OSError):  # an index that cannot be kept is made again
         _keep(kept, stamp, index)
@@ -69,7 +73,7 @@ def read_index(shard: Path) -> ShardIndex:
 def _keep(file: Path, stamp: list[int], index: ShardIndex) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
-    text = np.frombuffer(json.dumps([index.names, index.labels]).encode(), np.uint8)
+    text = np.frombuffer(json.dumps([index.names, index.labels, index.aside.dump()]).encode(), np.uint8)
     try:
         np.savez(partial, stamp=np.array(stamp), text=text, offsets=index.offsets, sizes=index.sizes)
         os.replace(partial, file)
@@ -86,47 +90,106 @@ class _Header(tarfile.TarInfo):
         return -(-count // _BLOCK) * _BLOCK
 
 
-@dataclass
-class _Sample:
-    image: tuple[str, int, int] | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-
-
 def _index(shard: Path, size: int) -> ShardIndex:
-    samples: dict[str, _Sample] = {}
     with open(shard, "rb") as file:
+        members = _Members(shard, file)
         for member in _members(shard, size):
-            folder, name = os.path.split(member.name)
-            stem, _, ending = name.partition(".")
-            ending = ending.lower()
-            if not stem or not member.isfile():  # hidden files, as those of macOS
-                continue
-            sample = samples.setdefault(os.path.join(folder, stem), _Sample())
-            if f".{ending}" in IMG_EXTENSIONS:
-                if sample.image is not None:
-                    raise UserError(f"data: shard {shard}: {sample.image[0]!r} and {member.name!r} are one sample")
-                sample.image = (member.name, member.offset_data, member.size)
-            elif ending in ("cls", "json"):
-                if ending in sample.labels:
-                    raise UserError(f"data: shard {shard}: {member.name!r} is another label of one sample")
-                if member.size > _LARGEST_LABEL:
-                    raise UserError(
-                        f"data: shard {shard}: {member.name!r} has {member.size} bytes, too many for a label"
-                    )
-                file.seek(member.offset_data)
-                sample.labels[ending] = _label(shard, member.name, file.read(member.size))
-    lone = next((key for key, sample in samples.items() if sample.image is None and "cls" in sample.labels), None)
-    if lone is not None:
-        raise UserError(f"data: shard {shard}: sample {lone!r} has a label but no image")
-    whole = [(sample.image, sample.labels) for sample in samples.values() if sample.image is not None]
-    if not whole:
-        raise UserError(f"data: shard {shard} holds no images")
+            if member.isfile():
+                members.add(member)
+        samples = members.samples()
+    if not samples:
+        found = members.aside.described()
+        raise UserError(f"data: shard {shard} holds no images{f' ({found})' if found else ''}")
     return ShardIndex(
-        [image[0] for image, _ in whole],
-        [labels.get("cls") or labels.get("json") or None for _, labels in whole],
-        np.array([image[1] for image, _ in whole], np.int64),
-        np.array([image[2] for image, _ in whole], np.int64),
+        [image.name for image, _ in samples],
+        [label for _, label in samples],
+        np.array([image.offset_data for image, _ in samples], np.int64),
+        np.array([image.size for image, _ in samples], np.int64),
+        members.aside,
     )
+
+
+class _Members:
+    """The images and labels of a shard, which become samples when all are known.
+
+    WebDataset's key of a sample is what is before the first dot of its members' names, but names of photographs have
+    dots of their own. An image belongs to the longest beginning of its name, cut at a dot, that has a label.
+
+    Attributes:
+        aside: What is neither image nor label.
+    """
+
+    def __init__(self, shard: Path, file: IO[bytes]) -> None:
+        self.shard, self.file, self.aside = shard, file, Aside()
+        self._images: dict[str, tarfile.TarInfo] = {}  # by path without the last ending, as labels are
+        self._labels: dict[str, dict[str, tarfile.TarInfo]] = {}
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Note a file."""
+        key, after = os.path.splitext(member.name)
+        kind = after[1:].lower()
+        if any(is_hidden(part) for part in Path(member.name).parts):
+            self.aside.hide(member.name, folder=False)
+        elif is_image(member.name):
+            if key in self._images:
+                raise self._two_images(self._images[key], member)
+            self._images[key] = member
+        elif kind in ("cls", "json"):
+            labels = self._labels.setdefault(key, {})
+            if kind in labels:
+                raise UserError(f"data: shard {self.shard}: {member.name!r} is another label of one sample")
+            labels[kind] = member
+        else:
+            self.aside.leave_out(member.name)
+
+    def samples(self) -> list[tuple[tarfile.TarInfo, str | None]]:
+        """The image of each sample, in the shard's order, and its label, where it has one."""
+        found: dict[str, tuple[tarfile.TarInfo, str | None]] = {}
+        for key, image in self._images.items():
+            beginnings = _beginnings(key)
+            own = next((each for each in beginnings if self._has_label(each, dotted=each != beginnings[-1])), None)
+            if own is None:
+                own = next((each for each in beginnings[1:] if each in self._images), key)
+            if own != key and own in self._images:
+                self.aside.leave_out(image.name, "images of samples that have another one")
+                continue
+            if own in found:
+                raise self._two_images(found[own][0], image)
+            found[own] = image, self._label(own)
+        for key, labels in self._labels.items():
+            if "cls" in labels and not any(each in found for each in _beginnings(key)):
+                raise UserError(f"data: shard {self.shard}: sample {key!r} has a label but no image")
+        return list(found.values())
+
+    def _has_label(self, key: str, *, dotted: bool) -> bool:
+        """Whether there is a label of this key; a file like `a.box.json` beside `a.jpg` may be anything."""
+        labels = self._labels.get(key, {})
+        if "cls" in labels or not dotted:
+            return bool(labels)
+        try:
+            return bool(labels and self._read(labels["json"]))
+        except UserError:
+            return False
+
+    def _label(self, key: str) -> str | None:
+        texts = {kind: self._read(member) for kind, member in self._labels.get(key, {}).items()}
+        return texts.get("cls") or texts.get("json") or None
+
+    def _read(self, member: tarfile.TarInfo) -> str:
+        if member.size > _LARGEST_LABEL:
+            raise UserError(f"data: shard {self.shard}: {member.name!r} has {member.size} bytes, too many for a label")
+        self.file.seek(member.offset_data)
+        return _label(self.shard, member.name, self.file.read(member.size))
+
+    def _two_images(self, one: tarfile.TarInfo, other: tarfile.TarInfo) -> UserError:
+        return UserError(f"data: shard {self.shard}: {one.name!r} and {other.name!r} are one sample")
+
+
+def _beginnings(key: str) -> list[str]:
+    """A path, and what remains of it as its name is cut at each dot from the end: `a/b.c.d`, `a/b.c`, `a/b`."""
+    folder, name = os.path.split(key)
+    parts = name.split(".")
+    return [os.path.join(folder, ".".join(parts[:count])) for count in range(len(parts), 0, -1)]
 
 
 def _members(shard: Path, size: int) -> Iterator[tarfile.TarInfo]:

@@ -7,9 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from scalekd.data.decoding import UnreadableImageError, open_image
+from scalekd.data.endings import is_hidden, is_image
 from scalekd.downstream.segmentation.layouts import hint
 from scalekd.downstream.segmentation.schema import Segmentation
 from scalekd.downstream.segmentation.values import check_header
@@ -85,9 +84,9 @@ def _folder(recipe: Segmentation, root: Path) -> dict[str, Path]:
     if not root.is_dir():
         there = f"data: no such folder: {root}; image_folder and label_folder say where they are"
         raise UserError(f"{there}{hint(recipe.data) if recipe.data.is_dir() else ''}")
-    files = [path for path in root.rglob("*") if path.is_file()]
+    files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root))]
     found: dict[str, Path] = {}
-    for path in sorted(path for path in files if path.suffix.lower() in IMG_EXTENSIONS):
+    for path in sorted(path for path in files if is_image(path.name)):
         name = str(path.relative_to(root).with_suffix(""))
         if name in found:
             raise UserError(f"data: {found[name]} and {path.name} differ in their ending only; keep one of them")
@@ -97,6 +96,10 @@ def _folder(recipe: Segmentation, root: Path) -> dict[str, Path]:
         other = f"; its files end in {', '.join(f'{ending} ({count})' for ending, count in endings)}" if files else ""
         raise UserError(f"data: no images in {root}{other}{hint(recipe.data)}")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(is_hidden(part) for part in path.parts)
 
 
 def _listed(path: Path) -> dict[str, None]:
