@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
+from scalekd.models.failure import naming_model
 from scalekd.models.sources import PYTHON, TORCHVISION, create, may_come_from_a_file, timm_config
 from scalekd.models.weights import (
     EXPORTED,
@@ -22,6 +23,8 @@ from scalekd.models.weights import (
     save_weights,
     stored_resolution,
 )
+
+T = TypeVar("T")
 
 
 class ImageModel(nn.Module):
@@ -146,6 +149,23 @@ class ImageModel(nn.Module):
         if images.shape[-2:] != (self.resolution, self.resolution):
             images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
         return (images - self.mean) / self.std
+
+    def run(self, role: str, call: Callable[[Tensor], T], images: Tensor) -> T:
+        """What the model's own code makes of images `[B, 3, h, w]` in [0, 1].
+
+        Args:
+            role: The key that names the model, for messages.
+            call: The model, or one of its functions.
+            images: What `prepare` takes.
+
+        Raises:
+            ModelError: If that code fails.
+        """
+        prepared = self.prepare(images)
+        if torch.compiler.is_compiling():  # what raises is then the compiler
+            return call(prepared)
+        with naming_model(role, self.name, prepared.shape, "be trained on" if self.model.training else "run on"):
+            return call(prepared)
 
     def check_classes(self, classes: tuple[str, ...]) -> None:
         """Make sure that the logits stand for these classes, as far as the weights say.

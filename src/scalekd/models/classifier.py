@@ -14,7 +14,7 @@ class Classifier(ImageModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB images in [0, 1] `[B, 3, h, w]` -> logits `[B, K]`."""
-        logits: Tensor = self.model(self.prepare(images))
+        logits: Tensor = self.run("model", self.model, images)
         return logits
 
     def features(self, images: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class Classifier(ImageModel):
         """
         if not hasattr(self.model, "forward_head"):
             raise UserError(f"model: {self.name} gives no features as timm models do; only its logits can be measured")
-        features = self.model.forward_features(self.prepare(images))
+        features = self.run("model", self.model.forward_features, images)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         return pooled
 

@@ -37,5 +37,5 @@ def naming_model(role: str, name: str, shape: Sequence[int], doing: str = "run o
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{role}: {name} cannot {doing} images {list(shape)}: {first_line(error)}") from error

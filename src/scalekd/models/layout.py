@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.method import Method
 from scalekd.method.projector import StemConvolution
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher
+
+_VECTOR = 16  # float32 numbers in the widest register that oneDNN uses
 
 
 def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
@@ -48,14 +51,38 @@ def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype
 
 
 def choose_convolutions(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take the convolutions that oneDNN is slow at another way: in bf16 on the CPU (docs/decisions.md)."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
+    """Take the convolutions that oneDNN is slow at, or fails at, another way on the CPU (docs/decisions.md)."""
+    if device.type != "cpu":
         return
     for part in module.modules():
-        if isinstance(part, StemConvolution):
+        if type(part) is nn.Conv2d and _skips_pixels(part):
+            part.__class__ = SparsePointwise
+        elif dtype != torch.bfloat16:
+            continue
+        elif isinstance(part, StemConvolution):
             part.as_product = torch.cpu._is_amx_tile_supported()
         elif type(part) is nn.Conv2d and part.groups == part.in_channels > 1:
             part.__class__ = WideDepthwise
+
+
+def _skips_pixels(part: nn.Conv2d) -> bool:
+    """Whether a convolution reads single pixels, not all of them, of few channels."""
+    few = part.in_channels // part.groups < _VECTOR
+    return few and part.kernel_size == (1, 1) and part.stride != (1, 1) and part.padding == (0, 0)
+
+
+class SparsePointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride, which picks its pixels itself in training.
+
+    The weight gradient of oneDNN 3.x writes beyond its memory where they are channels-last and the channels fewer than
+    a vector holds, which ends the process: the first layer of RepVGG, MobileOne and FastViT.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias, groups=self.groups)
 
 
 class WideDepthwise(nn.Conv2d):

@@ -76,7 +76,8 @@ class ModuleReader:
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"student: {self._title} must give logits [B, K], not {shape}")
+            mode = " in training mode" if self._model.training else ""
+            raise UserError(f"student: {self._title}{mode} must give logits [B, K], not {shape}")
         missing = [name for name in self._names if name not in found]
         if missing:
             raise UserError(f"student_maps: {missing[0]!r} takes no part in the forward of {self._title}")

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape, StudentOutputs
 from scalekd.models.build import ImageModel
+from scalekd.models.failure import ModelError, first_line
 from scalekd.models.maps import IntermediatesReader, ModuleReader, Reader, candidates
 from scalekd.models.pairing import check_indices, map_indices, stem_norm
 
@@ -91,13 +93,8 @@ class Student(ImageModel):
         try:
             with torch.no_grad():
                 outputs = self.eval()(self._blank())
-        except UserError:
-            raise
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}"
-            ) from error
+        except ModelError as error:
+            raise self._reason(error) from error
         self.train(training)
         if outputs.previous.shape[2] < outputs.last.shape[2]:
             raise UserError(
@@ -108,6 +105,20 @@ class Student(ImageModel):
             self.num_classes = outputs.logits.shape[1]
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])
 
+    def _reason(self, error: ModelError) -> UserError:
+        """Why this student fails on an image: its resolution, if it was built for that or runs at another."""
+        own = timm.data.resolve_model_data_config(self.model)["input_size"]
+        if own[0] != 3:
+            return UserError(f"student: {self.name} takes images of {own[0]} channel(s); build it for 3 (in_chans: 3)")
+        if "img_size" not in self.model_args:
+            try:
+                with torch.no_grad():
+                    self.model(torch.zeros(1, *own, device=self.mean.device))
+            except Exception:  # so the resolution is not to blame
+                return error
+        reason = first_line(error.__cause__ or error)
+        return UserError(f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}")
+
     def forward(self, images: Tensor) -> StudentOutputs:
         """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""
-        return self._reader(self.prepare(images))
+        return self.run("student", self._reader, images)

@@ -107,7 +107,7 @@ class Teacher(ImageModel):
 
         Under autocast both are of its type, on every device: so they can be kept in it without a loss.
         """
-        features = self.model.forward_features(self.prepare(images))
+        features = self.run("teacher", self.model.forward_features, images)
         tokens = self._family.read(features)
         logits = self.model.forward_head(features) if self.num_classes else None
         if torch.is_autocast_enabled(tokens.device.type):

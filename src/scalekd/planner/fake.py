@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -42,10 +44,24 @@ def run_fake(module: Module, run: Callable[[Module], Result]) -> Result:
         Exception: What the architecture raises where it cannot run like that; a RuntimeError if it reads values of
             tensors.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # torch starts autograd's threads at a process's first backward: begun without memory, also those of GPUs that are
+    # not there, and a copy of the process (`scalekd.child`) could run no backward any more.
+    torch.zeros((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
+    with _in_silence(), FakeTensorMode(allow_non_fake_inputs=True):
         with _EmptyCopies():
             copy = deepcopy(module)
         return run(copy)
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Keep torch from printing the traceback of what an architecture raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def device_of(module: nn.Module) -> torch.device:

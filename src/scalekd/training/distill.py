@@ -110,6 +110,7 @@ def _distill(
             stack.enter_context(group.claimed(setup.say, resume=resume))
         processes.first_says(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
         setup.build()
+        setup.try_training()
         setup.announce()
         inputs = setup.inputs()
         # Last: what cannot start must not delete another run.

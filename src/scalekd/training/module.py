@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from scalekd.data import Batch, CorruptImages, seeded
+from scalekd.models import Student
+from scalekd.models.failure import naming_model
 from scalekd.training.group import naming
 from scalekd.training.learner import Learner
 from scalekd.training.optimisation import build_optimizer, build_schedule
@@ -41,6 +44,7 @@ class DistillationModule(LightningModule):
         self.steps_per_epoch, self.accumulate = steps_per_epoch, accumulate
         self.automatic_optimization = len(learners) == 1
         self.mixup = None
+        self._naming: AbstractContextManager[None] = nullcontext()  # of whoever runs a backward
         if recipe.mixup or recipe.cutmix:
             self.mixup = Mixup(
                 recipe.mixup,
@@ -60,6 +64,7 @@ class DistillationModule(LightningModule):
         images, labels = self._mix(batch.images, batch.labels, number)
         taught = batch.taught
         if self.automatic_optimization:
+            self._naming = _naming_student(self.learners[0], len(images))
             total = self.learners[0].learn(images, labels, taught, batch=number, step=self.step)
             self._log(0, batch_idx)
             return total
@@ -67,11 +72,12 @@ class DistillationModule(LightningModule):
         if taught is None and teacher is not None:
             taught = teacher(images)
         for index, learner in enumerate(self.learners):
+            self._naming = _naming_student(learner, len(images))
             with naming(learner.name):
                 total = learner.learn(images, labels, taught, batch=number, step=self.step)
                 self._log(index, batch_idx)
-            with torch.autocast(self.device.type, enabled=False):  # Lightning's own steps are outside of it too
-                self._descend(index, total, batch_idx)
+                with torch.autocast(self.device.type, enabled=False):  # Lightning's own steps are outside of it too
+                    self._descend(index, total, batch_idx)
             torch.clear_autocast_cache()  # copies of this student's weights, which the next one has no use for
         return None
 
@@ -105,6 +111,10 @@ class DistillationModule(LightningModule):
         optimizer.zero_grad()
         self.learners[index].average()
         schedule.step_update(num_updates=step)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self._naming:
+            super().backward(loss, *args, **kwargs)
 
     def check_finite(self) -> None:
         """Make sure that what is about to be saved is worth keeping.
@@ -180,3 +190,10 @@ class DistillationModule(LightningModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)
+
+
+def _naming_student(learner: Learner, images: int) -> AbstractContextManager[None]:
+    """Names a student whose backward fails on so many images."""
+    student = learner.method.student
+    assert isinstance(student, Student)
+    return naming_model("student", student.name, [images, 3, student.resolution, student.resolution], "be trained on")

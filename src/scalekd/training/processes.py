@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from scalekd.errors import UserError
+from scalekd.models.failure import ModelError
 from scalekd.training.stopping import Interrupted
 
 T = TypeVar("T")
@@ -213,7 +214,7 @@ def _exit_code(error: BaseException) -> int:
 def _is_loss(error: BaseException | None) -> bool:
     """Whether an error says, or came up while handling one that says, that another process is no longer there."""
     words = ("closed by peer", "reset by peer", "gloo/transport", "Broken pipe")
-    while error is not None and not isinstance(error, UserError):
+    while error is not None and (not isinstance(error, UserError) or isinstance(error, ModelError)):
         if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
             return True
         if isinstance(error, RuntimeError) and any(word in str(error) for word in words):

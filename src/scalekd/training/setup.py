@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from scalekd.training.group import Group, naming
 from scalekd.training.inputs import evaluation_images, read_data, training_images
 from scalekd.training.processes import Processes
 from scalekd.training.sharding import shard_teacher
+from scalekd.training.trial import try_training
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Setup:
     def build(self) -> None:
         """Read the data's listing and build the pairs; touches no file of the run."""
         recipe, count = self.recipe, self.processes.count
+        self.notes: list[str] = []  # to be printed where nothing worse is found
         self.train, self.val = read_data(recipe)
         self.classes = self.val.classes
         self.device = pick_device(recipe.accelerator)
@@ -96,6 +99,27 @@ class Setup:
         self.val_loader = evaluation_loader(
             validation, at_once, recipe.workers, self.say, rank=self.processes.rank, count=count
         )
+
+    def try_training(self) -> None:
+        """Take a training step of each pair, whose failures are thus told before anything is written."""
+        if self.sharded:  # nowhere whole; `shard_trained` runs it
+            return
+        over, count = self.recipe.batchnorm_over, self.processes.count
+        at_once = self.recipe.micro_batch or 1
+        together = over if isinstance(over, int) else at_once * (count if over == "all" else 1)
+        for recipe, method, name in zip(self.recipes, self.methods, self.group.names, strict=True):
+            with naming(name):
+                method.to(self.device)
+                try_training(
+                    method,
+                    recipe,
+                    at_once=at_once,
+                    together=together,
+                    # Other processes have no part in it.
+                    batchnorm=self.batchnorm if count == 1 else nullcontext(),
+                    dtype=self.dtype,
+                    say=self.say,
+                )
 
     def _check_processes(self) -> None:
         """Make sure that the processes can share the batch and the validation."""
@@ -153,7 +177,7 @@ class Setup:
                         even=recipe.mixup > 0 or recipe.cutmix > 0,
                     )
             except UnpredictableError as error:
-                self.say(f"warning: {error}; taking the whole batch of {share} at once")
+                self.notes.append(f"warning: {error}; taking the whole batch of {share} at once")
                 size = share
             sizes.append(size)
         return self._joinable(min(sizes), share)
@@ -183,6 +207,8 @@ class Setup:
 
     def announce(self) -> None:
         """Print the plan, and measure the teacher where it has the data's classes."""
+        for note in self.notes:
+            self.say(note)
         for method in self.methods:
             self.say(describe(method))
         number = "bf16" if self.dtype == torch.bfloat16 else "float32"
