@@ -1,8 +1,9 @@
 """Which of timm's architectures can be a student: one ScaleKD step for the smallest model of each of its modules.
 
 A model counts as supported if one step (forward, backward) leaves a finite gradient in each of its parameters, if its
-logits are timm's own, and if plain timm loads what it saves and computes the same from it. Results are written as they
-come; a second call goes on where the first one stopped. `--report` writes `docs/coverage.md` from them.
+logits are timm's own, and if plain timm loads what it saves and computes the same from it. The step is laid out as in a
+run, and taken in a copy of the process, which a library's fault may end. Results are written as they come; a second
+call goes on where the first one stopped. `--report` writes `docs/coverage.md` from them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,30 @@ import torch
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
+from scalekd.hardware import autocast, pick_dtype
+from scalekd.models.layout import prepare
 from scalekd.planner import UnpredictableError, step_memory
+from scalekd.training.trial import in_safe_layout
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
 PAGE = ROOT / "docs" / "coverage.md"
 CLASSES = 10
+CPU = torch.device("cpu")
 INTRODUCTION = """# timm's architectures as students
 
 Written by `python benchmarks/coverage.py --report` with timm {version}: the smallest model of each of timm's modules
-takes one ScaleKD step at its own resolution. Supported means: a finite gradient in each of the student's parameters,
-logits equal to timm's own, and saved weights that plain timm loads and that compute the same there. The memory of
-the step was predicted before it (that cannot be done for: {unpredicted}). The last column says whether the model can be
-the teacher: its tail gives tokens like its own, with finite gradients for what goes in.
+takes one ScaleKD step at its own resolution as a run does on this CPU: in {tried}, in a process of its own. Supported
+means: a finite gradient in each of the student's parameters, logits equal to timm's own, and saved weights that plain
+timm loads and that compute the same there. The memory of the step was predicted before it (that cannot be done for:
+{unpredicted}). The last column says whether the model can be the teacher: its tail gives tokens like its own, with
+finite gradients for what goes in.
 """
+
+
+def tried() -> str:
+    """How a run trains on this machine's CPU."""
+    return f"{str(pick_dtype('auto', CPU)).removeprefix('torch.')}, channels last"
 
 
 def smallest(module: str) -> str:
@@ -71,9 +83,13 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
         result["step_mib"] = predicted.total // 2**20
     except UnpredictableError:
         result["step_mib"] = None
-    losses = method.train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
-    losses.total.backward()
-    broken = [n for n, p in student.model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    dtype, notes = pick_dtype("auto", CPU), list[str]()
+    prepare(method, CPU, dtype, channels_last=True)
+    broken = in_safe_layout(method, partial(step, dtype=dtype), dtype=dtype, say=notes.append)
+    if notes:
+        result["contiguous"] = notes[0]
+    if broken is None:
+        return result | {"reason": "the step took too long"}
     if broken:
         return result | {"reason": f"no finite gradient in {len(broken)} parameters, {broken[0]} the first"}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +100,16 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
     with torch.no_grad():
         difference = (plain(student.prepare(images)) - student(images).logits).abs().max().item()
     return result | {"reason": "" if difference < 1e-4 else f"plain timm's logits differ by {difference:.1e}"}
+
+
+def step(method: ScaleKD, dtype: torch.dtype) -> list[str]:
+    """Forward and backward of two images; the student's parameters without a finite gradient."""
+    assert isinstance(method.student, Student)
+    size, student = method.student.resolution, method.student.model
+    with autocast(CPU, dtype):
+        losses = method.train()(torch.rand(2, 3, size, size), torch.tensor([0, 1]))
+    losses.total.backward()
+    return [n for n, p in student.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 
 
 def can_teach(name: str) -> bool:
@@ -103,14 +129,14 @@ def measure(modules: list[str]) -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     teacher = a_teacher()
     for module in modules:
-        if module in results:
+        if results.get(module, {}).get("tried") == tried():
             continue
         started, name = time.perf_counter(), smallest(module)
         try:
             outcome = try_student(name, teacher)
         except Exception as error:
             outcome = {"reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-        results[module] = {"model": name} | outcome
+        results[module] = {"model": name, "tried": tried()} | outcome
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{module:28} {name:40} {outcome['reason'] or 'ok'}  {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -119,8 +145,11 @@ def report() -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     supported = [r for r in results.values() if not r["reason"]]
     unpredicted = [f"`{r['model']}`" for r in supported if r["step_mib"] is None]
+    missing = [module for module, r in results.items() if r.get("tried") != tried()]
+    if missing:
+        raise SystemExit(f"{RESULTS}: {len(missing)} modules, {missing[0]} the first, were not tried in {tried()}")
     lines = [
-        INTRODUCTION.format(version=timm.__version__, unpredicted=", ".join(unpredicted) or "none"),
+        INTRODUCTION.format(version=timm.__version__, unpredicted=", ".join(unpredicted) or "none", tried=tried()),
         f"**{len(supported)} of {len(results)} modules ({100 * len(supported) / len(results):.0f}%) are supported.**",
         "",
         "| module | smallest model | M parameters | px | S_prev | S_last | student | teacher |",
@@ -129,7 +158,10 @@ def report() -> None:
     for module, r in sorted(results.items()):
         size = f"{r['parameters'] / 1e6:.2f} | {r['resolution']}" if "parameters" in r else " | "
         maps = f"{r.get('previous', '')} | {r.get('last', '')}"
-        verdict, teaches = r["reason"] or "yes", "yes" if r.get("teaches") else ""
+        verdict, teaches = (
+            r["reason"] or ("yes, contiguous layout" if "contiguous" in r else "yes"),
+            "yes" if r.get("teaches") else "",
+        )
         lines.append(f"| {module} | `{r['model']}` | {size} | {maps} | {verdict} | {teaches} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{PAGE}: {len(supported)} of {len(results)} modules supported")

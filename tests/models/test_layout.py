@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import TINY_CNN, TINY_VIT
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.method.projector import StemConvolution
-from scalekd.models.layout import WideDepthwise, choose_attention, choose_convolutions
+from scalekd.models.layout import SparsePointwise, WideDepthwise, choose_attention, choose_convolutions
 
 CPU = torch.device("cpu")
 
@@ -105,3 +106,35 @@ def test_depthwise_convolutions_stay_in_float32_and_keep_the_type_around_them(te
         rounded = gradients(part, features.bfloat16())
     assert [gradient.dtype for gradient in rounded] == [torch.bfloat16, torch.float32]
     torch.testing.assert_close(rounded[1], plain[1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("settings", [{}, {"groups": 3}, {"bias": False, "dilation": 2}])
+def test_a_pointwise_convolution_with_a_stride_picks_its_pixels_and_computes_the_same(settings: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(3, 6, 1, stride=(2, 3), **settings)  # type: ignore[arg-type]
+    changed = torch.nn.Sequential(copy.deepcopy(plain))
+    choose_convolutions(changed, CPU, torch.float32)
+    assert isinstance(changed[0], SparsePointwise)
+    images = torch.rand(2, 3, 7, 8)
+    found, wanted = changed(images), plain(images)
+    torch.testing.assert_close(found, wanted)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for one, two in zip(changed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    with torch.no_grad():
+        assert torch.equal(changed(images), plain(images))
+
+
+def test_other_convolutions_stay() -> None:
+    others = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, stride=2),
+        torch.nn.Conv2d(3, 6, 1),
+        torch.nn.Conv2d(64, 6, 1, stride=2),
+        torch.nn.Conv2d(3, 6, 1, stride=2, padding=1),
+    )
+    choose_convolutions(others, CPU, torch.float32)
+    choose_convolutions(
+        fewer := torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, stride=2)), torch.device("cuda"), torch.float32
+    )
+    assert {type(part) for part in (*others, *fewer)} == {torch.nn.Conv2d}

@@ -21,6 +21,7 @@ from scalekd.method import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load
 from scalekd.training import trial
+from scalekd.training.learner import Learner
 from scalekd.training.trial import try_training
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ class Net(nn.Module):
         channels_last = not self.first.weight.is_contiguous()
         match self.fault:
             case "KeyError":
-                logits = {}["aux"]
+                logits = dict[str, Tensor]()["aux"]
             case "RuntimeError":
                 raise RuntimeError("no such size\nin line 7")
             case "in place":
@@ -54,7 +55,7 @@ class Net(nn.Module):
                 logits = grown * 1
                 grown.add_(1)
             case "backward":
-                logits.register_hook(lambda _: {}["gradient"])
+                logits.register_hook(lambda _: dict[str, Tensor]()["gradient"])  # type: ignore[no-untyped-call]
             case "end":
                 os._exit(7)
             case "end in channels last" if channels_last:
@@ -148,7 +149,7 @@ def test_a_layout_that_ends_the_process_is_given_up() -> None:
     method, said = attempt("end in channels last")
     assert method.student.model.first.weight.is_contiguous()  # type: ignore[attr-defined]
     (line,) = said
-    assert "Net in the channels-last layout ends its process here (signal 6" in line
+    assert "Net in the channels-last layout ends its process on this machine (signal 6" in line
     assert "contiguous layout" in line
 
 
@@ -185,3 +186,41 @@ def test_of_several_students_the_one_at_fault_is_named(
     refused = cli("distill", "--data", data, "--output", tmp_path / "out", *TINY_SETTINGS, *own)
     refused.refused("python:test_trial.Faulty cannot be trained", "images [6, 3, 32, 32]: RuntimeError: no such size")
     assert not (tmp_path / "out").exists()
+
+
+LATER = {"several": ("--student", "test_resnet"), "one": ()}
+
+
+@pytest.mark.parametrize("beside", LATER)
+@pytest.mark.parametrize("there", [False, True])
+def test_what_fails_before_the_first_checkpoint_leaves_nothing(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: str, there: bool
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("loss: it fails")
+
+    monkeypatch.setattr(Learner, "learn", fail)
+    output = tmp_path / "out" / "run"
+    if there:
+        output.mkdir(parents=True)
+        (output / "notes.txt").touch()
+    own = ("--student", "test_vit", *LATER[beside], "--method", "none")
+    cli("distill", "--data", data, "--output", output, *TINY_SETTINGS, *own).refused("loss: it fails")
+    assert ([file.name for file in output.iterdir()] if there else output.parent.exists()) == (
+        ["notes.txt"] if there else False
+    )
+
+
+def test_the_check_takes_as_many_images_as_the_run_and_tells_what_ends_the_process(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ("--method", "none", "--resolution", "32", "--precision", "float32", "--batch", "1")
+    cli("distill", "--check", "--student", "resnet10t", *alone).refused("[1, 3, 32, 32]", "set batch")
+    if can_fork(CPU):
+        monkeypatch.syspath_prepend(str(Path(__file__).parent))
+        own = ("--student", "python:test_trial.Net", "--student-maps", "first,second", "--student-args")
+        ends = cli("distill", "--check", *alone, *own, "{fault: end}")
+        ends.refused("python:test_trial.Net in float32 ends its process on this machine (exit code 7)")
+        spared = cli("distill", "--check", *alone, *own, "{fault: end in channels last}")
+        assert spared.code == 0, spared.err
+        assert "trains in the contiguous layout instead" in spared.err

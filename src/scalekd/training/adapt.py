@@ -27,6 +27,7 @@ from scalekd.recipes import Recipe
 from scalekd.training.distill import distill
 from scalekd.training.folder import RunFolder, read_json, write_json
 from scalekd.training.inputs import check_output, evaluation_images
+from scalekd.training.lock import made_folder
 
 FILE = "teacher.safetensors"
 
@@ -69,40 +70,40 @@ def probe(
         check_patches(classifier, "resolution")
     for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    output.mkdir(parents=True, exist_ok=True)  # what cannot start has left nothing
-    classifier.crop_fraction = recipe.crop_fraction
-    classifier.to(device).eval()
+    with made_folder(output):  # what cannot start has left nothing
+        classifier.crop_fraction = recipe.crop_fraction
+        classifier.to(device).eval()
 
-    def batches(split: Split, what: str) -> Any:
-        dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
-        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
+        def batches(split: Split, what: str) -> Any:
+            dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
+            return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
 
-    features, labels = collect_features(
-        classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
-    )
-    with working(f"fitting the head on {len(labels)} images", console):
-        head = fit_linear_head(features, labels, seed=recipe.seed)
-    classifier.set_head(head.weight, head.bias)
-    accuracy = measure_accuracy(
-        classifier,
-        batches(val, "evaluate"),
-        num_classes=len(train.classes),
-        device=device,
-        autocast=cast,
-        corrupt=corrupt,
-    )
-    digest = classifier.save(output / FILE, train.classes, round(accuracy.top1, 2))
-    result = {
-        "teacher": FILE,
-        "mode": "probe",
-        "top1": round(accuracy.top1, 3),
-        "heldout_top1": round(head.heldout, 3),
-        "regularisation": head.regularisation,
-        "corrupt_images": sorted(corrupt.paths),
-        "sha256": digest,
-    }
-    write_json(output / "adapt.json", result)
-    return result
+        features, labels = collect_features(
+            classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
+        )
+        with working(f"fitting the head on {len(labels)} images", console):
+            head = fit_linear_head(features, labels, seed=recipe.seed)
+        classifier.set_head(head.weight, head.bias)
+        accuracy = measure_accuracy(
+            classifier,
+            batches(val, "evaluate"),
+            num_classes=len(train.classes),
+            device=device,
+            autocast=cast,
+            corrupt=corrupt,
+        )
+        digest = classifier.save(output / FILE, train.classes, round(accuracy.top1, 2))
+        result = {
+            "teacher": FILE,
+            "mode": "probe",
+            "top1": round(accuracy.top1, 3),
+            "heldout_top1": round(head.heldout, 3),
+            "regularisation": head.regularisation,
+            "corrupt_images": sorted(corrupt.paths),
+            "sha256": digest,
+        }
+        write_json(output / "adapt.json", result)
+        return result
 
 
 def finetune(

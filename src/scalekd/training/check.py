@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from scalekd.training.build import (
 from scalekd.training.learner import Learner
 from scalekd.training.logs import quieten_lightning
 from scalekd.training.module import DistillationModule
+from scalekd.training.trial import try_training
 
 BATCH = 2
 CLASSES = 1000
@@ -60,10 +63,12 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """
     quieten_lightning()
     console = console or Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
+    number = min(BATCH, recipe.micro_batch or recipe.batch)
     small = recipe.model_copy(
-        update={"batch": BATCH, "micro_batch": BATCH, "student_pretrained": False, "batchnorm_over": "process"}
+        update={"batch": number, "micro_batch": number, "student_pretrained": False, "batchnorm_over": "process"}
     )
     seed_everything(recipe.seed, verbose=False)
     teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
@@ -74,13 +79,22 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
     student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
     method = build_method(small, teacher, student)
-    console.print(describe(method), highlight=False, soft_wrap=True, markup=False)
+    say(describe(method))
     prepare(method, device, dtype, channels_last=recipe.channels_last)
+    try_training(
+        method.to(device),
+        small,
+        at_once=number,
+        together=number,
+        batchnorm=nullcontext(),
+        dtype=dtype,
+        say=say,
+    )
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
     learner = Learner(small, method)
     module = DistillationModule([learner], steps_per_epoch=1000, accumulate=1, corrupt=CorruptImages(0))
-    images = torch.rand(BATCH, 3, recipe.resolution, recipe.resolution)
-    batch = Batch(images, torch.randint(classes, (BATCH,)), {})
+    images = torch.rand(number, 3, recipe.resolution, recipe.resolution)
+    batch = Batch(images, torch.randint(classes, (number,)), {})
     trainer = Trainer(
         accelerator=device.type,
         devices=1,

@@ -14,6 +14,7 @@ from scalekd.recipes import Keys
 from scalekd.training.checkpoints import Checkpoints
 from scalekd.training.folder import GROUP, RunFolder, read_json, write_json
 from scalekd.training.lock import locked, missing, remove_unused
+from scalekd.training.stopping import Interrupted
 
 _CHECKPOINTS = "checkpoints"  # a folder beside the students'
 
@@ -65,6 +66,7 @@ class Group:
         self.names = folder_names(self.students) or [""]
         self.runs = [RunFolder(path / name) for name in self.names]
         self.checkpoints = Checkpoints(path / _CHECKPOINTS)
+        self._prepared = False  # whether this process has begun what is in the folders
 
     @staticmethod
     def stored_students(path: str | Path) -> list[str]:
@@ -103,7 +105,8 @@ class Group:
     def claimed(self, warn: Callable[[str], object], *, resume: bool) -> Iterator[None]:
         """Keep other processes out of all folders, which are made unless they are to be resumed.
 
-        Those that were made and have got nothing but the lock are gone afterwards.
+        Those that were made and have got nothing but the lock are gone afterwards, as is a start that failed before it
+        had logged or saved anything.
 
         Args:
             warn: Called with a line where the file system knows no locks.
@@ -126,8 +129,21 @@ class Group:
                     raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
                 if folder.is_dir():
                     stack.enter_context(locked(folder, warn))
-                    stack.callback(remove_unused, folder, made)
-            yield
+                    stack.callback(self._take_back, folder, made)
+            try:
+                yield
+            except Interrupted:
+                raise
+            except Exception:
+                if self._prepared and not self.checkpoints.files and not any(run.metrics.exists() for run in self.runs):
+                    self._clear()
+                raise
+
+    @staticmethod
+    def _take_back(folder: Path, made: Sequence[Path]) -> None:
+        """Remove the lock, and the folders that were made for it, where no run is."""
+        if not RunFolder(folder).exists and not (folder / GROUP).exists():
+            remove_unused(folder, made)
 
     def check(self, recipes: Sequence[Keys], *, resume: bool, overwrite: bool) -> None:
         """Make sure that the runs may be written here, without changing what is there.
@@ -179,6 +195,7 @@ class Group:
             inputs = [content | {"group": self.students} for content in inputs]
         if not resume:
             self._clear()
+            self._prepared = True
             if self.students:
                 write_json(self.path / GROUP, {"students": self.students})  # first: it tells whose the folders are
         for run, recipe, content in zip(self.runs, recipes, inputs, strict=True):

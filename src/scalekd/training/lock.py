@@ -68,15 +68,28 @@ def missing(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it back if what runs inside fails before it has left anything there."""
+    made = missing(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # there is something in one of them
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def remove_unused(folder: Path, made: Sequence[Path]) -> None:
-    """Take back folders that were made for a run, where it has left nothing in them; its lock is still held.
+    """Remove the lock of a folder without a run, which is still held, and what was made for it and is empty.
 
     Args:
         folder: The run's folder.
         made: What `missing` gave before it was made.
     """
-    if made and os.listdir(folder) == [NAME]:
-        (folder / NAME).unlink()
-        with suppress(OSError):  # another run's folder has come to lie in one of them
-            for path in made:
-                path.rmdir()
+    (folder / NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # there is something in one of them
+        for path in made:
+            path.rmdir()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from scalekd.models import Student
 from scalekd.models.failure import ModelError, naming_model
 from scalekd.recipes import Recipe
 
-Step = Callable[[Method], None]
+T = TypeVar("T")
 
 DOING = "be trained on"
 _KILLED = "signal 9 "
@@ -53,60 +53,68 @@ def try_training(
     Raises:
         UserError: If the step fails; names the model, the images' shape and the error's first line.
     """
+    step = partial(take_step, recipe=recipe, dtype=dtype)
     try:
-        _try_layouts(method, recipe, partial(take_step, recipe=recipe, size=min(2, together), dtype=dtype), dtype, say)
+        in_safe_layout(method, partial(step, size=min(2, together)), dtype=dtype, say=say)
     except ModelError:
-        whole = partial(take_step, recipe=recipe, size=at_once, dtype=dtype, batchnorm=batchnorm)
         try:
-            _try_layouts(method, recipe, whole, dtype, say)
+            in_safe_layout(method, partial(step, size=at_once, batchnorm=batchnorm), dtype=dtype, say=say)
         except ModelError as error:
             raise ModelError(f"{error}{_mend(_student(method), error, together)}") from error
 
 
-def _try_layouts(method: Method, recipe: Recipe, step: Step, dtype: torch.dtype, say: Callable[[str], object]) -> None:
-    """The step in the layout that the student has, or in the contiguous one where that ends the process."""
+def in_safe_layout(
+    method: Method, step: Callable[[Method], T], *, dtype: torch.dtype, say: Callable[[str], object]
+) -> T | None:
+    """What a step gives in a copy of this process; a student whose layout ends the copy is laid out contiguously.
+
+    Args:
+        method: The pair, laid out by `prepare`.
+        step: Forward and backward; it may change its argument.
+        dtype: The autocast type, for the message.
+        say: Prints a line where the layout is changed.
+
+    Returns:
+        The answer; None where the step took too long, or where nothing can be copied.
+
+    Raises:
+        UserError: If the step ends the process in the contiguous layout too.
+    """
     student = _student(method)
     try:
-        return _try_once(method, step)
+        return _on_copy(method, step)
     except DeathError as death:
-        if str(death).startswith(_KILLED):
-            raise UserError(
-                f"memory: the system ended a training step of {student.name}; close other programs"
-            ) from None
         cause = death
-    number = "bf16" if dtype == torch.bfloat16 else "float32"
-    other = "float32" if dtype == torch.bfloat16 else "bf16"
-    if recipe.channels_last:
-        student.model.to(memory_format=torch.contiguous_format)
-        try:
-            _try_once(method, step)
-        except DeathError as death:
-            cause = death
-        else:
-            say(
-                f"layout    a training step of {student.name} in the channels-last layout ends its process here "
-                f"({cause}, an outside library's fault); it trains in the contiguous layout instead"
-            )
-            return None
-    raise UserError(
-        f"student: a training step of {student.name} in {number} ends its process on this machine ({cause}), whatever "
-        f"its memory layout; try --precision {other} or another student"
+    if str(cause).startswith(_KILLED):
+        raise UserError(f"memory: the system ended a training step of {student.name}; close other programs")
+    student.model.to(memory_format=torch.contiguous_format)
+    try:
+        answer = _on_copy(method, step)
+    except DeathError as death:
+        number, other = ("bf16", "float32") if dtype == torch.bfloat16 else ("float32", "bf16")
+        raise UserError(
+            f"student: a training step of {student.name} in {number} ends its process on this machine ({death}), "
+            f"whatever its memory layout; try --precision {other} or another student"
+        ) from None
+    say(
+        f"layout    a training step of {student.name} in the channels-last layout ends its process on this machine "
+        f"({cause}); it trains in the contiguous layout instead"
     )
+    return answer
 
 
-def _try_once(method: Method, step: Step) -> None:
-    device = next(method.parameters()).device
-    if can_fork(device):
+def _on_copy(method: Method, step: Callable[[Method], T]) -> T | None:
+    """What a step gives, in a copy of this process or at least of the pair."""
+    if can_fork(next(method.parameters()).device):
         with suppress(ForkError):
-            in_child(lambda: step(method))
-            return
+            return in_child(lambda: step(method))
     try:
         # The teacher is frozen and large: the copy has the same.
         shared = [method.teacher, *method.teacher.modules()] if method.teacher is not None else []
         copy = deepcopy(method, {id(part): part for part in shared})
     except Exception:  # a module that cannot be copied is tried by its first step
-        return
-    step(copy)
+        return None
+    return step(copy)
 
 
 def take_step(
