@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scalekd.data.index import list_classes, list_unlabelled
+from scalekd.data.layouts import convert, other_name
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
 
@@ -19,12 +20,13 @@ def _folder(data: Path, name: str) -> Path:
         if any(data.glob("*.parquet")) or any(data.glob("*.arrow")):
             raise UserError(f"data: {data} holds tables of a Hugging Face data set; name it as hf:{data}")
         holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
-        hint, parent = did_you_mean(name, found), data.absolute().parent
+        hint, parent = other_name(data, name) or did_you_mean(name, found), data.absolute().parent
         if not hint and (parent / name).is_dir():  # DATA/train was given
             hint = f"; did you mean its parent, {parent}?"
         raise UserError(
             f"data: {data} has no folder {name!r}{hint}; {holds}. "
             "Name the splits' folders with train_split and val_split (--train-split, --val-split)"
+            f"{convert(data)}"
         )
     return root
 
@@ -43,7 +45,7 @@ def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:
     root = _folder(data, name)
     listing = list_classes(root)
     if not listing.classes:
-        raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class")
+        raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class{convert(data)}")
     if len(listing.classes) < 2:
         raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
     empty, found = listing.aside.empty, listing.aside.described()

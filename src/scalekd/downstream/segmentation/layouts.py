@@ -83,6 +83,8 @@ def _without_masks(data: Path) -> str:
         )
     if (data / "annotations.xml").is_file():
         return f"{data} holds CVAT's polygons (annotations.xml); export the task as 'Segmentation mask'"
+    if any(islice((path for path in data.rglob("labels/**/*.txt")), 1)):
+        return f"{data} holds YOLO's labels, boxes or polygons as text; draw the polygons as label images"
     labels = next(islice(data.rglob("*.json"), 1), None)
     if labels is not None:
         return (

@@ -1,0 +1,34 @@
+"""Layouts that labelling tools export for classification: which flags read them, and which must become a list first."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+_OTHER_NAMES = {"train": ("training", "Train"), "val": ("valid", "validation", "Val", "Validation", "test")}
+
+
+def other_name(data: Path, split: str) -> str:
+    """The flag that names a split's folder where tools call it otherwise, as the end of an error; otherwise empty."""
+    found = next((name for name in _OTHER_NAMES.get(split, ()) if (data / name).is_dir()), None)
+    return f"; give --{split}-split {found}" if found else ""
+
+
+def convert(data: Path) -> str:
+    """What to do with a known tool's export whose folders are no classes, as the end of an error; otherwise empty."""
+    tool = _tool(data)
+    return f". It looks like {tool}: write a list from it (docs/data.md, What labelling tools export)" if tool else ""
+
+
+def _tool(data: Path) -> str:
+    if any(data.glob("*/_classes.csv")) or (data / "_classes.csv").is_file():
+        return "Roboflow's CSV of labels"
+    if (data / "ImageSets" / "Main").is_dir():
+        return "Pascal VOC's layout"
+    if (data / "annotations.xml").is_file():
+        return "CVAT's annotations.xml"
+    if any(islice(data.glob("*/ann/*.json"), 1)):
+        return "a Supervisely project"
+    if any(islice(data.glob("*.json"), 1)) or any(islice(data.glob("*/*.json"), 1)):
+        return "labels as JSON (LabelMe, Label Studio)"
+    return ""
