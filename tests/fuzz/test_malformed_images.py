@@ -35,6 +35,7 @@ from scalekd.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
+FLOATING = Image.fromarray(PIXELS[..., 0].astype(np.float32) / 255)
 GREY16 = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
 KINDS: list[tuple[Image.Image, str, dict[str, Any]]] = [
     *((PICTURE, name, {}) for name in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")),
@@ -42,7 +43,8 @@ KINDS: list[tuple[Image.Image, str, dict[str, Any]]] = [
         (PICTURE, name, {}) for name in ("ICO", "TGA", "PCX", "DDS", "EPS")
     ),  # of formats that are not asked for under this ending
     *((PICTURE.convert(mode), "PNG", {}) for mode in ("1", "L", "LA", "P", "RGBA")),
-    *((PICTURE.convert(mode), "TIFF", {}) for mode in ("F", "I", "CMYK")),
+    *((PICTURE.convert(mode), "TIFF", {}) for mode in ("I", "CMYK")),
+    (FLOATING, "TIFF", {}),
     *((PICTURE, "TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")),
     (PICTURE.convert("CMYK"), "JPEG", {}),
     (
