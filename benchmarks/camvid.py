@@ -15,14 +15,14 @@ from typing import Any
 
 from command import Parser, check_output, say, write_json
 
-from scalekd.downstream.running import located
-from scalekd.downstream.segmentation import Segmentation
-from scalekd.downstream.segmentation.run import train
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.recipes.load import dump
-from scalekd.training import RunFolder
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.segmentation import Segmentation
+from scalekd.tasks.segmentation.run import train
+from scalekd.tasks.transfer.running import located
 
 RANDOM = "random"
 

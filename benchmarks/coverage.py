@@ -24,7 +24,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_dtype
 from scalekd.models.layout import prepare
 from scalekd.planner import UnpredictableError, step_memory
-from scalekd.training.trial import in_safe_layout
+from scalekd.tasks.distill.trial import in_safe_layout
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"

@@ -21,6 +21,7 @@ from measurement import DTYPES, describe_machine
 from pair import Pair, step
 from torch.optim import Optimizer
 
+from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory
 from scalekd.method import Method
@@ -28,8 +29,7 @@ from scalekd.models.layout import prepare
 from scalekd.planner import StepFlops, step_flops
 from scalekd.planner.measure import seconds
 from scalekd.recipes import Recipe, load
-from scalekd.training.build import build_method, build_student, build_teacher
-from scalekd.training.optimisation import build_optimizer
+from scalekd.tasks.distill.build import build_method, build_student, build_teacher
 
 STEP = "forwards, all losses, backward, optimiser step; gradients set to None before, no data loading"
 

@@ -19,7 +19,7 @@ from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.planner import step_flops
 from scalekd.recipes import load
-from scalekd.training.build import build_method, build_student, build_teacher
+from scalekd.tasks.distill.build import build_method, build_student, build_teacher
 
 SHARE = 5  # percent of the training images: an epoch is 14 steps
 CLASSES = 10

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scalekd.downstream.detection.categories import labels_by_name, learned_classes
-from scalekd.downstream.detection.coco import CocoSplit, build_split, read_source
+from scalekd.tasks.detection.categories import labels_by_name, learned_classes
+from scalekd.tasks.detection.coco import CocoSplit, build_split, read_source
 
 WIDTH, HEIGHT = 40, 30
 SQUARE = {"id": 1, "image_id": 3, "category_id": 2, "bbox": [4, 5, 10, 8], "area": 80, "iscrowd": 0}

@@ -20,7 +20,7 @@ from rich.console import Console
 from scalekd.cli.main import run
 from scalekd.models import Classifier, Student, Teacher
 from scalekd.recipes import load
-from scalekd.training import distill
+from scalekd.tasks.distill import distill
 
 # The machines that run the tests are shared: no time limits, and the same examples everywhere.
 settings.register_profile("scalekd", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_RUN, Cli, newest_checkpoint
-from torch import Tensor
 
 from scalekd import energy
 from scalekd.energy import EnergyMeter
 from scalekd.report import measure_figures, read_runs, render_page
-from scalekd.training.checkpoints import RUN
-from scalekd.training.module import DistillationModule
+from scalekd.runs.checkpoints import RUN
+from scalekd.tasks.distill.task import DistillationTask
 
 RANGE = 262_143_328_850
 
@@ -169,21 +168,21 @@ def test_gpus_are_those_of_cuda(powercap: Powercap, nvml: dict[str, int]) -> Non
 def test_what_was_not_known_in_a_former_start_stays_unknown(powercap: Powercap, nvml: dict[str, int]) -> None:
     meter = EnergyMeter(1)
     powercap.spend(5)
-    meter.go_on({"cpu_joules": 100.0, "gpu_joules": None})
+    meter.resume({"cpu_joules": 100.0, "gpu_joules": None})
     assert meter.energy == {"cpu_joules": 105, "gpu_joules": None}
-    meter.go_on(None)
+    meter.resume(None)
     assert meter.energy is None
 
 
 def spending(monkeypatch: pytest.MonkeyPatch, powercap: Powercap, joules: float) -> None:
     """Let each training step take so much."""
-    honest = DistillationModule.training_step
+    honest = DistillationTask.prepare
 
-    def step(self: DistillationModule, *args: Any) -> Tensor | None:
+    def step(self: DistillationTask, *args: Any) -> Any:
         powercap.spend(joules)
         return honest(self, *args)
 
-    monkeypatch.setattr(DistillationModule, "training_step", step)
+    monkeypatch.setattr(DistillationTask, "prepare", step)
 
 
 def told(run: Path) -> Any:

@@ -13,9 +13,9 @@ from typer.main import get_command
 from scalekd.cli.help import in_words
 from scalekd.cli.main import app
 from scalekd.cli.options import shown_default, type_in_words
-from scalekd.downstream import detection, segmentation
 from scalekd.recipes import GROUPS, Keys
 from scalekd.recipes.schema import methods_with
+from scalekd.tasks import detection, segmentation
 
 _ALL_KEYS = (
     ("keys.md", "Recipe keys", "distill", GROUPS),

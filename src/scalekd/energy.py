@@ -104,8 +104,8 @@ class EnergyMeter:
         self._before: dict[str, float | None] = {"cpu_joules": 0.0, "gpu_joules": 0.0}
         self._packages, self._gpus = _Packages(POWERCAP), _Gpus(gpus)
 
-    def go_on(self, before: Mapping[str, float | None] | None) -> None:
-        """Add what a run took in former starts, as `energy` told it; what was not known then stays unknown."""
+    def resume(self, before: Mapping[str, float | None] | None) -> None:
+        """Add what a run took in earlier starts, as `energy` told it; what was not known then stays unknown."""
         self._before = {name: (before or {}).get(name) for name in self._before}
 
     def keep_up(self) -> None:

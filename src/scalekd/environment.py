@@ -13,7 +13,7 @@ import torch
 import scalekd
 from scalekd.hardware import pick_device, pick_dtype
 
-_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "pillow")
+_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:

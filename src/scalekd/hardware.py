@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import partial
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from scalekd.errors import UserError
+
+T = TypeVar("T")
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -38,6 +44,13 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to `dtype`; for float32 it is switched off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """A batch with all its tensors (in tuples, lists, dictionaries) on a device; does not wait for the copy."""
+    move = partial(Tensor.to, device=device, non_blocking=True)
+    moved: T = tree_map_only(Tensor, move, batch)
+    return moved
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,7 @@ from scalekd.data.endings import is_image
 from scalekd.data.sources import read_unlabelled
 from scalekd.errors import UserError
 from scalekd.recipes import load
-from scalekd.training.inputs import check_output
+from scalekd.tasks.distill.inputs import check_output
 
 
 def save(path: Path, kind: str | None = None, seed: int = 0) -> None:

@@ -20,12 +20,12 @@ from scalekd.data import Split, evaluation_transform, read_split, seeded, traini
 from scalekd.data.decoding import open_image, read, read_crop
 from scalekd.data.orientation import AS_STORED, Turn, stored_box, turned, turned_size
 from scalekd.data.sources import read_unlabelled
-from scalekd.downstream.detection.coco import Picture
-from scalekd.downstream.detection.data import read_picture
-from scalekd.downstream.segmentation.values import read_values
 from scalekd.errors import UserError
 from scalekd.recipes import load
-from scalekd.training.folder import RunFolder
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.detection.coco import Picture
+from scalekd.tasks.detection.data import read_picture
+from scalekd.tasks.segmentation.values import read_values
 
 EVERY = range(1, 9)
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}

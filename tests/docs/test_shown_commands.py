@@ -24,7 +24,7 @@ from rich.console import Console
 from sourcing import write_shards
 
 from scalekd.recipes import load
-from scalekd.training import distill
+from scalekd.tasks.distill import distill
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -9,9 +9,9 @@ import torch
 from conftest import TINY_VIT
 from torch import Tensor
 
-from scalekd.downstream.backbone import Backbone
 from scalekd.errors import UserError
 from scalekd.models import Classifier
+from scalekd.tasks.transfer.backbone import Backbone
 
 TINY_RESNET: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 TINY_SWIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from coco_data import write_split
 
-from scalekd.downstream.detection import Detection
-from scalekd.downstream.detection.coco import CocoSplit
-from scalekd.downstream.detection.reading import read_data, read_validation
 from scalekd.errors import UserError
+from scalekd.tasks.detection import Detection
+from scalekd.tasks.detection.coco import CocoSplit
+from scalekd.tasks.detection.reading import read_data, read_validation
 
 Category = tuple[Any, str, str | None]
 

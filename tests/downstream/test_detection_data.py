@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scalekd.data import Key
-from scalekd.downstream.detection.data import CocoDataset, collate
 from scalekd.errors import UserError
+from scalekd.tasks.detection.data import CocoDataset, collate
 
 Write = Callable[..., Path]
 

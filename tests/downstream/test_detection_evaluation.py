@@ -8,7 +8,7 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 
-from scalekd.downstream.detection.evaluation import FIGURES, as_results, average_precision
+from scalekd.tasks.detection.evaluation import FIGURES, as_results, average_precision
 
 FILES = Path(__file__).parent / "files"
 KINDS: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm")

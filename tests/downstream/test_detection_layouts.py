@@ -12,10 +12,10 @@ import pytest
 import yaml
 from coco_data import HEIGHT, WIDTH, silent, write_image
 
-from scalekd.downstream.detection import Detection
-from scalekd.downstream.detection.coco import CocoSplit
-from scalekd.downstream.detection.reading import read_data
 from scalekd.errors import UserError
+from scalekd.tasks.detection import Detection
+from scalekd.tasks.detection.coco import CocoSplit
+from scalekd.tasks.detection.reading import read_data
 
 DOCS = Path(__file__).parents[2] / "docs" / "transfer-detection.md"
 POLYGON = [4.0, 5.0, 14.0, 5.0, 14.0, 13.0, 4.0, 13.0]

@@ -11,12 +11,12 @@ import torch
 from coco_data import HEIGHT, POLYGON, WIDTH, read_split, remarks, silent, write_split
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from scalekd.downstream.backbone import Backbone
-from scalekd.downstream.detection import Detection
-from scalekd.downstream.detection.evaluation import average_precision, encode_mask
-from scalekd.downstream.detection.model import build_detector
-from scalekd.downstream.detection.reading import facts, read_data
 from scalekd.errors import UserError
+from scalekd.tasks.detection import Detection
+from scalekd.tasks.detection.evaluation import average_precision, encode_mask
+from scalekd.tasks.detection.model import build_detector
+from scalekd.tasks.detection.reading import facts, read_data
+from scalekd.tasks.transfer.backbone import Backbone
 
 BOX = {"bbox": [20, 10, 12, 9], "area": 108, "segmentation": []}
 

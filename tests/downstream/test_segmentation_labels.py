@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from scalekd.downstream.segmentation import Segmentation, counting
-from scalekd.downstream.segmentation.counting import check_labels
-from scalekd.downstream.segmentation.files import Pairs, read_pairs
-from scalekd.downstream.segmentation.testing import palette
-from scalekd.downstream.segmentation.values import Coding
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
+from scalekd.tasks.segmentation import Segmentation, counting
+from scalekd.tasks.segmentation.counting import check_labels
+from scalekd.tasks.segmentation.files import Pairs, read_pairs
+from scalekd.tasks.segmentation.testing import palette
+from scalekd.tasks.segmentation.values import Coding
 
 Mask = NDArray[Any]
 

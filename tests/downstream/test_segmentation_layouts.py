@@ -16,12 +16,12 @@ from PIL import Image
 from rich.console import Console
 from tool_docs import row, scripts
 
-from scalekd.downstream.segmentation import Segmentation
-from scalekd.downstream.segmentation.counting import check_labels
-from scalekd.downstream.segmentation.files import read_pairs
-from scalekd.downstream.segmentation.values import Coding
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
+from scalekd.tasks.segmentation import Segmentation
+from scalekd.tasks.segmentation.counting import check_labels
+from scalekd.tasks.segmentation.files import read_pairs
+from scalekd.tasks.segmentation.values import Coding
 
 NAMES = tuple(f"photo-{number}" for number in range(5))
 COLOURS = {"background": (0, 0, 0), "lamp": (10, 10, 128), "table": (250, 50, 83)}

@@ -17,13 +17,14 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scalekd.engine.signals import Interrupted
 from scalekd.method import Method
 from scalekd.recipes import load
 from scalekd.report.live import LiveFigures, live_figures
 from scalekd.report.pictures import SIDE
-from scalekd.training import Interrupted, distill, distill_students
-from scalekd.training.learner import Learner
-from scalekd.training.live import Live, Watcher
+from scalekd.tasks.distill import distill, distill_students
+from scalekd.tasks.distill.live import Live, Watcher
+from scalekd.tasks.distill.task import StudentLearner as Learner
 
 VIEWS = ("spatial", "frequency")
 ATTENTION = {f"attention/{place}, {view}" for place in ("CAP_prev", "CAP_last") for view in VIEWS}

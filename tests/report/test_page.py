@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scalekd.recipes import load
 from scalekd.report import measure_figures, read_runs, render_markdown, render_page
-from scalekd.training import distill_students
+from scalekd.tasks.distill import distill_students
 
 
 class Read(HTMLParser):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from scalekd.data.cache import layout
 from scalekd.models import Classifier
-from scalekd.training.learner import Learner
+from scalekd.tasks.distill.task import StudentLearner as Learner
 
 BASE = (*TINY_RUN, "--no-check-teacher", "--epochs", "4", "--augmentation-epochs", "2", "--micro-batch", "6")
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from scalekd.training.callbacks import DataClock, Display
+from scalekd.engine.display import Display
 
 TERMS = "task 0.55 kd 0.55 proxy_spatial 2.99 proxy_frequency 3.10 student_spatial 2.20 student_frequency 3.00"
 
@@ -15,7 +15,7 @@ TERMS = "task 0.55 kd 0.55 proxy_spatial 2.99 proxy_frequency 3.10 student_spati
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_terms_give_way_before_the_bar_and_the_time(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    display = Display(console, DataClock(), batch=32, steps_per_epoch=100, epochs=100, interval=None)
+    display = Display(console, batch=32, steps=10_000, steps_per_epoch=100)
     display._bar.update(display._task, completed=250, epoch=3, speed="24 img/s  data wait 8%", terms=TERMS)
     with console.capture() as shown:
         console.print(display._bar.get_renderable())

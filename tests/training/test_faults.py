@@ -25,12 +25,12 @@ from torch.nn import functional
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from scalekd.data import Split
+from scalekd.engine.display import Display
+from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
-from scalekd.training import folder
-from scalekd.training.callbacks import Display
-from scalekd.training.checkpoints import Checkpoints
-from scalekd.training.learner import Learner
-from scalekd.training.stopping import Stop
+from scalekd.runs import folder
+from scalekd.runs.checkpoints import Checkpoints
+from scalekd.tasks.distill.task import StudentLearner as Learner
 
 SMALL = ("--method", "none", "--batch", "4", "--micro-batch", "2")
 Distill = Callable[..., Outcome]
@@ -86,7 +86,7 @@ def test_sigterm_in_a_validation_ends_it_there(
         at_call(patch, Learner, "validate", batch, twice)
         stopped = distill("run")
     assert stopped.code == 143
-    assert stopped.err.strip().splitlines()[-1].startswith(f"stopped at step {step}; go on with: scalekd distill")
+    assert stopped.err.strip().splitlines()[-1].startswith(f"stopped at step {step}; resume with: scalekd distill")
     assert "val/top1" not in lines(tmp_path / "run")[-1]
     assert newest_checkpoint(tmp_path / "run").name == f"step-{step:08}.ckpt"
     resume(cli, tmp_path / "run")
@@ -139,8 +139,7 @@ def test_signals_that_are_ignored_stay_so_and_a_thread_takes_none() -> None:
 
     def listens() -> bool:
         with Stop() as stop:
-            stop.listen()
-            return True
+            return stop.asked is None
 
     with ThreadPoolExecutor() as pool:
         assert pool.submit(listens).result()
@@ -171,7 +170,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 def test_no_byte_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     content: dict[str, Any] = {"run": {"step": 1}, "state": {"a": torch.arange(1000.0), "b": torch.ones(3)}}
-    checkpoints.save_checkpoint(content, checkpoints.path(1))
+    checkpoints.save(content, checkpoints.path(1))
     path, draw = checkpoints.path(1), random.Random(0)
     honest = path.read_bytes()
     noticed = 0
@@ -248,9 +247,9 @@ def fill(disk: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "file"),
     [
-        (Checkpoints, "save_checkpoint", 2, "step-00000006.ckpt"),
+        (Checkpoints, "save", 2, "step-00000006.ckpt"),
         (Learner, "save", 2, "student.safetensors"),
-        (sys.modules["scalekd.training.fit"], "write_json", 1, "result.json"),
+        (sys.modules["scalekd.tasks.distill.fit"], "write_json", 1, "result.json"),
         (folder, "write_json", 1, "inputs.json"),
     ],
     ids=["checkpoint", "weights", "result", "inputs"],
@@ -409,7 +408,7 @@ def test_a_log_that_fails_before_a_validation_loses_nothing(
         raise UserError("log: full")
 
     with monkeypatch.context() as patch:
-        at_call(patch, Display, "on_validation_start", 1, full)
+        at_call(patch, Display, "lap", 1, full)
         distill("run").refused("log: full")
     resume(cli, tmp_path / "run")
     assert lines(tmp_path / "run")[:3] == lines(whole)[:3]

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from scalekd import ScaleKD, Student, Teacher
+from scalekd.engine.optimisation import build_optimizer, build_schedule, parameter_kinds
 from scalekd.recipes import load
-from scalekd.training.build import task_loss
-from scalekd.training.optimisation import build_optimizer, build_schedule, parameter_kinds
+from scalekd.tasks.distill.build import task_loss
 
 
 def rates(keys: dict[str, object], steps_per_epoch: int) -> list[float]:

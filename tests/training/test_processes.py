@@ -51,17 +51,16 @@ RUNS = {
 SCRIPT = """
 import json, shutil, sys
 from pathlib import Path
-from pytorch_lightning.strategies import DDPStrategy
 from scalekd.cli.main import run
-from scalekd.training.processes import joined
-from scalekd.training.sharding import ShardedStrategy, own_part
+from scalekd.engine.loop import Loop
+from scalekd.engine.processes import joined
+from scalekd.engine.sharding import own_part
 
-honest, wrapped = DDPStrategy._setup_model, []
-def setup(self, model):
-    wrapped.append((model.learners[0].method, honest(self, model)))
-    return wrapped[-1][1]
-DDPStrategy._setup_model = setup
-ShardedStrategy.configure_ddp = lambda self: wrapped.append((self.lightning_module.learners[0].method, None))
+honest, trained = Loop.run, []
+def train(self, *args):
+    trained.append(self.task.learners[0])
+    return honest(self, *args)
+Loop.run = train
 
 def kill(run):  # a finished run before its last checkpoint
     (run / "result.json").unlink()
@@ -83,8 +82,9 @@ with joined() as processes:
             run()
         except SystemExit as stop:
             assert not stop.code, stop.code
-        method, ddp = wrapped.pop()
-        if ddp is None:
+        learner = trained.pop()
+        method, ddp = learner.model, learner.called
+        if ddp is method:
             output = Path(arguments[arguments.index("--output") + 1])
             shares = [share(module.parameters()) for module in (method.student, method, method.teacher)]
             (output / f"shares-{processes.rank}.json").write_text(json.dumps(shares))
@@ -304,7 +304,7 @@ def test_a_signal_leaves_a_checkpoint_that_one_process_goes_on_from(
 SLOW = """
 import sys, time
 from scalekd.cli.main import run
-from scalekd.training.learner import Learner
+from scalekd.tasks.distill.task import StudentLearner as Learner
 
 honest = Learner.validate
 def slow(*args):

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from scalekd.errors import UserError
 from scalekd.recipes import Recipe, load
-from scalekd.training import RunFolder, distill
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.distill import distill
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_put_aside(
 
     newest = newest_checkpoint(run)
     with monkeypatch.context() as patch:
-        patch.setattr("scalekd.training.checkpoints.zipfile.ZipFile", forbidden)
+        patch.setattr("scalekd.runs.checkpoints.zipfile.ZipFile", forbidden)
         cli("distill", "--resume", "--output", run).refused(newest.name, "Permission denied", "let this user read it")
     assert newest.is_file()
 

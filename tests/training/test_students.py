@@ -18,7 +18,7 @@ from torch.nn import functional
 from scalekd.method import Method
 from scalekd.models import Teacher
 from scalekd.recipes import Recipe, dump
-from scalekd.training.learner import Learner
+from scalekd.tasks.distill.task import StudentLearner as Learner
 
 STUDENTS = ("test_resnet", "test_vit")  # timm's, of 0.4 M parameters
 DROPS = ("--student-args", "{drop_path_rate: 0.5}")
@@ -115,7 +115,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
     assert (
         stopped.err.strip()
         .splitlines()[-1]
-        .endswith(f"stopped at step 4; go on with: scalekd distill --resume --output {group}")
+        .endswith(f"stopped at step 4; resume with: scalekd distill --resume --output {group}")
     )
     cli("distill", "--resume", "--output", group / "test_vit").refused(
         "one of a group", f"--resume to --output {group}"
@@ -146,13 +146,13 @@ def test_a_loss_that_is_not_finite_names_the_student_and_keeps_the_checkpoint_of
     outcome = distill(STUDENTS, "group", "--method", "none", "--micro-batch", "6")
     outcome.refused("student test_vit: loss: task became nan at step 2", "checkpoint is kept")
     checkpoint = torch.load(newest_checkpoint(tmp_path / "group"), weights_only=True)
-    assert checkpoint["global_step"] == 2 * len(STUDENTS)
+    assert checkpoint["run"]["step"] == 2
 
 
 def test_what_fits_is_what_fits_beside_the_others(
     distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["scalekd.training.setup"]
+    module = sys.modules["scalekd.tasks.distill.setup"]
     budgets: dict[str, int] = {}
     held: dict[str, int] = {}
 
@@ -196,7 +196,7 @@ def test_a_group_whose_start_was_broken_off_starts_anew(
         return dump(recipe)
 
     with monkeypatch.context() as patch:
-        patch.setattr("scalekd.training.folder.dump", broken_off)
+        patch.setattr("scalekd.runs.folder.dump", broken_off)
         assert distill(STUDENTS, "group", *short).code == 143
     assert len(list((tmp_path / "group").glob("*/recipe.yaml"))) == recipes
     outcome = distill(STUDENTS, "group", *short, "--auto-resume")

@@ -20,9 +20,9 @@ from scalekd.errors import UserError
 from scalekd.method import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load
-from scalekd.training import trial
-from scalekd.training.learner import Learner
-from scalekd.training.trial import try_training
+from scalekd.tasks.distill import trial
+from scalekd.tasks.distill.task import StudentLearner as Learner
+from scalekd.tasks.distill.trial import try_training
 
 CPU = torch.device("cpu")
 forks = pytest.mark.skipif(not can_fork(CPU), reason="this machine's processes cannot be copied")

@@ -11,8 +11,8 @@ import typer
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
 from scalekd.recipes import ListKeys, Recipe, load
-from scalekd.training import RunFolder
-from scalekd.training import adapt as adaptation
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks import adapt as adaptation
 
 _PROBE = {"batch": 64, "warmup_epochs": 0}
 _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}

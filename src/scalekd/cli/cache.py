@@ -12,7 +12,7 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.data.cache.store import size
 from scalekd.errors import printable
 from scalekd.recipes import DataKeys, ListKeys, Recipe, load
-from scalekd.training import fill_cache
+from scalekd.tasks.distill import fill_cache
 
 _OWN = {
     "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",

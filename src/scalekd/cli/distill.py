@@ -12,13 +12,14 @@ import typer
 
 from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.engine.processes import Processes, joined, launched, restarted
 from scalekd.errors import UserError, printable
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
-from scalekd.training import Group, distill_students, joined, launched, restarted
-from scalekd.training import check as try_out
-from scalekd.training import distill as run
-from scalekd.training.processes import Processes
+from scalekd.runs.group import Group
+from scalekd.tasks.distill import check as try_out
+from scalekd.tasks.distill import distill as run
+from scalekd.tasks.distill import distill_students
 
 _say = partial(typer.echo, err=True)
 _STUDENT = (

@@ -33,7 +33,7 @@ from scalekd.models import Classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import ListKeys, Recipe, load
-from scalekd.training.inputs import evaluation_images
+from scalekd.tasks.distill.inputs import evaluation_images
 
 _NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
 _DATA = ("data", "train_split", "val_split", *ListKeys.model_fields)

@@ -29,8 +29,8 @@ from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
 from scalekd.progress import working
 from scalekd.recipes import ListKeys, Recipe, load
-from scalekd.training import RunFolder
-from scalekd.training.inputs import evaluation_images
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.distill.inputs import evaluation_images
 
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
 _CHECKED, _CALIBRATED = 48, 128

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
@@ -19,8 +20,7 @@ from scalekd.planner import Estimate, UnpredictableError, estimate, find_device,
 from scalekd.planner.hours import GIB
 from scalekd.progress import working
 from scalekd.recipes import Recipe, load
-from scalekd.training.build import build_method, build_student, build_teacher, describe
-from scalekd.training.optimisation import build_optimizer
+from scalekd.tasks.distill.build import build_method, build_student, build_teacher, describe
 
 _IMAGENET = 1_281_167
 _MEASURED_BATCH = 8

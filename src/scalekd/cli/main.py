@@ -22,9 +22,10 @@ from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
+from scalekd.engine.processes import Stopped, joined
+from scalekd.engine.signals import Interrupted, Stop
 from scalekd.environment import versions
 from scalekd.errors import UserError, did_you_mean, printable
-from scalekd.training import Interrupted, Stop, Stopped, joined
 
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
 

@@ -12,8 +12,8 @@ from scalekd.errors import UserError, printable
 from scalekd.export.timm_folder import WEIGHTS, is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.sources import PYTHON
-from scalekd.training import RunFolder
-from scalekd.training.adapt import FILE as TEACHER_FILE
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.adapt import FILE as TEACHER_FILE
 
 HELP = "A run's, adapt's or timm folder, a weights file, or a timm name."
 

@@ -25,7 +25,7 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
-from scalekd.training.inputs import evaluation_images
+from scalekd.tasks.distill.inputs import evaluation_images
 
 
 class Prediction(NamedTuple):

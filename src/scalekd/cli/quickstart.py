@@ -20,8 +20,8 @@ from sklearn.model_selection import train_test_split
 from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.report.live import live_figures
-from scalekd.training import distill
-from scalekd.training.folder import write_json
+from scalekd.runs.folder import write_json
+from scalekd.tasks.distill import distill
 
 _METHODS = {"none": "baseline (labels only)", "kd": "KD (labels + logits)", "scalekd": "ScaleKD"}
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scalekd.cli.help import Command, Group
-from scalekd.downstream.detection import Detection
-from scalekd.downstream.segmentation import Segmentation
 from scalekd.recipes import Keys, Recipe, dump, load, load_as, names, resolved, transfer_names
+from scalekd.tasks.detection import Detection
+from scalekd.tasks.segmentation import Segmentation
 
 recipes = typer.Typer(cls=Group, invoke_without_command=True)
 _KINDS: dict[str, type[Keys]] = {"detection": Detection, "segmentation": Segmentation}  # by what is before the slash

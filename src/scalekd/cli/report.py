@@ -12,7 +12,7 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
 from scalekd.recipes.schema import Recipe, validate
 from scalekd.report import Record, measure_figures, read_runs, render_markdown, render_page
-from scalekd.training.folder import written_whole
+from scalekd.runs.folder import written_whole
 
 _PAGE = "report.html"
 

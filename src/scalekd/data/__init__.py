@@ -13,7 +13,7 @@ from scalekd.data.loader import (
 )
 from scalekd.data.names import Names
 from scalekd.data.patience import DataGoneError
-from scalekd.data.replay import derive_seed, seeded
+from scalekd.data.replay import derive_seed, seed_all, seeded
 from scalekd.data.sources import (
     Source,
     absolute,
@@ -51,6 +51,7 @@ __all__ = [
     "read_split",
     "read_splits",
     "read_unlabelled",
+    "seed_all",
     "seeded",
     "training_loader",
     "training_transform",

@@ -16,6 +16,13 @@ def derive_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0])
 
 
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch, for the random weights that are drawn next."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
     """Seed python, numpy and torch from `keys`; put their states back afterwards, but for the GPU's.

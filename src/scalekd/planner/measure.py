@@ -77,12 +77,12 @@ def measure(
 
 
 def _step(method: Method, optimizer: Optimizer, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
-    """In Lightning's order, as `step_memory` predicts it: old gradients go after the forward."""
+    """In the training loop's order, as `step_memory` predicts it: gradients go after the step."""
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         total = method(images, labels).total
-    optimizer.zero_grad()
     total.backward()
     optimizer.step()
+    optimizer.zero_grad()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -67,8 +67,8 @@ def step_memory(
 ) -> StepMemory:
     """Predict the peak of a training step from the lives of its tensors, run without memory in a few seconds.
 
-    The step is Lightning's: gradients of the step before live through the forward and are dropped before the
-    backward. What the process holds without the method (interpreter, libraries, data loading) is not part of it.
+    Gradients are dropped after a step, so that they live through a forward only where they are accumulated. What the
+    process holds without the method (interpreter, libraries, data loading) is not part of it.
 
     Args:
         method: The method as it will train: for bf16 `teacher.hold_weights` has been called. It stays as it is.
@@ -113,11 +113,9 @@ def track(method: Method, batch: int, dtype: torch.dtype, accumulate: bool, devi
     with tracker:
         tracker.hold([*method_tensors(method), images, labels])
         for parameter in method.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            parameter.grad = torch.empty_like(parameter) if accumulate and parameter.requires_grad else None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             total = method(images, labels).total
-        if not accumulate:
-            method.zero_grad(set_to_none=True)
         total.backward()
     return tracker
 

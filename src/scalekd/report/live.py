@@ -15,7 +15,7 @@ from scalekd.report.attended import ATTENDED, attended
 from scalekd.report.pictures import SIDE, heat, sheet, thumbnail
 from scalekd.report.restore import sample
 from scalekd.report.spectra import Floats, compared, decades, energy_shares
-from scalekd.training.live import Shown
+from scalekd.tasks.distill.live import Shown
 
 LOOKED_AT = 16  # images
 

@@ -12,8 +12,8 @@ from scalekd.errors import UserError
 from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.report.series import Line, training_seconds
-from scalekd.training import Group, RunFolder
-from scalekd.training.folder import read_json
+from scalekd.runs.folder import RunFolder, read_json
+from scalekd.runs.group import Group
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from scalekd.models.layout import prepare
 from scalekd.models.sources import PYTHON
 from scalekd.recipes import Recipe
 from scalekd.report.record import Record
-from scalekd.training.build import build_method, build_student, build_teacher, head_width
-from scalekd.training.inputs import evaluation_images, read_data
-from scalekd.training.restoring import restore_method
+from scalekd.tasks.distill.build import build_method, build_student, build_teacher, head_width
+from scalekd.tasks.distill.inputs import evaluation_images, read_data
+from scalekd.tasks.distill.restoring import restore_method
 
 _BATCH = 16
 

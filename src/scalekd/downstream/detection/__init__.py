@@ -1,5 +1,0 @@
-"""Detection and instance segmentation: Mask R-CNN over a student's feature maps, on data in COCO's format."""
-
-from scalekd.downstream.detection.schema import GROUPS, Detection
-
-__all__ = ["GROUPS", "Detection"]

@@ -1,5 +1,0 @@
-"""Semantic segmentation: UPerNet on a student's features."""
-
-from scalekd.downstream.segmentation.schema import GROUPS, Segmentation
-
-__all__ = ["GROUPS", "Segmentation"]

@@ -1,0 +1,252 @@
+"""A model in training with everything that belongs to it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from scalekd.data import seeded
+from scalekd.engine.optimisation import LearnerKeys
+from scalekd.engine.processes import Processes
+from scalekd.engine.sharding import own_part
+from scalekd.engine.skipping import IN_A_ROW, Skipper
+from scalekd.errors import UserError
+from scalekd.runs.logs import MetricsLog
+
+_ADVICE = "A lower lr, a longer warm-up or clip usually mends it"
+
+
+class NonFiniteLossError(UserError):
+    """A loss term, or a weight of the model, became NaN or infinite."""
+
+
+class StepLosses(NamedTuple):
+    """The losses of one micro-batch.
+
+    Attributes:
+        terms: Scalar loss terms by name, every weight applied; their sum is minimised.
+        figures: Further scalars to log, by their full names (`cosine/...`).
+    """
+
+    terms: dict[str, Tensor]
+    figures: dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """One model in training: its optimiser, schedule, moving average, figures and logs.
+
+    Args:
+        model: What is trained, on its device; holds no teacher.
+        kept: The part of `model` that is evaluated and saved (`model` itself, or a method's student).
+        keys: The recipe's keys `seed`, `clip` and `nonfinite`.
+        optimizer: Over the model's trainable parameters.
+        schedule: timm's, stepped once an optimiser step.
+        average: Moving average of `kept`, if the recipe wants one.
+        called: The model as it is called: wrapped by DDP where several processes train it.
+        processes: Those that train it together.
+        context: What each forward in training runs in (see `batchnorm_over`).
+        logs: Where its figures go.
+        name: What it is called beside other learners of the run; empty where it is alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kept: nn.Module,
+        *,
+        keys: LearnerKeys,
+        optimizer: Optimizer,
+        schedule: Scheduler,
+        average: ModelEmaV3 | None = None,
+        called: nn.Module | None = None,
+        processes: Processes | None = None,
+        context: AbstractContextManager[Any] | None = None,
+        logs: Sequence[MetricsLog] = (),
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.model, self.ema, self.name = model, average, name
+        self.keys, self.optimizer, self.schedule = keys, optimizer, schedule
+        self.processes, self.logs = processes or Processes(), tuple(logs)
+        self._context = context or nullcontext()
+        self._others = kept, called or model  # in a tuple: registered once, as `model`, not under three names
+        # Losses and cosines of each micro-batch of a step, and which step it is.
+        self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])
+        self._rest: dict[str, float] = {}  # figures that are not of a batch: learning rate, accuracies
+        # Of the last loss, until somebody looks at it: its step, whether it is finite, and when that is known.
+        self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._skipper = Skipper(model) if keys.nonfinite == "skip" else None
+        self._gradients_count = True  # whether the last step's gradients were finite
+
+    @property
+    def called(self) -> nn.Module:
+        """The model as the task calls it in training."""
+        return self._others[1]
+
+    @property
+    def final(self) -> Any:
+        """The model that is evaluated and saved: the moving average where there is one."""
+        return self._others[0] if self.ema is None else self.ema.module
+
+    @property
+    def learning_rate(self) -> float:
+        """The student's learning rate in the step in progress."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The last value of each figure; losses and cosines are means over the step's images in this process."""
+        parts = self._parts[1]
+        means = dict(parts[0]) if parts else {}
+        if len(parts) > 1:
+            means = {name: torch.stack([part[name] for part in parts]).mean() for name in means}
+        return self._rest | means
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out because their gradients were NaN or infinite."""
+        return 0 if self._skipper is None else self._skipper.skipped
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint holds of this learner beside its tensors."""
+        skipper = self._skipper
+        return {
+            "figures": {name: float(value) for name, value in self.figures.items()},
+            "skipped": None if skipper is None else [skipper.skipped, skipper.in_a_row],
+        }
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take back what `progress` gave."""
+        self._rest = dict(progress["figures"])
+        if self._skipper is not None:
+            self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
+
+    def shares_gradients(self, completes: bool) -> AbstractContextManager[Any]:
+        """What forward and backward run in: DDP averages gradients in the last micro-batch of a step only."""
+        called = self.called
+        return called.no_sync() if isinstance(called, DistributedDataParallel) and not completes else nullcontext()
+
+    def learn(self, losses: Callable[[], StepLosses], *, batch: int, step: int) -> Tensor:
+        """The total loss of a micro-batch.
+
+        Args:
+            losses: Runs the model on the micro-batch.
+            batch: Number of the micro-batch in the run, over all processes.
+            step: Optimiser steps taken.
+
+        Raises:
+            NonFiniteLossError: If the loss of the micro-batch before is NaN or infinite; names the terms.
+        """
+        if self._parts[0] != step:
+            self._parts = step, []
+            if self._skipper is not None:
+                self._skipper.begin()
+        # Dropout, drop path and sampled boxes draw from (seed, batch): a resumed run draws the same.
+        with seeded(self.keys.seed, batch), self._context:
+            terms, figures = losses()
+        total = torch.stack(list(terms.values())).sum()
+        finite = torch.isfinite(total.detach()).to("cpu", non_blocking=True)  # on its way while the GPU continues
+        there = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]
+        if there is not None:
+            there.record()
+        self._check_loss()
+        detached = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self._parts[1].append({"train/loss": total.detach(), **detached, **figures})
+        self._unchecked = (step, finite, there) if self._skipper is None else None
+        return total
+
+    def descend(self, step: int) -> None:
+        """Take optimiser step number `step` with the gradients that have gathered, and move the schedule on.
+
+        Raises:
+            NonFiniteLossError: If the gradients of too many steps in a row were not finite.
+        """
+        self._weigh_gradients(step)
+        if self.keys.clip is not None:
+            trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.keys.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None and self._gradients_count:
+            self.ema.update(self._others[0])
+        self.schedule.step_update(num_updates=step)
+
+    def _weigh_gradients(self, step: int) -> None:
+        """Drop the gradients of a step if they are not finite and the recipe wants such steps skipped."""
+        self._gradients_count = self._skipper is None or not self._skipper.look()
+        if self._skipper is None or self._gradients_count:
+            return
+        self.log({"skipped_steps": self._skipper.skipped}, step)
+        if self._skipper.in_a_row == IN_A_ROW:
+            raise NonFiniteLossError(
+                f"loss: the gradients of {IN_A_ROW} steps in a row were NaN or infinite, the last of step {step}; "
+                f"the last checkpoint is kept. {_ADVICE}"
+            )
+
+    def _check_loss(self) -> None:
+        """Look at the loss of the micro-batch before, once; waits for its forward only, which is long done."""
+        pending, self._unchecked = self._unchecked, None
+        if pending is None:
+            return
+        step, finite, there = pending
+        if there is not None:
+            there.synchronize()
+        if finite:
+            return
+        figures = self.figures
+        total = figures["train/loss"]
+        values = {name.removeprefix("train/"): value for name, value in figures.items() if "train/" in name}
+        bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
+        raise NonFiniteLossError(
+            f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
+            f"the last checkpoint is kept. {_ADVICE}"
+        )
+
+    def check_finite(self, step: int) -> None:
+        """Make sure that what is about to be saved is worth keeping.
+
+        Raises:
+            NonFiniteLossError: If the last loss or a parameter is NaN or infinite; names it.
+        """
+        self._check_loss()
+        for name, parameter in self.final.named_parameters():
+            if not torch.isfinite(own_part(parameter)).all():
+                raise NonFiniteLossError(
+                    f"student: {name} became NaN or infinite by step {step}; the last checkpoint is kept. {_ADVICE}"
+                )
+
+    def log_training(self, step: int) -> None:
+        """Log losses (means over all images of the step) and learning rate, if the last loss is finite."""
+        self._check_loss()
+        figures = self.figures
+        names = [name for name in figures if name.startswith(("train/", "cosine/"))]
+        means = self.processes.mean(torch.stack([figures[name].float() for name in names]))
+        self._parts = self._parts[0], [dict(zip(names, means.unbind(), strict=True))]
+        self._rest["lr"] = self.learning_rate
+        self.log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
+
+    def log_validation(self, figures: dict[str, float], step: int) -> None:
+        """Log the figures of a validation, by their full names (`val/...`), and keep them."""
+        self._rest |= figures
+        self.log(figures, step)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Write what is finite (JSON knows no NaN) to the logs."""
+        numbers = {name: float(value) for name, value in values.items()}
+        for log in self.logs if self.processes.first else ():
+            log.write({name: value for name, value in numbers.items() if math.isfinite(value)}, step)
+
+    def shared_buffers(self) -> Iterator[Tensor]:
+        """The buffers of the model and its average, such as running statistics; the first process's are saved."""
+        yield from self.model.buffers()
+        if self.ema is not None:
+            yield from self.ema.buffers()

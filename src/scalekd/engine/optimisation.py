@@ -1,0 +1,96 @@
+"""timm's optimisers and schedules from a recipe."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal, Protocol
+
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
+
+_CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
+
+
+class LearnerKeys(Protocol):
+    """The recipe keys that the steps of a model depend on, whatever the task."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def clip(self) -> float | None: ...
+
+    @property
+    def nonfinite(self) -> Literal["stop", "skip"]: ...
+
+
+def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
+    """One optimiser for all of a module; the kinds of parameters in the recipe's `no_decay` do not decay.
+
+    What is not part of a method's `student` (its projectors) learns at the recipe's `projector_lr_scale` of the rate.
+    """
+    name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
+    options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
+    kinds = parameter_kinds(module)
+    scale = recipe.projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            own_scale = 1.0 if parameter_name.startswith("student.") else scale
+            groups.setdefault((own_scale, kinds[parameter_name] in recipe.no_decay), []).append(parameter)
+    # timm's schedules multiply by `lr_scale`. The student's are first, as the rate of the first is what is logged.
+    parameters = [
+        {"params": group, "lr_scale": own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
+        for (own_scale, spared), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0][1]))
+    ]
+    optimizer: Optimizer = create_optimizer_v2(
+        parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
+    )
+    return optimizer
+
+
+def parameter_kinds(module: nn.Module) -> dict[str, str]:
+    """What each parameter is: `norm` (or another scale of one axis), `bias`, `position`, `class_token`, `weight`.
+
+    Positions are CAP's position embeddings and what timm's `no_weight_decay` of an architecture names, such as
+    relative-position tables.
+    """
+    positions = {name for name, _ in module.named_parameters() if name.endswith("pos_embed")}
+    for prefix, child in module.named_modules():
+        if hasattr(child, "no_weight_decay"):
+            positions |= {f"{prefix}.{name}" if prefix else name for name in child.no_weight_decay()}
+
+    def kind(name: str, parameter: nn.Parameter) -> str:
+        leaf = name.rpartition(".")[2]
+        if leaf in _CLASS_TOKENS:
+            return "class_token"
+        if name in positions:
+            return "position"
+        if parameter.ndim > 1:
+            return "weight"
+        return "bias" if leaf.endswith("bias") else "norm"
+
+    return {name: kind(name, parameter) for name, parameter in module.named_parameters()}
+
+
+def quieten_timm() -> None:
+    """Silence timm's remark that a cosine of one step has no effect: short runs are the user's own choice."""
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
+
+
+def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
+    """A timm schedule that is stepped once an optimiser step."""
+    warmup = {"warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_lr}
+    if recipe.schedule == "cosine":
+        steps = (recipe.epochs - recipe.warmup_epochs) * steps_per_epoch  # after the warm-up
+        return CosineLRScheduler(
+            optimizer, t_initial=steps, lr_min=recipe.min_lr, t_in_epochs=False, warmup_prefix=True, **warmup
+        )
+    # timm drops one step before a milestone; these drop at the first step of the milestone's epoch.
+    milestones = [epoch * steps_per_epoch + 1 for epoch in recipe.milestones]
+    return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=0.1, t_in_epochs=False, **warmup)

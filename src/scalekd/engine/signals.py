@@ -1,0 +1,61 @@
+"""Signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(BaseException):
+    """A signal stopped the command; no `Exception`, so that nothing takes it for a fault of what it stopped.
+
+    Args:
+        message: What to tell the user.
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as shells have it
+
+
+class Stop:
+    """Turns Ctrl-C, SIGTERM and SIGHUP into `Interrupted`: at once, or between two steps of a training.
+
+    Attributes:
+        asked: The signal that asked to stop.
+        polled: If true, signals are only recorded in `asked`, and the training loop polls it between steps.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self.polled = False
+        self._process = os.getpid()
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python takes signals there only
+            self._former = {number: signal.getsignal(number) for number in _SIGNALS}
+            for number, former in self._former.items():
+                if former != signal.SIG_IGN:  # as `nohup` has SIGHUP, and a script SIGINT of what it starts with &
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # A process that was forked is its parent's to stop. Only a user may be impatient.
+        if os.getpid() != self._process or (self.asked is not None and number != signal.SIGINT):
+            return
+        first, self.asked = self.asked is None, signal.Signals(number)
+        if not (first and self.polled):
+            raise Interrupted(f"stopped at once by {self.asked.name}; what was written is kept", self.asked)

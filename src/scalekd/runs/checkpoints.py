@@ -1,0 +1,166 @@
+"""Checkpoints on disk: there whole or not at all, verified when read, the newest ones kept."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalekd.errors import UserError
+from scalekd.runs.folder import written_whole
+
+RUN = "run"  # the part of a checkpoint that is plain values, see `engine.loop`
+_UNREADABLE = ".unreadable"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+        path: Its file.
+        run: Where the run is, as plain values (see `Loop`).
+        shapes: The shape of each tensor of students and projectors, by name.
+    """
+
+    path: Path
+    run: dict[str, Any]
+    shapes: dict[str, torch.Size]
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Make sure that a module has the tensors that are kept here.
+
+        Raises:
+            UserError: If it is built otherwise than when the checkpoint was written; names a tensor.
+        """
+        built = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        differ = sorted(name for name in built | self.shapes if built.get(name) != self.shapes.get(name))
+        if differ:
+            then, now = (list(shapes[differ[0]]) if differ[0] in shapes else "none" for shapes in (self.shapes, built))
+            raise UserError(
+                f"resume: the models are built otherwise than when {self.path} was written: {differ[0]} is {now}, was "
+                f"{then}; their code or a package changed (see environment.json): restore it, or start anew with "
+                "--overwrite"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All of it, tensors included, on the CPU."""
+        content: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        return content
+
+
+class Checkpoints:
+    """The checkpoints of a run, `step-00001234.ckpt` each.
+
+    The files are torch's: zip archives, with a checksum (CRC-32) of each entry and the index at the end.
+
+    Args:
+        folder: Where they are; made when the first is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"step-{step:08}.ckpt"
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that are there, oldest first."""
+        return sorted(self.folder.glob("step-*.ckpt"), key=lambda path: (len(path.name), path.name))
+
+    def save(self, content: dict[str, Any], path: Path) -> None:
+        """Write a checkpoint, which is on the disk before it has its name.
+
+        Raises:
+            UserError: If it cannot be written; nothing of it is left then.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob("*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        try:
+            with written_whole(path) as file:
+                torch.save(content, file)
+        except OSError as error:
+            kept = f"the one before it, {self.files[-1].name}, is kept" if self.files else "there is none before it"
+            raise UserError(
+                f"checkpoint: {path} cannot be written: {error.strerror or error}; {kept}; "
+                "mend it, and --resume goes on"
+            ) from error
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`, and all but one that were put aside as damaged."""
+        aside = sorted(self.folder.glob(f"*{_UNREADABLE}"), key=lambda path: (len(path.name), path.name))
+        for old in (*self.files[:-keep], *aside[:-1]):
+            old.unlink(missing_ok=True)
+
+    def newest(self, say: Callable[[str], object]) -> Checkpoint | None:
+        """The newest checkpoint that is whole, None where there is none at all. Damaged ones are put aside.
+
+        Args:
+            say: Called with a line for each damaged one.
+
+        Raises:
+            UserError: If none of them is whole.
+        """
+        damaged: list[tuple[Path, Exception]] = []
+        for path in reversed(self.files):
+            try:
+                checkpoint = Checkpoint(path, *_read(path))
+            except PermissionError as error:  # no damage: it is not put aside
+                raise UserError(f"resume: {path} cannot be read: {error.strerror}; let this user read it") from None
+            except Exception as error:  # damage shows as any of them
+                damaged.append((path, error))
+                continue
+            for bad, fault in damaged:
+                say(f"warning: {bad} cannot be read ({_reason(fault)}); going on from {path.name}, the one before it")
+                os.replace(bad, bad.with_name(bad.name + _UNREADABLE))
+            return checkpoint
+        if damaged:
+            path, fault = damaged[0]
+            others = f", nor can the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
+            raise UserError(f"resume: {path} cannot be read ({_reason(fault)}){others}; start anew with --overwrite")
+        return None
+
+    def look(self) -> tuple[Path, int, dict[str, Tensor]]:
+        """The newest checkpoint's file, step and tensors by name; unlike `newest` it leaves everything as it is.
+
+        Raises:
+            UserError: If there is none, or it cannot be read.
+        """
+        if not self.files:
+            raise UserError(f"checkpoint: there is none in {self.folder} that this revision reads")
+        path = self.files[-1]
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return path, content[RUN]["step"], content["state_dict"]
+        except Exception as error:  # damage shows as any of them
+            raise UserError(f"checkpoint: {path} cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """An exception's first line."""
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is damaged or cut short"
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
+    """A checkpoint's `run` and `shapes`, if all of it is as it was written; nothing in it is executed."""
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"the checksum of {bad} is another")
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if RUN not in content or "state_dict" not in content:
+        raise ValueError("it is whole, but of another program")
+    if "optimizers" not in content:
+        raise ValueError("it is of an earlier revision of scalekd")
+    return content[RUN], {name: tensor.shape for name, tensor in content["state_dict"].items()}

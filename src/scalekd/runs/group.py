@@ -1,0 +1,214 @@
+"""The folders of students that are trained beside each other; a single run is a group of one in the folder itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from scalekd.errors import UserError
+from scalekd.recipes import Keys
+from scalekd.runs.checkpoints import Checkpoints
+from scalekd.runs.folder import GROUP, RunFolder, read_json, write_json
+from scalekd.runs.lock import locked, missing, remove_unused
+from scalekd.engine.signals import Interrupted
+from scalekd.runs.checkpoints import Checkpoints
+from scalekd.runs.folder import GROUP, RunFolder, read_json, write_json
+from scalekd.runs.lock import locked, missing, remove_unused
+
+_CHECKPOINTS = "checkpoints"  # a folder beside the students'
+
+
+@contextmanager
+def naming(student: str) -> Iterator[None]:
+    """Put the student that it concerns in front of an error; an empty name for one that is alone."""
+    try:
+        yield
+    except UserError as error:
+        if not student:
+            raise
+        raise type(error)(f"student {student}: {error}") from error
+
+
+def folder_names(students: Sequence[str]) -> list[str]:
+    """A folder's name for each student: its own, with what folders cannot be called replaced.
+
+    Raises:
+        UserError: If two would have the same.
+    """
+    names = [re.sub(r"[^\w.-]+", "-", student.removesuffix(".safetensors")).strip("-.") for student in students]
+    for (one, name), (two, other) in combinations(zip(students, names, strict=True), 2):
+        if name.lower() == other.lower():
+            what = f"{one!r} is given twice" if one == two else f"{one!r} and {two!r} would share the folder {name!r}"
+            raise UserError(f"student: {what}; give each of the students once")
+    for student, name in zip(students, names, strict=True):
+        if name.lower() in ("", _CHECKPOINTS):
+            raise UserError(f"student: {student!r} gives no folder of its own; train it by itself")
+    return names
+
+
+class Group:
+    """Where students that are trained beside each other leave their files: a run folder each, and one checkpoint.
+
+    Args:
+        path: The folder.
+        students: Their names as the recipe takes them; empty or one for a single run, whose folder is `path`.
+
+    Attributes:
+        names: What each is called, and its folder; one empty name for a single run.
+        runs: The run folder of each.
+        checkpoints: Everything needed to go on with all of them.
+    """
+
+    def __init__(self, path: str | Path, students: Sequence[str] = ()) -> None:
+        self.path = path = Path(path)
+        self.students = list(students) if len(students) > 1 else []
+        self.names = folder_names(self.students) or [""]
+        self.runs = [RunFolder(path / name) for name in self.names]
+        self.checkpoints = Checkpoints(path / _CHECKPOINTS)
+        self._prepared = False  # whether this process has begun what is in the folders
+
+    @staticmethod
+    def stored_students(path: str | Path) -> list[str]:
+        """The students of the group that is in a folder; empty if there is none.
+
+        Raises:
+            UserError: If the file that lists them is damaged.
+        """
+        file = Path(path) / GROUP
+        if not file.is_file():
+            return []
+        students = read_json(file).get("students")
+        if not isinstance(students, list):
+            raise UserError(f"run: {file} is damaged; delete {path} and start anew")
+        return [str(student) for student in students]
+
+    @property
+    def started(self) -> bool:
+        """Whether these runs are here; not where the start was broken off before it had written all it starts from."""
+        there = [run for run in self.runs if run.exists]
+        return len(there) == len(self.runs) or any(run.finished or run.metrics.is_file() for run in there)
+
+    def stored_keys(self) -> dict[str, Any]:
+        """The recipe of the runs that are here, as plain keys; `student` is the first one's.
+
+        Raises:
+            UserError: If there are none, or of other students.
+        """
+        stored = self.stored_students(self.path)
+        if self.students and stored != self.students:
+            held = f"a group of {', '.join(stored)}" if stored else "no group of runs"
+            raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; leave --student out")
+        return self.runs[0].stored_keys()
+
+    @contextmanager
+    def claimed(self, warn: Callable[[str], object], *, resume: bool) -> Iterator[None]:
+        """Keep other processes out of all folders, which are made unless they are to be resumed.
+
+        Those that were made and have got nothing but the lock are gone afterwards, as is a start that failed before it
+        had logged or saved anything.
+
+        Args:
+            warn: Called with a line where the file system knows no locks.
+            resume: Whether the folders must be there.
+
+        Raises:
+            UserError: If a folder is another process's, or cannot be written.
+        """
+        with ExitStack() as stack:
+            for folder in sorted({self.path, *(run.path for run in self.runs)}):
+                made: list[Path] = []
+                try:
+                    str(folder).encode()  # TensorBoard's writer takes no other
+                    if not resume:
+                        made = missing(folder)
+                        folder.mkdir(parents=True, exist_ok=True)
+                except UnicodeEncodeError:
+                    raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
+                except OSError as error:
+                    raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
+                if folder.is_dir():
+                    stack.enter_context(locked(folder, warn))
+                    stack.callback(self._take_back, folder, made)
+            try:
+                yield
+            except Interrupted:
+                raise
+            except Exception:
+                if self._prepared and not self.checkpoints.files and not any(run.metrics.exists() for run in self.runs):
+                    self._clear()
+                raise
+
+    @staticmethod
+    def _take_back(folder: Path, made: Sequence[Path]) -> None:
+        """Remove the lock, and the folders that were made for it, where no run is."""
+        if not RunFolder(folder).exists and not (folder / GROUP).exists():
+            remove_unused(folder, made)
+
+    def check(self, recipes: Sequence[Keys], *, resume: bool, overwrite: bool) -> None:
+        """Make sure that the runs may be written here, without changing what is there.
+
+        Raises:
+            UserError: If there are runs and neither `resume` nor `overwrite` is set; or none, finished or other ones
+                to `resume`.
+        """
+        if resume and overwrite:
+            raise UserError("output: --resume and --overwrite exclude each other")
+        if resume:
+            self._check_resumable(recipes)
+            return
+        former = Group(self.path, self.stored_students(self.path))
+        if former.students and former.started and not overwrite:
+            raise UserError(
+                f"output: {self.path} holds a group of runs; add --resume to go on or --overwrite to replace it"
+            )
+        half = {run.path for run in former.runs if not former.started}
+        for run in (RunFolder(self.path), *self.runs):
+            if run.exists and not overwrite and run.path not in half:
+                kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to go on or ")
+                raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
+            if run.metrics.exists() and not run.exists:
+                raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
+
+    def _check_resumable(self, recipes: Sequence[Keys]) -> None:
+        self.stored_keys()  # of these students?
+        for run, recipe in zip(self.runs, recipes, strict=True):
+            run.check_same(recipe)
+            beside = run.stored_inputs().get("group", [])
+            if beside and not self.students:
+                raise UserError(
+                    f"resume: the run in {run.path} is one of a group, which goes on together; "
+                    f"add --resume to --output {run.path.parent}"
+                )
+        if all(run.finished for run in self.runs):
+            what = "runs" if self.students else "run"
+            are = "are" if self.students else "is"
+            raise UserError(f"resume: the {what} in {self.path} {are} finished; start anew with --overwrite")
+
+    def prepare(self, recipes: Sequence[Keys], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
+        """Clear former runs away and write what these start from; resumed ones must start from the same.
+
+        Raises:
+            UserError: If data or weights are not those that the runs were started with; names which.
+        """
+        if self.students:
+            inputs = [content | {"group": self.students} for content in inputs]
+        if not resume:
+            self._clear()
+            self._prepared = True
+            if self.students:
+                write_json(self.path / GROUP, {"students": self.students})  # first: it tells whose the folders are
+        for run, recipe, content in zip(self.runs, recipes, inputs, strict=True):
+            run.prepare(recipe, content, resume=resume)
+
+    def _clear(self) -> None:
+        former = Group(self.path, self.stored_students(self.path))
+        for run in (*former.runs, *self.runs):
+            if run.exists:
+                run.clear()
+        if former.students:
+            RunFolder(self.path).clear()  # the checkpoint of all
+            (self.path / GROUP).unlink()

@@ -1,0 +1,101 @@
+"""The figures of a run in files: JSON lines, and TensorBoard's events."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL.Image import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import make_histogram
+
+from scalekd.errors import UserError
+
+_BINS = 60
+_RGB = 3  # summary.proto
+
+
+class MetricsLog(ABC):
+    """A log that is in its file when a call returns: no thread writes it later, so that a checkpoint can tell its size.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @abstractmethod
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Write the figures of an optimiser step.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+
+    def _append(self, content: bytes) -> None:
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise UserError(f"log: {self._path} cannot be written: {error.strerror or error}") from error
+
+
+class JsonLines(MetricsLog):
+    """One JSON object a call, with the optimiser step as `step`."""
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._append(json.dumps({"step": step, **figures}).encode() + b"\n")
+
+
+class TensorBoardEvents(MetricsLog):
+    """TensorBoard's events, in a file of its own for each start of the run.
+
+    Args:
+        folder: TensorBoard's folder of the run, which may hold the files of former starts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # TensorBoard reads them in the order of their names, which no clock has a part in.
+        super().__init__(folder / f"events.out.tfevents.{len(list(folder.glob('*'))):06}.scalekd")
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self.log([Summary.Value(tag=name, simple_value=value) for name, value in figures.items()], step)
+
+    def log(self, values: list[Any], step: int) -> None:
+        """Write values as TensorBoard has them."""
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        events = [event] if self._path.exists() else [Event(wall_time=time.time(), file_version="brain.Event:2"), event]
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for record in events:
+            writer.write(record.SerializeToString())
+        self._append(records.getvalue())
+
+
+def shown_values(images: Mapping[str, Image], histograms: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Pictures and distributions of values as TensorBoard has them, by name.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
+    values = [Summary.Value(tag=name, image=_encoded(image)) for name, image in images.items()]
+    for name, numbers in histograms.items():
+        histogram = make_histogram(numbers, _BINS)  # type: ignore[no-untyped-call]
+        values.append(Summary.Value(tag=name, histo=histogram))
+    return values
+
+
+def _encoded(image: Image) -> Any:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)  # an eighth of a PNG, see docs/decisions.md
+    return Summary.Image(height=image.height, width=image.width, colorspace=_RGB, encoded_image_string=file.getvalue())

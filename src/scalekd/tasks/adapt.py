@@ -1,0 +1,150 @@
+"""A head for a feature-only teacher, so that it has logits for the user's classes."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from scalekd.data import (
+    CorruptImages,
+    Split,
+    evaluation_loader,
+    read_splits,
+)
+from scalekd.data.aside import left_out
+from scalekd.errors import UserError
+from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models import Classifier, Teacher
+from scalekd.models.families import family_of
+from scalekd.models.teacher import check_patches
+from scalekd.progress import watched, working
+from scalekd.recipes import Recipe
+from scalekd.runs.folder import RunFolder, read_json, write_json
+from scalekd.runs.lock import made_folder
+from scalekd.tasks.distill.inputs import check_output, evaluation_images
+from scalekd.tasks.distill.run import distill
+
+FILE = "teacher.safetensors"
+
+
+def probe(
+    recipe: Recipe, output: Path, *, resolution: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Fit a linear head on frozen features and save the whole teacher.
+
+    Args:
+        recipe: `teacher`, its weights and arguments, `data` and how to load; the rest is not read.
+        output: Folder for `teacher.safetensors` and `adapt.json`.
+        resolution: Image side in pixels; by default the weights' or the architecture's own.
+        console: Where the progress bars go.
+
+    Returns:
+        What `adapt.json` holds: accuracy, the chosen regularisation, the weights' hash.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    if recipe.data is None or recipe.teacher is None:
+        raise UserError("adapt: needs a teacher and --data")
+    check_output(recipe, output)
+    train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    console = console or Console(stderr=True)
+    corrupt = CorruptImages(recipe.max_corrupt, partial(console.print, highlight=False, soft_wrap=True, markup=False))
+    classifier = Classifier(
+        recipe.teacher,
+        weights=recipe.teacher_weights,
+        num_classes=None,
+        resolution=resolution,
+        **recipe.teacher_args,
+    )
+    console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
+    if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
+        family_of(classifier.model, classifier.name, tail_blocks=1)
+        check_patches(classifier, "resolution")
+    for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    with made_folder(output):  # what cannot start has left nothing
+        classifier.crop_fraction = recipe.crop_fraction
+        classifier.to(device).eval()
+
+        def batches(split: Split, what: str) -> Any:
+            dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
+            return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
+
+        features, labels = collect_features(
+            classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
+        )
+        with working(f"fitting the head on {len(labels)} images", console):
+            head = fit_linear_head(features, labels, seed=recipe.seed)
+        classifier.set_head(head.weight, head.bias)
+        accuracy = measure_accuracy(
+            classifier,
+            batches(val, "evaluate"),
+            num_classes=len(train.classes),
+            device=device,
+            autocast=cast,
+            corrupt=corrupt,
+        )
+        digest = classifier.save(output / FILE, train.classes, round(accuracy.top1, 2))
+        result = {
+            "teacher": FILE,
+            "mode": "probe",
+            "top1": round(accuracy.top1, 3),
+            "heldout_top1": round(head.heldout, 3),
+            "regularisation": head.regularisation,
+            "corrupt_images": sorted(corrupt.paths),
+            "sha256": digest,
+        }
+        write_json(output / "adapt.json", result)
+        return result
+
+
+def finetune(
+    recipe: Recipe, output: Path, *, resolution: int | None, resume: bool, overwrite: bool, console: Console | None
+) -> dict[str, Any]:
+    """Train the whole teacher on labels; a `distill` run with method none whose student is the teacher.
+
+    Args:
+        recipe: The run's settings, with `teacher` and its weights and arguments.
+        output: Folder for the run and `teacher.safetensors`.
+        resolution: Image side in pixels; by default the weights' or the architecture's own.
+        resume: Whether to go on with the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        console: Where to print.
+
+    Returns:
+        The run's result, with `teacher` naming the weights file.
+    """
+    run = RunFolder(output)
+    if resume and run.finished:  # stopped between its end and the copy below
+        result = read_json(run.result)
+        if not isinstance(result.get("top1"), float):
+            raise UserError(f"run: {run.result} is damaged; start anew with --overwrite")
+    else:
+        teacher = Teacher(
+            recipe.teacher or "",
+            weights=recipe.teacher_weights,
+            resolution=resolution,
+            pretrained=False,
+            **recipe.teacher_args,
+        )
+        settings = recipe.model_copy(
+            update={
+                "method": "none",
+                "resolution": teacher.resolution,
+                "student": recipe.teacher,
+                "student_weights": recipe.teacher_weights,
+                "student_args": recipe.teacher_args,
+                "student_pretrained": recipe.teacher_weights is None,
+            }
+        )
+        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
+    shutil.copyfile(run.student, output / FILE)
+    return result | {"teacher": FILE, "mode": "finetune"}

@@ -1,0 +1,5 @@
+"""Detection and instance segmentation: Mask R-CNN over a student's feature maps, on data in COCO's format."""
+
+from scalekd.tasks.detection.schema import GROUPS, Detection
+
+__all__ = ["GROUPS", "Detection"]

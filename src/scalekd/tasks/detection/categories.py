@@ -1,0 +1,107 @@
+"""Which categories of annotation files are classes, and whether two files agree on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scalekd.errors import UserError
+from scalekd.tasks.detection.annotations import Content, Id
+
+Say = Callable[[str], object]
+
+
+def learned_classes(file: Path, content: Content, also: Content, say: Say) -> tuple[str, ...]:
+    """The classes of a training file, in the order of their ids.
+
+    Left out, with a line, is a category without objects that is the parent of others: Roboflow's first one, called as
+    the project, is such a heading.
+
+    Args:
+        file: Named in lines and errors.
+        content: What it holds.
+        also: The other split's: a category that has objects there stays.
+        say: Is told of what is left out.
+
+    Raises:
+        UserError: If two categories have the same id, or the same name and objects.
+    """
+    names = _distinct(file, content)
+    parents = {c.get("supercategory") for c in content["categories"] if c.get("supercategory") != c["name"]}
+    used = {name for part in (content, also) for name in _used_names(part)}
+    headings = {name for name in names.values() if name in parents and name not in used}
+    for category in content["categories"]:
+        if category["id"] not in names or category["name"] in headings:
+            reason = "is the parent of others" if category["name"] in parents else "another is called the same"
+            named = f"{category['name']!r} (id {category['id']})"
+            say(f"data      {file}: category {named} has no objects and {reason}: left out")
+    return tuple(name for name in names.values() if name not in headings)
+
+
+def labels_by_name(file: Path, content: Content, classes: Sequence[str], of: str) -> dict[Id, int]:
+    """The label of each category: 1 for the first class. Categories without objects may be of no class.
+
+    Args:
+        file: Named in errors.
+        content: What it holds.
+        classes: The classes, in order.
+        of: Whose classes they are, for the error.
+
+    Raises:
+        UserError: If an object is of another class.
+    """
+    names = _distinct(file, content)
+    labels = {name: label for label, name in enumerate(classes, 1)}
+    counts = Counter(names.get(a["category_id"]) for a in content["annotations"])
+    unknown = [name for name in names.values() if name not in labels and counts[name]]
+    if unknown:
+        told = ", ".join(f"{name!r} ({counts[name]} objects)" for name in unknown[:5])
+        raise UserError(
+            f"data: {file} has objects of other categories than {of}: {told}; rename them, or take them out "
+            f"(known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})"
+        )
+    return {category: labels[name] for category, name in names.items() if name in labels}
+
+
+def tell_differences(file: Path, content: Content, classes: Sequence[str], say: Say) -> None:
+    """Say which classes a validation file does not list; they cannot be measured."""
+    listed = {category["name"] for category in content["categories"]}
+    absent = [name for name in classes if name not in listed]
+    if absent:
+        more = ", ..." if len(absent) > 5 else ""
+        count = f"{len(absent)} of {len(classes)} classes are not measured"
+        say(f"data      {file} does not list {', '.join(absent[:5])}{more}: {count}")
+
+
+def _distinct(file: Path, content: Content) -> dict[Id, str]:
+    """Names by id, in the order of the ids; of categories with one name, that which has objects."""
+    categories = content["categories"]
+    if len({category["id"] for category in categories}) < len(categories):
+        raise UserError(
+            f"data: {file}: two categories have the same id; every category needs a name and an id of its own"
+        )
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    by_name: dict[str, list[Id]] = {}
+    for category in sorted(categories, key=lambda category: _order(category["id"])):
+        by_name.setdefault(category["name"], []).append(category["id"])
+    names = {}
+    for name, ids in by_name.items():
+        chosen = [category for category in ids if category in used] or ids[-1:]
+        if len(chosen) > 1:
+            raise UserError(
+                f"data: {file}: the categories {chosen[0]} and {chosen[1]} are both called {name!r}, and both have "
+                "objects; every category needs a name and an id of its own"
+            )
+        names[chosen[0]] = name
+    return dict(sorted(names.items(), key=lambda item: _order(item[0])))
+
+
+def _used_names(content: Content) -> set[str]:
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    return {category["name"] for category in content["categories"] if category["id"] in used}
+
+
+def _order(number: Id) -> tuple[bool, Id]:
+    """Numbers come before texts, which cannot be compared with them."""
+    return isinstance(number, str), number

@@ -1,0 +1,304 @@
+"""Splits of data in COCO's format: images with their objects, and counts of what could not be used as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scalekd.data.decoding import UnreadableImageError, open_image
+from scalekd.errors import UserError
+from scalekd.models.weights import file_hash
+from scalekd.tasks.detection.annotations import AnnotationEntry, Content, Id, ImageEntry, Mask, read_annotations
+from scalekd.tasks.detection.extra import COCO
+from scalekd.tasks.detection.layout import annotation_file, image_folder, missing, named
+from scalekd.tasks.detection.masks import box_of, decode_mask, usable_mask
+
+_LIMIT = 1.0  # pixels: a box narrower or lower than this is not trained on, as in mmdetection
+
+
+class Remark(Enum):
+    """Why annotations are not used as they are: what a run says of it in training, and in evaluation if it matters."""
+
+    UNLISTED = ("annotations of images that the file does not list left out",) * 2
+    NOWHERE = ("annotations with neither box nor mask left out",) * 2
+    FLAT = ("boxes without area inside their image left out",) * 2
+    CROWD = ("crowds not trained on (see crowds)", "crowds ignored (see crowds)")
+    SMALL = ("boxes below a pixel not trained on", None)
+    CLIPPED = ("boxes clipped to their image", None)
+    UNMASKED = ("objects without a mask, of which boxes alone are learned", "objects without a mask, in box AP alone")
+    LINE = ("masks without area, of which boxes alone are learned", "masks without area, in box AP alone")
+
+    def __init__(self, training: str, evaluation: str | None) -> None:
+        self.training, self.evaluation = training, evaluation
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated object.
+
+    Attributes:
+        box: Left, upper, right, lower in pixels, inside the image.
+        label: 1 to K, in the order of the classes; 0 is the background.
+        mask: Polygons or a run-length encoding, as in the file; None where there is none.
+        crowd: Whether it stands for a group: never trained on, ignored in evaluation.
+        stated: Left, upper, width, height as in the file.
+        area: In pixels, as in the file; of the box where the file does not say.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    mask: Mask | None
+    crowd: bool
+    stated: list[float]
+    area: float
+
+    @property
+    def trained(self) -> bool:
+        """Whether the detector learns from it."""
+        left, upper, right, lower = self.box
+        return not self.crowd and right - left >= _LIMIT and lower - upper >= _LIMIT
+
+
+@dataclass
+class Picture:
+    """An image with its objects."""
+
+    number: int  # from 1, in the order of the ids
+    path: Path
+    width: int
+    height: int
+    instances: list[Instance] = field(default_factory=list)
+
+    def target(self, *, masks: bool = True) -> dict[str, Tensor]:
+        """What torchvision's detectors learn from.
+
+        Args:
+            masks: Whether masks are wanted.
+
+        Returns:
+            `boxes` `[N, 4]`, `labels` `[N]`; with masks `masks` `[N, h, w]` of 0 and 1, zeros where there is none, and
+            `masked` `[N]`, whether there is one.
+        """
+        chosen = [instance for instance in self.instances if instance.trained]
+        target = {
+            "boxes": torch.tensor([i.box for i in chosen], dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor([i.label for i in chosen], dtype=torch.int64),
+        }
+        if not masks:
+            return target
+        drawn = torch.zeros(len(chosen), self.height, self.width, dtype=torch.uint8)
+        for row, instance in zip(drawn, chosen, strict=True):
+            if instance.mask is not None:
+                row.copy_(decode_mask(instance.mask, self.height, self.width))
+        return target | {"masks": drawn, "masked": torch.tensor([i.mask is not None for i in chosen], dtype=torch.bool)}
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """Images and objects of one split.
+
+    Attributes:
+        file: The annotations.
+        pictures: The images, in the file's order.
+        classes: Names, label 1 first.
+        annotations: How many the file holds.
+        remarks: How many annotations could not be used as they are, and why.
+    """
+
+    file: Path
+    pictures: list[Picture]
+    classes: tuple[str, ...]
+    annotations: int
+    remarks: Counter[Remark]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def objects(self) -> list[Instance]:
+        """All objects."""
+        return [instance for picture in self.pictures for instance in picture.instances]
+
+    @property
+    def masked(self) -> bool:
+        """Whether any object that is trained on has a mask."""
+        return any(instance.trained and instance.mask is not None for instance in self.objects)
+
+    @cached_property
+    def box_truth(self) -> COCO:
+        """All objects, for the evaluation of boxes."""
+        return self._truth("bbox")
+
+    @cached_property
+    def mask_truth(self) -> COCO:
+        """All objects, for the evaluation of masks.
+
+        An object without a mask is there as a crowd that fills its box: not finding it costs nothing, and what is found
+        there counts neither for nor against the detector.
+        """
+        return self._truth("segm")
+
+    @property
+    def fingerprint(self) -> str:
+        """What the split holds, to notice that it was changed."""
+        bare = sum(instance.trained and instance.mask is None for instance in self.objects)
+        more = f", {bare} objects without a mask" if bare else ""
+        return f"{len(self.pictures)} images{more}, {self.file.name} {file_hash(self.file)}"
+
+    def without_empty(self) -> CocoSplit:
+        """The same without images that nothing is learned from but the background."""
+        kept = [p for p in self.pictures if any(instance.trained for instance in p.instances)]
+        return replace(self, pictures=kept)
+
+    def _truth(self, kind: Literal["bbox", "segm"]) -> COCO:
+        entries: list[dict[str, Any]] = []
+        for picture in self.pictures:
+            for instance in picture.instances:
+                entry = {
+                    "id": len(entries) + 1,
+                    "image_id": picture.number,
+                    "category_id": instance.label,
+                    "bbox": instance.stated,
+                    "area": instance.area,
+                    "iscrowd": int(instance.crowd),
+                }
+                if kind == "segm":
+                    entry["segmentation"] = instance.mask or [_corners(instance.box)]
+                    entry["iscrowd"] = int(instance.crowd or instance.mask is None)
+                entries.append(entry)
+        images = [{"id": p.number, "width": p.width, "height": p.height} for p in self.pictures]
+        categories = [{"id": label, "name": name} for label, name in enumerate(self.classes, 1)]
+        return COCO({"images": images, "annotations": entries, "categories": categories})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split's file of annotations, read, and the folder that its images are in."""
+
+    file: Path
+    content: Content
+    folder: Path
+
+
+def read_source(root: Path, split: str) -> Source:
+    """Find and read the annotations of a split (see `layout`).
+
+    Raises:
+        UserError: If there are none, or they are not in COCO's format.
+    """
+    file = annotation_file(root, split)
+    content = read_annotations(file)
+    return Source(file, content, image_folder(root, split, file, content["images"]))
+
+
+def build_split(
+    source: Source, labels: dict[Id, int], classes: Sequence[str], *, crowds: Literal["ignore", "objects"] = "ignore"
+) -> CocoSplit:
+    """The images of a file with their objects, checked against the images' files.
+
+    Args:
+        source: The file.
+        labels: The label of each category.
+        classes: Names, label 1 first.
+        crowds: Whether annotations marked as crowds are ignored, as in COCO, or objects like others.
+
+    Raises:
+        UserError: If an annotation names a category that is not there, a mask cannot be decoded or is of another size,
+            or an image's file is missing.
+    """
+    content, remarks = source.content, Counter[Remark]()
+    pictures = _pictures(content["images"], source)
+    for annotation in content["annotations"]:
+        picture, label = pictures.get(annotation["image_id"]), labels.get(annotation["category_id"])
+        where = f"{source.file}: annotation {annotation.get('id', '(no id)')}"
+        if label is None:
+            listed = ", ".join(map(str, list(labels)[:10]))
+            named = f"category {annotation['category_id']}, which the file does not list"
+            raise UserError(f"data: {where} is of {named}; it lists {listed}; mend the file")
+        if picture is None:
+            remarks[Remark.UNLISTED] += 1
+            continue
+        crowd = bool(annotation.get("iscrowd")) and crowds == "ignore"
+        instance = _instance(annotation, picture, label, crowd=crowd, where=where, remarks=remarks)
+        if instance is not None:
+            picture.instances.append(instance)
+    return CocoSplit(source.file, list(pictures.values()), tuple(classes), len(content["annotations"]), remarks)
+
+
+def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]:
+    """The images by id; all their files must be there."""
+    paths = {image["id"]: source.folder / named(image, source.file) for image in images}
+    if len(paths) < len(images):
+        raise UserError(f"data: {source.file}: two images have the same id; every image needs one of its own")
+    gone = missing(paths.values())
+    if gone:
+        raise UserError(
+            f"data: {len(gone)} of the {len(paths)} images of {source.file} are missing, the first {gone[0]}; "
+            "add them, or take them out of the file"
+        )
+    ordered = sorted(paths, key=lambda number: (isinstance(number, str), number))
+    ranks = {number: rank for rank, number in enumerate(ordered, 1)}
+    return {i["id"]: Picture(ranks[i["id"]], paths[i["id"]], *_size(i, paths[i["id"]])) for i in images}
+
+
+def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
+    """Width and height as stated; as they are where the file does not state them."""
+    width, height = image.get("width"), image.get("height")
+    if width and height:
+        return width, height
+    try:
+        with open_image(partial(str, path)) as opened:
+            return opened.size
+    except UnreadableImageError as error:
+        raise UserError(
+            f"data: {path} has no width and height in the annotations and cannot be read: {error}"
+        ) from None
+
+
+def _instance(
+    annotation: AnnotationEntry, picture: Picture, label: int, *, crowd: bool, where: str, remarks: Counter[Remark]
+) -> Instance | None:
+    """One annotation, or None where nothing of it can be used; what is not as it should be is counted."""
+    given = annotation.get("segmentation")
+    mask = None if given is None else usable_mask(given, picture.height, picture.width, where)
+    stated = annotation.get("bbox") or (mask and box_of(mask, picture.height, picture.width))
+    if not stated:
+        remarks[Remark.NOWHERE] += 1
+        return None
+    box, beyond = _clipped(stated, picture)
+    if box is None:
+        remarks[Remark.FLAT] += 1
+        return None
+    instance = Instance(box, label, mask, crowd, stated, annotation.get("area") or stated[2] * stated[3])
+    if beyond >= _LIMIT:  # less is rounding
+        remarks[Remark.CLIPPED] += 1
+    if crowd:
+        remarks[Remark.CROWD] += 1
+    elif not instance.trained:
+        remarks[Remark.SMALL] += 1
+    if mask is None and not crowd:
+        remarks[Remark.UNMASKED if given is None else Remark.LINE] += 1
+    return instance
+
+
+def _clipped(bbox: list[float], picture: Picture) -> tuple[tuple[float, float, float, float] | None, float]:
+    """`[x, y, width, height]` -> corners inside the image, None if there is no area; and how far it went beyond."""
+    x, y, width, height = bbox
+    left, right = max(x, 0.0), min(x + width, float(picture.width))
+    upper, lower = max(y, 0.0), min(y + height, float(picture.height))
+    if left >= right or upper >= lower:
+        return None, 0.0
+    return (left, upper, right, lower), max(left - x, upper - y, x + width - right, y + height - lower)
+
+
+def _corners(box: tuple[float, float, float, float]) -> list[float]:
+    left, upper, right, lower = box
+    return [left, upper, right, upper, right, lower, left, lower]

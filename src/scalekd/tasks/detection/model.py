@@ -1,0 +1,197 @@
+"""torchvision's Faster R-CNN and Mask R-CNN over the feature maps of a student."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from scalekd.errors import UserError
+from scalekd.tasks.transfer.backbone import Backbone
+
+_ANCHOR = 8  # side of an anchor, in cells of its map
+_RATIOS = (0.5, 1.0, 2.0)
+
+
+class Pyramid(nn.Module):
+    """Feature maps of equal width, and one more of half the coarsest one's sides.
+
+    Args:
+        backbone: Gives the maps.
+        width: Channels of all maps.
+        frozen_norm: Whether its batch norms keep the statistics that they have; scale and shift learn all the same.
+    """
+
+    def __init__(self, backbone: Backbone, width: int, frozen_norm: bool) -> None:
+        super().__init__()
+        self.backbone, self.frozen_norm = backbone, frozen_norm
+        self.fpn = FeaturePyramidNetwork(backbone.channels, width, LastLevelMaxPool())
+        self.out_channels = width
+        self.train()
+
+    def train(self, mode: bool = True) -> Pyramid:
+        super().train(mode)
+        for module in self.backbone.modules() if self.frozen_norm else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """RGB images in [0, 1] less the backbone's mean colour `[B, 3, h, w]` -> maps `[B, C, h/s, w/s]` by name."""
+        maps = self.backbone(images + self.backbone.mean)
+        pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
+        return pyramid
+
+
+class _ProposalHead(RPNHead):  # type: ignore[misc]
+    """Gives float32 under autocast: torchvision computes boxes in the type of what it adds to the anchors."""
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, shifts = super().forward(maps)
+        return [o.float() for o in objectness], [s.float() for s in shifts]
+
+
+class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
+    """Gives float32 under autocast; see `_ProposalHead`."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        scores, shifts = super().forward(features)
+        return scores.float(), shifts.float()
+
+
+class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
+    """Gives float32 under autocast, as the masks that it is compared with are."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = super().forward(features)
+        return logits.float()
+
+
+class _PartlyMaskedHeads(RoIHeads):  # type: ignore[misc]
+    """Learns boxes from all objects, and masks from those that have one.
+
+    `masked` `[N]` in the targets says which have; without it all have.
+    """
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Any = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if not self.training or all("masked" not in t or bool(t["masked"].all()) for t in targets):
+            found: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+            found = super().forward(features, proposals, image_shapes, targets)
+            return found
+        proposals, matched, labels, shifts = self.select_training_samples(proposals, targets)
+        boxed = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        classifier, box_reg = fastrcnn_loss(*self.box_predictor(boxed), labels, shifts)
+        learned = [
+            torch.where((label > 0) & target["masked"][match])[0] if len(target["masked"]) else label[:0]
+            for label, match, target in zip(labels, matched, targets, strict=True)
+        ]
+        places = [proposal[index] for proposal, index in zip(proposals, learned, strict=True)]
+        logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, places, image_shapes)))
+        mask = maskrcnn_loss(
+            logits,
+            places,
+            [target["masks"] for target in targets],
+            [target["labels"] for target in targets],
+            [match[index] for match, index in zip(matched, learned, strict=True)],
+        )
+        return [], {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": mask}
+
+
+def build_detector(
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    sizes: Sequence[int],
+    max_size: int,
+    frozen_norm: bool,
+    frozen_stem: bool,
+    proposals: int,
+    width: int = 256,
+    hidden: int = 1024,
+    masks: bool = True,
+) -> FasterRCNN:
+    """Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision has them.
+
+    Without masks it is Faster R-CNN, the same but for the mask head.
+
+    In training it maps images (RGB in [0, 1], each `[3, h, w]`) and targets to losses by name, otherwise images to
+    boxes, scores, labels and masks. With masks, targets say in `masked` `[N]` which objects have one.
+
+    Args:
+        backbone: The student's maps.
+        num_classes: Classes without the background, which becomes label 0.
+        sizes: Short sides in pixels that images are resized to; training draws one for each image, evaluation takes
+            the last.
+        max_size: Longest side in pixels.
+        frozen_norm: Whether the backbone's batch norms keep their statistics.
+        frozen_stem: Whether its layers up to the first map keep their weights.
+        proposals: Boxes of each image that the heads learn from.
+        width: Channels of the pyramid and of the mask head.
+        hidden: Width of the box head.
+        masks: Whether masks are learned and found, too.
+    """
+    if frozen_stem:
+        freeze_stem(backbone)
+    names = [str(index) for index in range(len(backbone.strides))]
+    strides = [*backbone.strides, 2 * backbone.strides[-1]]
+    anchors = AnchorGenerator(tuple((_ANCHOR * stride,) for stride in strides), (_RATIOS,) * len(strides))
+    options = {
+        "backbone": Pyramid(backbone, width, frozen_norm),
+        "min_size": tuple(sizes),
+        "max_size": max_size,
+        "image_mean": backbone.mean.flatten().tolist(),  # what is padded with zeros has the mean colour
+        "image_std": [1.0, 1.0, 1.0],
+        "rpn_anchor_generator": anchors,
+        "rpn_head": _ProposalHead(width, len(_RATIOS)),
+        "rpn_post_nms_top_n_train": 1000,
+        "box_roi_pool": MultiScaleRoIAlign(names, 7, sampling_ratio=0),
+        "box_head": TwoMLPHead(width * 7 * 7, hidden),
+        "box_batch_size_per_image": proposals,
+        "box_predictor": _BoxPredictor(hidden, num_classes + 1),
+    }
+    if not masks:
+        return FasterRCNN(**options)
+    detector = MaskRCNN(
+        **options,
+        mask_roi_pool=MultiScaleRoIAlign(names, 14, sampling_ratio=0),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
+        mask_predictor=_MaskPredictor(width, width, num_classes + 1),
+    )
+    detector.roi_heads.__class__ = _PartlyMaskedHeads  # torchvision builds its own, and takes no other
+    return detector
+
+
+def freeze_stem(backbone: Backbone) -> None:
+    """Keep the weights of all layers up to the backbone's map of stride 4.
+
+    Raises:
+        UserError: If it has none of its own.
+    """
+    modules = {info["reduction"]: info["module"] for info in backbone.model.feature_info}
+    last = modules.get(backbone.strides[0])
+    if last is None:
+        raise UserError(f"frozen_stem: {backbone.name} has no map of stride {backbone.strides[0]}; leave it out")
+    seen = False
+    for name, parameter in backbone.model.named_parameters():
+        inside = name.startswith(f"{last}.")
+        if seen and not inside:
+            break
+        seen = inside
+        parameter.requires_grad_(False)

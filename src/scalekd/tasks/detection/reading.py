@@ -1,0 +1,120 @@
+"""What a run is trained and measured on: both splits read, compared with each other, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scalekd.errors import UserError
+from scalekd.tasks.detection.categories import labels_by_name, learned_classes, tell_differences
+from scalekd.tasks.detection.coco import CocoSplit, Remark, build_split, read_source
+from scalekd.tasks.detection.schema import Detection
+
+Say = Callable[[str], object]
+
+
+def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
+    """The training images that are learned from, and the validation images, with a line on each split.
+
+    Raises:
+        UserError: If a split is not there or cannot be read, nothing can be learned or measured, the splits share
+            images or disagree in classes, or the batch or warm-up is longer than there are images.
+    """
+    train, val = (read_source(_root(recipe), split) for split in (recipe.train_split, recipe.val_split))
+    classes = learned_classes(train.file, train.content, val.content, say)
+    labels = [labels_by_name(source.file, source.content, classes, str(train.file)) for source in (train, val)]
+    splits = [
+        build_split(source, part, classes, crowds=recipe.crowds)
+        for source, part in zip((train, val), labels, strict=True)
+    ]
+    _describe(splits[0], say, training=True)
+    _describe(splits[1], say, training=False)
+    tell_differences(val.file, val.content, classes, say)
+    _refuse_shared(*splits)
+    return _learned(splits[0], recipe, say), splits[1]
+
+
+def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> CocoSplit:
+    """The validation images, for a detector of these classes.
+
+    Raises:
+        UserError: If the split is not there or cannot be read, or has objects of other classes or none at all.
+    """
+    source = read_source(_root(recipe), recipe.val_split)
+    labels = labels_by_name(source.file, source.content, classes, "the detector was trained for")
+    val = build_split(source, labels, classes, crowds=recipe.crowds)
+    _describe(val, say, training=False)
+    tell_differences(source.file, source.content, classes, say)
+    return val
+
+
+def facts(split: CocoSplit, *, training: bool) -> dict[str, Any]:
+    """What the result of a run says of a split: counts, and what could not be used as it is."""
+    return {"images": len(split), "annotations": split.annotations, "remarks": _remarks(split, training=training)}
+
+
+def _root(recipe: Detection) -> Path:
+    if recipe.data is None:
+        raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
+    return recipe.data
+
+
+def _remarks(split: CocoSplit, *, training: bool) -> dict[str, int]:
+    texts = ((remark.training if training else remark.evaluation, count) for remark, count in split.remarks.items())
+    return {text: count for text, count in texts if text is not None}
+
+
+def _describe(split: CocoSplit, say: Say, *, training: bool) -> None:
+    """A line on what a split holds.
+
+    Raises:
+        UserError: If nothing can be learned from it or measured on it.
+    """
+    counted = "".join(f"; {count} {what}" for what, count in _remarks(split, training=training).items())
+    use = "training" if training else "validation"
+    say(f"data      {use}: {split.file}: {len(split)} images, {len(split.objects)} objects{counted}")
+    if not any(instance.trained if training else not instance.crowd for instance in split.objects):
+        raise UserError(f"data: {split.file}: {_why_nothing(split, training=training)}")
+
+
+def _why_nothing(split: CocoSplit, *, training: bool) -> str:
+    """Why no annotation of a split can be used."""
+    done = "trained on" if training else "measured"
+    if not split.annotations:
+        return f"it holds no annotations, so that nothing can be {done}"
+    if split.remarks[Remark.CROWD] == split.annotations:
+        return (
+            f"all {split.annotations} objects are marked as crowds (iscrowd), and none can be {done}; some tools mark "
+            "every mask so: crowds=objects (--crowds objects) takes them as objects"
+        )
+    counted = "; ".join(f"{count} {what}" for what, count in _remarks(split, training=training).items())
+    if split.objects and all(max(instance.stated) <= 1 for instance in split.objects):
+        counted += "; boxes seem to be fractions of the image, and must be in pixels"
+    return f"none of the {split.annotations} annotations can be {done}: {counted}"
+
+
+def _refuse_shared(train: CocoSplit, val: CocoSplit) -> None:
+    learned = {picture.path for picture in train.pictures}
+    shared = [picture.path for picture in val.pictures if picture.path in learned]
+    if shared:
+        raise UserError(
+            f"val_split: {len(shared)} of its {len(val)} images are training images, too, the first {shared[0]}: "
+            "figures would be those of training; part them into two files (docs/transfer-detection.md shows how)"
+        )
+
+
+def _learned(train: CocoSplit, recipe: Detection, say: Say) -> CocoSplit:
+    """The training images that the recipe wants, which must be enough for it."""
+    learned = train if recipe.empty_images else train.without_empty()
+    if len(learned) < len(train):
+        say(f"data      {len(train) - len(learned)} training images without objects are left out; see empty_images")
+    if recipe.batch > len(learned):
+        raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it to less")
+    steps = len(learned) // recipe.batch * recipe.epochs
+    if recipe.warmup_steps >= steps:
+        raise UserError(f"warmup_steps: {recipe.warmup_steps} must be less than the {steps} steps of the run")
+    rest = len(learned) % recipe.batch
+    if rest:
+        say(f"data      {rest} training images are left out of each epoch: they do not fill a batch")
+    return learned

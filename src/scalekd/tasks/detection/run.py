@@ -1,0 +1,155 @@
+"""A detection run, from a recipe to a folder with the detector and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+
+from scalekd.data import CorruptImages
+from scalekd.engine.loop import Schedule
+from scalekd.engine.processes import Processes
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models.weights import file_hash
+from scalekd.progress import watched
+from scalekd.runs.folder import RunFolder, write_json
+from scalekd.tasks.detection.coco import CocoSplit
+from scalekd.tasks.detection.data import evaluation_batches, training_batches
+from scalekd.tasks.detection.detector import build, load_detector, try_training
+from scalekd.tasks.detection.reading import facts, read_data, read_validation
+from scalekd.tasks.detection.schema import Detection
+from scalekd.tasks.detection.task import DetectionTask, step_schedule
+from scalekd.tasks.detection.testing import Tally, draw
+from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, fit
+
+
+def train(
+    recipe: Detection,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train a detector on a student's maps as the recipe says, and measure it.
+
+    Args:
+        recipe: The run's settings, `backbone` and `data` among them.
+        output: Folder for everything the run leaves (see `RunFolder`).
+        resume: Whether to go on with the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        console: Where to print; standard error by default.
+
+    Returns:
+        What `result.json` holds: average precisions of boxes and, if they are learned, of masks, overall and of each
+        class; what of the data could not be used as it is.
+
+    Raises:
+        UserError: For any wrong input.
+        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
+    """
+    with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
+        learned, val = read_data(recipe, run.say)
+        backbone = build_backbone(recipe)
+        masks = _finds_masks(recipe, learned, val, run.say)
+        detector = build(recipe, backbone, len(val.classes), masks=masks)
+        try_training(detector, recipe, backbone.name)
+        run.prepare(backbone, {"training data": learned.fingerprint, "validation data": val.fingerprint})
+        return _train(run, recipe, detector, learned, val)
+
+
+def evaluate(recipe: Detection, output: Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Measure the detector that a run left, and draw its pictures again.
+
+    Args:
+        recipe: The run's settings; data and image sizes may be others.
+        output: The run's folder.
+        console: Where the progress bar goes.
+
+    Raises:
+        UserError: If there is no trained detector, or the data is not as the recipe says or has other classes.
+    """
+    folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
+    console = console or Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    val = read_validation(recipe, classes, say)
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val, masks=isinstance(detector, MaskRCNN))
+    detector.to(device)
+    with torch.inference_mode():
+        for batch in watched(evaluation_batches(val, recipe, say, Processes()), "measure", console):
+            corrupt.add(batch.corrupt)
+            with cast():
+                tally.add(detector, batch._replace(images=[image.to(device) for image in batch.images]))
+    draw(detector, val, recipe, folder.pictures, autocast=cast)
+    return {
+        **{kind: asdict(measured) for kind, measured in tally.figures().items()},
+        "images": len(tally.seen),
+        "data": {"validation": facts(val, training=False)},
+        "corrupt_images": sorted(corrupt.paths),
+        "detector": folder.detector.name,
+    }
+
+
+def _finds_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit, say: Callable[[str], None]) -> bool:
+    """Whether masks are learned, with a line where that is not what one might expect."""
+    if not recipe.masks:
+        return False
+    if not learned.masked:
+        say("model     no training object has a mask: Faster R-CNN learns boxes, and boxes are measured")
+        return False
+    if not any(instance.mask is not None and not instance.crowd for instance in val.objects):
+        say("warning: no validation object has a mask: masks are learned, but mask AP cannot be measured")
+    return True
+
+
+def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
+    device, processes, steps = pick_device(recipe.accelerator), run.processes, len(learned) // recipe.batch
+    learner = build_learner(run, detector, partial(step_schedule, recipe, steps), device)
+    task = DetectionTask(run, recipe, learner, val)
+    schedule = Schedule(
+        steps=recipe.epochs * steps,
+        steps_per_epoch=steps,
+        batch=recipe.batch,
+        accumulate=recipe.accumulate(processes.count),
+        validate_every=recipe.validate_every * steps,
+        log_every=recipe.log_every,
+        checkpoint_minutes=recipe.checkpoint_minutes,
+        keep=recipe.keep,
+    )
+    masks = isinstance(detector, MaskRCNN)
+    trained = fit(
+        run,
+        task,
+        schedule,
+        lambda start: training_batches(learned, recipe, run.say, processes, masks=masks, start=start),
+        evaluation_batches(val, recipe, run.say, processes),
+    )
+    result = {
+        **{kind: asdict(measured) for kind, measured in task.figures.items()},
+        "images": task.seen,
+        "data": {"training": facts(learned, training=True), "validation": facts(val, training=False)},
+        **trained,
+        "backbone": detector.backbone.backbone.name,
+        "detector": run.folder.detector.name,
+    }
+    return processes.first_says(lambda: _conclude(task, recipe, val, run, result))
+
+
+def _conclude(
+    task: DetectionTask, recipe: Detection, val: CocoSplit, run: Run, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Draw pictures and write the result."""
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    draw(task.final.eval(), val, recipe, run.folder.pictures, autocast=cast)
+    result = result | {"sha256": file_hash(run.folder.detector)}
+    write_json(run.folder.result, result)
+    return result

@@ -1,0 +1,103 @@
+"""Detection as the training loop sees it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from timm.scheduler import MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchvision.models.detection import MaskRCNN
+
+from scalekd.engine.learner import Learner
+from scalekd.errors import UserError
+from scalekd.models.failure import naming_model
+from scalekd.tasks.detection.coco import CocoSplit
+from scalekd.tasks.detection.data import DetectionBatch
+from scalekd.tasks.detection.detector import save_detector
+from scalekd.tasks.detection.evaluation import AveragePrecision
+from scalekd.tasks.detection.schema import Detection
+from scalekd.tasks.detection.testing import Tally, scaled
+from scalekd.tasks.transfer.running import Run
+from scalekd.tasks.transfer.task import TransferTask
+
+_ONE = {"boxes": "box", "masks": "mask"}
+
+
+class DetectionTask(TransferTask):
+    """Trains a detector, and measures it by COCO's protocol.
+
+    Args:
+        run: The run.
+        recipe: Its settings.
+        learner: The detector in training.
+        val: What it is measured on.
+
+    Attributes:
+        figures: Those of the last validation, of `boxes` and, where the detector finds them, of `masks`; empty before.
+        seen: Images that it could read.
+    """
+
+    def __init__(self, run: Run, recipe: Detection, learner: Learner, val: CocoSplit) -> None:
+        super().__init__(learner, run.corrupt())
+        self.figures: dict[str, AveragePrecision] = {}
+        self.seen = 0
+        self._run, self._recipe, self._val = run, recipe, val
+        self._masks, self._backbone = isinstance(learner.model, MaskRCNN), self.final.backbone.backbone.name
+        self._tally = Tally(val, masks=self._masks)
+
+    def loss_terms(self, model: nn.Module, batch: DetectionBatch) -> dict[str, Tensor]:
+        if not batch.images:
+            raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
+        shape = (len(batch.images), *batch.images[0].shape)
+        with naming_model("backbone", self._backbone, shape, "be trained on"):
+            losses: dict[str, Tensor] = model(scaled(batch.images), batch.targets)
+        return {name.removeprefix("loss_"): value for name, value in losses.items()}
+
+    def start_validation(self) -> None:
+        self._tally = Tally(self._val, masks=self._masks)
+
+    def validate(self, batch: DetectionBatch, step: int) -> None:
+        self._tally.add(self.final, batch)
+
+    def end_validation(self, step: int) -> None:
+        self._tally.share(self._run.processes)
+        self.seen, self.figures = len(self._tally.seen), self._tally.figures()
+        figures = {
+            f"val/{_ONE[kind]}_{name}": value
+            for kind, measured in self.figures.items()
+            for name, value in measured.figures.items()
+            if value is not None
+        }
+        self.learner.log_validation(figures, step)
+
+    def describe(self) -> str:
+        return "  ".join(
+            f"{_ONE[kind]} AP {measured.figures['AP'] or 0:.2f} (50: {measured.figures['AP50'] or 0:.2f})"
+            for kind, measured in self.figures.items()
+        )
+
+    def progress(self) -> dict[str, Any]:
+        return {"seen": self.seen, "figures": {kind: asdict(measured) for kind, measured in self.figures.items()}}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        self.seen = progress["seen"]
+        self.figures = {kind: AveragePrecision(**measured) for kind, measured in progress["figures"].items()}
+
+    def save(self, *, measured: bool) -> None:
+        if self._run.processes.first:
+            save_detector(self._run.folder.detector, self.final, self._recipe, self._val.classes)
+
+
+def step_schedule(recipe: Detection, steps_per_epoch: int, optimizer: Optimizer) -> Scheduler:
+    """The learning rate by optimiser steps: linear warm-up, a tenth at each milestone."""
+    return MultiStepLRScheduler(
+        optimizer,
+        decay_t=[epoch * steps_per_epoch + 1 for epoch in recipe.milestones],  # timm drops one step before
+        decay_rate=0.1,
+        warmup_t=recipe.warmup_steps,
+        warmup_lr_init=recipe.warmup_lr,
+        t_in_epochs=False,
+    )

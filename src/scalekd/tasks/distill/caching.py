@@ -1,0 +1,238 @@
+"""The teacher cache of a recipe: which one it is, filling it, and making sure that it holds what the teacher says."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from scalekd.data import CorruptImages, Key, ReplayDataset, Split
+from scalekd.data.aside import left_out
+from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, check_shards, fill, list_images
+from scalekd.data.cache.store import size
+from scalekd.data.decoding import DECODING
+from scalekd.errors import UserError, printable
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.method import TeacherOutputs
+from scalekd.models import Teacher
+from scalekd.models.layout import prepare_teacher
+from scalekd.recipes import DataKeys, Recipe
+from scalekd.tasks.distill.build import build_teacher
+from scalekd.tasks.distill.inputs import check_output, read_data, training_images
+
+# Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.
+_BLIND = {
+    "data", "train_split", "val_split", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
+    "augmentation_epochs", "workers", "max_corrupt", "data_patience",
+}  # fmt: skip
+_BATCH = 64
+_SAMPLE = 8
+_LEAST_COSINE = 0.99
+
+
+def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
+    """What the recipe's cache must be of, and how it keeps it.
+
+    Args:
+        recipe: The run's settings.
+        teacher: The teacher as it was loaded: `hold_weights` must not have been called.
+        split: The training images.
+        dtype: The autocast type.
+    """
+    augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _BLIND)
+    identity = Identity(
+        {
+            "decoding": DECODING,
+            "teacher": teacher.name,
+            "teacher_args": teacher.model_args,
+            "teacher weights": teacher.weights_hash(),
+            "teacher_resolution": teacher.resolution,
+            "teacher mean": teacher.mean.flatten().tolist(),
+            "teacher std": teacher.std.flatten().tolist(),
+            **augmentation,
+            "seed": recipe.seed,
+            "precision": str(dtype).removeprefix("torch."),
+            "cache_format": recipe.cache_format,
+        },
+        list_images(split),
+    )
+    tokens = teacher.tokens
+    return identity, Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, recipe.cache_format)
+
+
+def fill_cache(
+    recipe: Recipe, *, plan: bool = False, rebuild: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Run the recipe's teacher over all views of the training images and keep what it says.
+
+    Args:
+        recipe: The settings of the runs that are to read it; its student is not needed.
+        plan: Whether to say only what it takes.
+        rebuild: Whether to make damaged shards again.
+        console: Where to print; standard error by default.
+
+    Returns:
+        The cache's folder, its size, and how fast it was filled.
+
+    Raises:
+        UserError: For any wrong input, and where the disk has too little space.
+    """
+    if recipe.cache is None:
+        raise UserError("cache: no folder is given; give --cache (it may hold many caches)")
+    if recipe.method == "none":
+        raise UserError("cache: method none reads no teacher; name the method that is to read the cache")
+    console = console or Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    check_output(recipe, recipe.cache, "cache")
+    train, val = read_data(recipe)
+    device = pick_device(recipe.accelerator)
+    dtype = pick_dtype(recipe.precision, device)
+    teacher = build_teacher(recipe, val.classes)
+    identity, layout = describe_cache(recipe, teacher, train, dtype)
+    cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
+    summary = _summary(cache, views)
+    say(f"teacher   {teacher}")
+    for line in left_out({recipe.train_split: train.aside}):
+        say(line)
+    say(
+        f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} an image as "
+        f"{recipe.cache_format}: {size(summary['bytes_per_view'])} a view, {size(summary['bytes'])} in all, "
+        f"{size(summary['bytes_missing'])} to be made; {size(summary['bytes_free'])} are free"
+    )
+    if plan:
+        return summary
+    cache.create(identity.ingredients, identity.listing)
+    if rebuild:
+        for shard, fault in cache.faulty(views).items():
+            say(f"rebuild   {printable(cache.file(shard))} {fault}")
+            cache.file(shard).unlink(missing_ok=True)
+    check_shards(cache, views)
+    cache.check_space(views)
+    prepare_teacher(teacher, device, dtype)
+    with _Meter(console) as meter:
+        fill(
+            cache,
+            training_images(recipe, train),
+            partial(_ask, teacher.to(device), device, dtype),
+            views=views,
+            batch=recipe.micro_batch or min(recipe.batch, _BATCH),
+            workers=recipe.workers,
+            corrupt=CorruptImages(recipe.max_corrupt, say),
+            progress=meter.update,
+        )
+    return _summary(cache, views) | {"made": meter.made, "images_per_second": round(meter.rate, 2)}
+
+
+def _summary(cache: TeacherCache, views: int) -> dict[str, Any]:
+    view = cache.images * cache.layout.bytes_per_image
+    return {
+        "folder": str(cache.path),
+        "images": cache.images,
+        "views": views,
+        "bytes_per_image": cache.layout.bytes_per_image,
+        "bytes_per_view": view,
+        "bytes": view * views,
+        "bytes_missing": cache.bytes_missing(views),
+        "bytes_free": cache.bytes_free(),
+    }
+
+
+def _ask(teacher: Teacher, device: torch.device, dtype: torch.dtype, images: Tensor) -> TeacherOutputs:
+    """What the teacher says of images in a training step."""
+    with autocast(device, dtype):
+        outputs: TeacherOutputs = teacher(images.to(device, non_blocking=True))
+    return outputs
+
+
+class _Meter:
+    """A progress bar over images made; where there is no terminal it only counts."""
+
+    def __init__(self, console: Console) -> None:
+        self.made, self._started = 0, time.perf_counter()
+        self._bar = Progress(
+            TextColumn("cache"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]:.0f} img/s"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, rate=0.0)
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the start."""
+        return self.made / (time.perf_counter() - self._started)
+
+    def update(self, images: int, missing: int) -> None:
+        """Count images made here; `missing` are still to be made, here or by another process."""
+        self.made += images
+        self._bar.update(self._task, completed=self.made, total=self.made + missing, rate=self.rate)
+
+
+def compare_sample(
+    cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, batch: int, device: torch.device
+) -> str:
+    """Ask the live teacher about a few images of all views and compare with what the cache says.
+
+    Args:
+        cache: The complete cache.
+        dataset: The images as they are trained on, without the cache.
+        teacher: The teacher as it would be used, on `device`.
+        views: Views of the run.
+        batch: Images at once in the run.
+        device: Where the teacher runs.
+
+    Returns:
+        How well they agree, for people.
+
+    Raises:
+        UserError: If they do not; names the image.
+    """
+    samples = _draw_sample(dataset, views)
+    at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache), 0, 1.0
+    for first in range(0, len(samples), at_once):
+        part = samples[first : first + at_once]
+        images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
+        said = cache.layout.encode(_ask(teacher, device, cache.layout.dtype, images))
+        for row, (key, _) in enumerate(part):
+            kept = reader(key)
+            live = cache.layout.decode({name: tensor[row] for name, tensor in said.items()})
+            cosine = F.cosine_similarity(kept.tokens.float(), live.tokens.float(), dim=-1).mean().item()
+            if not cosine > _LEAST_COSINE:
+                raise UserError(
+                    f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "
+                    f"(view {key.epoch}, cosine {cosine:.3f}): the pictures' content or the software changed; "
+                    "delete it and fill it again"
+                )
+            least = min(least, cosine)
+            equal += all(
+                one is two is None or (one is not None and two is not None and torch.equal(one, two))
+                for one, two in zip(kept, live, strict=True)
+            )
+    agreement = "bit-equal" if equal == len(samples) else f"{equal} of them bit-equal, least cosine {least:.6f}"
+    return f"sample of {len(samples)} {agreement}"
+
+
+def _draw_sample(dataset: ReplayDataset, views: int) -> list[tuple[Key, Tensor]]:
+    """A few images of all views, always the same ones."""
+    every = range(views * len(dataset))
+    numbers = random.Random(0).sample(every, min(_SAMPLE, len(every)))
+    keys = [Key(*divmod(number, len(dataset))) for number in sorted(numbers)]
+    return [(key, image) for key in keys if (image := dataset[key].image) is not None]

@@ -1,0 +1,194 @@
+"""Distillation as the training loop sees it: students on the same batches, with one forward of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from timm.data.mixup import Mixup
+from torch import Tensor
+
+from scalekd.data import Batch, CorruptImages, seeded
+from scalekd.engine.learner import Learner, NonFiniteLossError, StepLosses
+from scalekd.engine.sharding import whole
+from scalekd.engine.task import Task
+from scalekd.evaluation import accuracy_metrics
+from scalekd.method import Method, TeacherOutputs
+from scalekd.models import Student
+from scalekd.models.failure import naming_model
+from scalekd.recipes import Recipe
+from scalekd.runs.folder import RunFolder
+from scalekd.runs.group import naming
+
+
+class StudentLearner(Learner):
+    """A student in training, with its accuracies and its run folder.
+
+    Args:
+        recipe: The run's settings.
+        method: The joined pair, on its device.
+        folder: Where the run leaves its files; None to leave none.
+        watch: Called with the step after each validation, to show more than figures.
+        others: What `Learner` takes beside: optimizer, schedule, average, ...
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        folder: RunFolder | None = None,
+        *,
+        watch: Callable[[int], object] | None = None,
+        **others: Any,
+    ) -> None:
+        assert isinstance(method.student, Student)
+        super().__init__(method, method.student, keys=recipe, **others)
+        self.recipe, self.method, self.folder, self._watch = recipe, method, folder, watch
+        classes, device = method.student.num_classes, method.student.mean.device
+        self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
+
+    @property
+    def final_student(self) -> Student:
+        """The weights that are evaluated and saved."""
+        assert isinstance(self.final, Student)
+        return self.final
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """`top1` and `top5` in percent of the last validation; empty before the first."""
+        return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
+
+    def start_validation(self) -> None:
+        """Forget the images of the validation before."""
+        assert self.metrics is not None
+        self.metrics.reset()
+
+    def validate(self, images: Tensor, labels: Tensor, step: int) -> None:
+        """Count the right answers of a batch; of several that shard, one without images runs a blank one.
+
+        Raises:
+            NonFiniteLossError: If a logit is NaN or infinite.
+        """
+        if not len(images):
+            if self.recipe.strategy == "fsdp" and self.processes.count > 1:
+                self.final_student(images.new_zeros(1, 3, self.recipe.resolution, self.recipe.resolution))
+            return
+        logits = self.final_student(images).logits.float()
+        if not torch.isfinite(logits).all():
+            raise NonFiniteLossError(
+                f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept"
+            )
+        assert self.metrics is not None
+        self.metrics.update(logits, labels)
+
+    def end_validation(self, step: int) -> None:
+        """Work out the accuracies and log them, with what there is to see."""
+        assert self.metrics is not None
+        self.log_validation({f"val/{name}": 100 * float(value) for name, value in self.metrics.compute().items()}, step)
+        if self._watch is not None:
+            self._watch(step)
+
+    def save(self, classes: tuple[str, ...], top1: float | None) -> None:
+        """Write the student's weights, with class names and accuracy in percent; called by all processes."""
+        assert self.folder is not None
+        state = {name: whole(tensor) for name, tensor in self.final_student.model.state_dict().items()}
+        if self.processes.first:
+            accuracy = None if top1 is None else round(top1, 2)
+            self.final_student.save(self.folder.student, classes, accuracy, state=state)
+
+
+class PreparedBatch(NamedTuple):
+    """A batch as teacher and students see it.
+
+    Attributes:
+        images: `[B, 3, h, w]`, mixed if the recipe says so.
+        labels: `[B]` or, after mixup, `[B, K]`; None to learn without labels.
+        teacher_outputs: Where they are at hand, from a cache or for several students.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    teacher_outputs: TeacherOutputs | None
+
+
+class DistillationTask(Task):
+    """Trains students whose recipes differ in `student` only; each takes the very steps that it would take alone.
+
+    Args:
+        learners: The students.
+        classes: Class names for the students' cards.
+        corrupt: Counter of unreadable images.
+    """
+
+    def __init__(self, learners: Sequence[StudentLearner], classes: tuple[str, ...], corrupt: CorruptImages) -> None:
+        self.learners: Sequence[StudentLearner] = learners
+        self.corrupt, self._classes = corrupt, classes
+        self._recipe = recipe = learners[0].recipe
+        self._mixup = None
+        if recipe.mixup or recipe.cutmix:
+            self._mixup = Mixup(
+                recipe.mixup,
+                recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=learners[0].final_student.num_classes or 1,
+            )
+
+    def prepare(self, batch: Batch, number: int) -> PreparedBatch:
+        images, labels = batch.images, batch.labels
+        if self._mixup is not None:
+            with seeded(self._recipe.seed, number):  # teacher and students see the same mixture
+                images, labels = self._mixup(images, labels.clamp(min=0))
+        outputs, teacher = batch.taught, self.learners[0].method.teacher
+        if outputs is None and teacher is not None and len(self.learners) > 1:
+            outputs = teacher(images)
+        return PreparedBatch(images, None if self._recipe.labels == "none" else labels, outputs)
+
+    def losses(self, learner: StudentLearner, batch: PreparedBatch) -> StepLosses:
+        losses = learner.called(*batch)
+        return StepLosses(losses.terms, {f"cosine/{name}": value for name, value in losses.cosines.items()})
+
+    def naming_failures(self, learner: StudentLearner, batch: PreparedBatch) -> AbstractContextManager[None]:
+        student = learner.method.student
+        assert isinstance(student, Student)
+        shape = [len(batch.images), 3, student.resolution, student.resolution]
+        return naming_model("student", student.name, shape, "be trained on")
+
+    def start_validation(self) -> None:
+        for learner in self.learners:
+            learner.start_validation()
+
+    def validate(self, batch: Batch, step: int) -> None:
+        for learner in self.learners:
+            with naming(learner.name):
+                learner.validate(batch.images, batch.labels, step)
+
+    def end_validation(self, step: int) -> None:
+        for learner in self.learners:
+            learner.end_validation(step)
+
+    def summary(self) -> list[str]:
+        if len(self.learners) == 1:
+            return _figures(self.learners[0])
+        return [_short(learner) for learner in self.learners]
+
+    def save(self, *, measured: bool) -> None:
+        for learner in self.learners:
+            learner.save(self._classes, learner.accuracies.get("top1") if measured else None)
+
+
+def _figures(learner: StudentLearner) -> list[str]:
+    """Accuracies, loss and cosines of a student that is alone."""
+    cosines = [f"{k.removeprefix('cosine/')} {float(v):.2f}" for k, v in learner.figures.items() if "cosine/" in k]
+    return [
+        *(f"{name} {value:.2f}%" for name, value in learner.accuracies.items()),
+        f"loss {float(learner.figures['train/loss']):.3f}",
+        *([f"cosines {', '.join(cosines)}"] if cosines else []),
+    ]
+
+
+def _short(learner: StudentLearner) -> str:
+    """Name, top-1 and loss of one of several students."""
+    top1 = f"top1 {learner.accuracies['top1']:.2f}%, " if learner.accuracies else ""
+    return f"{learner.name}: {top1}loss {float(learner.figures['train/loss']):.3f}"

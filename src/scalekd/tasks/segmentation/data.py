@@ -1,0 +1,170 @@
+"""From image and label files to batches. A training sample is a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
+from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.loader import steady_loader
+from scalekd.data.patience import DataGoneError, Patience
+from scalekd.data.steady import SteadyLoader
+from scalekd.engine.processes import Processes
+from scalekd.errors import UserError
+from scalekd.tasks.segmentation.files import Pairs
+from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
+from scalekd.tasks.segmentation.values import Coding
+
+_MEAN = [round(255 * share) for share in IMAGENET_DEFAULT_MEAN]
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Batch(NamedTuple):
+    """Images `[B, 3, h, w]` and labels `[B, h', w']`, uint8; unreadable files; what is wrong with a label image."""
+
+    images: Tensor
+    labels: Tensor
+    corrupt: dict[str, str]
+    wrong: str = ""
+
+
+class LabelledImages(Dataset[Batch]):
+    """Images of a split with their labels, as batches of one, under a transform that is seeded for each.
+
+    Args:
+        pairs: The files.
+        recipe: How to read them.
+        transform: Image `[3, h, w]` and labels `[h, w]`, both uint8, to what is wanted.
+        substitute: Whether an unreadable image is replaced by the next one (training) or left out.
+    """
+
+    def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
+        self.pairs, self.transform, self.substitute, self.seed = pairs, transform, substitute, recipe.seed
+        self._max_pixels, self._patience = recipe.max_pixels, Patience(recipe.data_patience)
+        self._coding = Coding(recipe)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> Batch:
+        corrupt: dict[str, str] = {}
+        for offset in range(len(self) if self.substitute else 1):
+            index = (key.image + offset) % len(self)
+            try:
+                pixels, numbers = self._patience.read(self.pairs.root, partial(self._read, index))
+            except UnreadableImageError as error:
+                corrupt[str(self.pairs.images[index])] = f"or {self.pairs.labels[index]}: {error}"
+                continue
+            except DataGoneError:
+                raise
+            except UserError as error:  # of a label image's content, which the main process tells
+                return Batch(torch.empty(0), torch.empty(0), {}, str(error))
+            with seeded(self.seed, key.epoch, index):
+                pixels, numbers = self.transform(pixels, numbers)
+            return Batch(pixels[None], numbers[None], corrupt)
+        return Batch(torch.empty(0), torch.empty(0), corrupt)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image `[3, h, w]` and labels `[h, w]`."""
+        with open_image(partial(str, self.pairs.images[index]), self._max_pixels) as opened:
+            pixels = read(opened)
+        return pixels, torch.from_numpy(self._coding.read(self.pairs.labels[index]))
+
+
+def training_transform(recipe: Segmentation) -> Transform:
+    """Random scale, crop, flip and photometric distortion, as mmsegmentation does them for ADE20K."""
+    low, high = (round(recipe.short_side * scale) for scale in recipe.scale_range)
+    steps = v2.Compose(
+        [
+            v2.RandomShortestSize(list(range(low, high + 1)), round(recipe.long_side * recipe.scale_range[1])),
+            partial(_fill_up, recipe.crop),
+            partial(_crop, v2.RandomCrop(recipe.crop), recipe.max_class_share),
+            v2.RandomHorizontalFlip(recipe.flip),
+            v2.RandomPhotometricDistort(p=recipe.photometric),
+        ]
+    )
+    return partial(_apply, steps)
+
+
+def testing_transform(recipe: Segmentation) -> Transform:
+    """The image resized; its labels as they are, since figures are of the original pixels."""
+    resize = v2.Resize(recipe.short_side, max_size=recipe.long_side)
+    return partial(_apply, lambda image, label: (resize(image), label))
+
+
+def _apply(transform: Callable[..., Any], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+    return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+
+def _fill_up(side: int, image: Tensor, label: Tensor) -> Any:
+    """What is smaller than a crop gets the mean colour of ImageNet, unlabelled, at the right and below."""
+    height, width = image.shape[-2:]
+    missing = [0, 0, max(side - width, 0), max(side - height, 0)]
+    return F.pad(image, missing, fill=_MEAN), F.pad(label, missing, fill=IGNORED)
+
+
+def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> Any:
+    """A crop that shows more than one class, if ten draws give one."""
+    for _ in range(10):
+        part = crop(image, label)
+        counts = torch.bincount(part[1].flatten(), minlength=IGNORED + 1)[:IGNORED]
+        if counts.max() <= share * counts.sum() and counts.any():
+            break
+    return part
+
+
+def training_loader(
+    pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes, *, start: int = 0
+) -> SteadyLoader[Batch, Key]:
+    """Micro-batches of this process in a training run, from the `start`-th on.
+
+    Args:
+        pairs: The files.
+        recipe: The run's settings.
+        report: Called with a line when workers that died are replaced.
+        processes: Those that share a batch.
+        start: Micro-batches to leave out at the beginning.
+    """
+    epochs = -(-recipe.steps // (len(pairs) // recipe.batch))
+    stream = TrainingStream(
+        size=len(pairs),
+        batch=recipe.batch,
+        epochs=epochs,
+        seed=recipe.seed,
+        accumulate=recipe.accumulate(processes.count),
+        rank=processes.rank,
+        count=processes.count,
+        start=start,
+    )
+    dataset = LabelledImages(pairs, recipe, training_transform(recipe), substitute=True)
+    return steady_loader(dataset, stream, _join, recipe.workers, report)
+
+
+def testing_loader(
+    pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes
+) -> SteadyLoader[Batch, Key]:
+    """Every image of a split once, in order and by itself: their sizes differ. For the rest see `training_loader`."""
+    dataset = LabelledImages(pairs, recipe, testing_transform(recipe))
+    order = EvaluationOrder(len(pairs), 1, processes.rank, processes.count)
+    return steady_loader(dataset, order, _join, recipe.workers, report)
+
+
+def _join(samples: list[Batch]) -> Batch:
+    """Samples as one batch: of those that could be read, unless a label is wrong."""
+    corrupt = {path: reason for sample in samples for path, reason in sample.corrupt.items()}
+    wrong = next((sample.wrong for sample in samples if sample.wrong), "")
+    good = [(sample.images[0], sample.labels[0]) for sample in samples if sample.images.numel()]
+    images, labels = default_collate(good) if good and not wrong else (torch.empty(0), torch.empty(0))
+    return Batch(images, labels, corrupt, wrong)

@@ -1,0 +1,190 @@
+"""A segmentation run, from a recipe to a folder with the trained model, its figures and pictures."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from scalekd.data import CorruptImages
+from scalekd.engine.loop import Schedule
+from scalekd.engine.processes import Processes
+from scalekd.errors import UserError
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models.layout import choose_attention, choose_convolutions
+from scalekd.models.weights import file_hash, load_weights, read_weights
+from scalekd.progress import watched
+from scalekd.recipes import load_as
+from scalekd.runs.folder import RunFolder, write_json
+from scalekd.tasks.segmentation.counting import check_labels
+from scalekd.tasks.segmentation.data import testing_loader, training_loader
+from scalekd.tasks.segmentation.files import Pairs, read_pairs
+from scalekd.tasks.segmentation.model import Segmenter
+from scalekd.tasks.segmentation.schema import Segmentation
+from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
+from scalekd.tasks.segmentation.testing import Figures, draw, measure
+from scalekd.tasks.transfer.backbone import Backbone, card_of
+from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, fit
+
+
+def train(
+    recipe: Segmentation,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train UPerNet on a student as the recipe says.
+
+    Args:
+        recipe: The run's settings, `data` and `backbone` among them.
+        output: Folder for everything the run leaves.
+        resume: Whether to go on with the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        console: Where to print; standard error by default.
+
+    Returns:
+        What `result.json` holds: mIoU, over how many classes it is, IoU by class and pixel accuracy in percent, the
+        weights' hash, time.
+
+    Raises:
+        UserError: For any wrong input.
+        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
+    """
+    with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
+        pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
+        if recipe.batch > len(pairs[0]):
+            raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
+        if not recipe.class_names:
+            raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+        if not resume:  # otherwise the run that goes on has done so
+            for split in pairs:
+                check_labels(split, recipe, run.say, run.console)
+        segmenter = _build(recipe, build_backbone(recipe, spread=True))
+        try_training(segmenter, recipe)
+        _announce(run, segmenter, pairs)
+        inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
+        run.prepare(segmenter.backbone, inputs)
+        return _train(run, recipe, segmenter, *pairs)
+
+
+def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Measure the model that a run left, and draw its pictures anew.
+
+    Args:
+        recipe: The run's settings; those of testing may be others.
+        output: The run's folder.
+        console: Where the progress bar goes.
+
+    Raises:
+        UserError: If there is no trained model, or the data is not as the recipe says.
+    """
+    folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
+    segmenter = load_segmenter(output)
+    device = pick_device(recipe.accelerator)
+    console = console or Console(stderr=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    check_labels(pairs, recipe, say, console)
+    corrupt = CorruptImages(recipe.max_corrupt, say)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    segmenter.to(device).eval()
+    batches = watched(testing_loader(pairs, recipe, say, Processes()), "measure", console)
+    figures = measure(segmenter, batches, recipe, device=device, autocast=cast, corrupt=corrupt)
+    draw(segmenter, pairs, recipe, folder.pictures, autocast=cast)
+    return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
+
+
+def load_segmenter(path: str | Path) -> Segmenter:
+    """The segmenter that a run left, in eval mode; the backbone's own file is not needed any more.
+
+    It takes images (RGB in [0, 1], `[B, 3, h, w]`) and gives `Scores`.
+
+    Raises:
+        UserError: If there is no such run, or it has left no segmenter yet.
+    """
+    folder = RunFolder(Path(path))
+    recipe = load_as(Segmentation, folder.stored_keys(), {})
+    state, card = read_weights(folder.segmenter)
+    segmenter = _build(recipe, Backbone.from_card(card_of(folder.segmenter, card, HEAD), spread=True))
+    load_weights(segmenter, state, folder.segmenter)
+    return segmenter.eval()
+
+
+def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
+    segmenter = Segmenter(
+        backbone,
+        len(recipe.class_names),
+        decoder_channels=recipe.decoder_channels,
+        dropout=recipe.dropout,
+        auxiliary=recipe.auxiliary_weight > 0,
+    )
+    device = pick_device(recipe.accelerator)
+    dtype = pick_dtype(recipe.precision, device)
+    choose_attention(segmenter, device, dtype)
+    choose_convolutions(segmenter, device, dtype)
+    if recipe.channels_last:
+        segmenter.to(memory_format=torch.channels_last)
+    return segmenter
+
+
+def _announce(run: Run, segmenter: Segmenter, pairs: list[Pairs]) -> None:
+    backbone = segmenter.backbone
+    millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
+    source = backbone.file or "its name"
+    run.say(f"backbone  {backbone.name} from {source}; maps of {', '.join(map(str, backbone.channels))} channels")
+    run.say(f"model     UPerNet, {millions:.2f} M parameters")
+    run.say(f"data      {len(pairs[0])} training and {len(pairs[1])} validation images")
+
+
+def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
+    device, processes = pick_device(recipe.accelerator), run.processes
+    task = SegmentationTask(run, recipe, build_learner(run, segmenter, partial(poly_schedule, recipe), device))
+    schedule = Schedule(
+        steps=recipe.steps,
+        steps_per_epoch=len(train) // recipe.batch,
+        batch=recipe.batch,
+        accumulate=recipe.accumulate(processes.count),
+        validate_every=recipe.validate_every,
+        log_every=recipe.log_every,
+        checkpoint_minutes=recipe.checkpoint_minutes,
+        keep=recipe.keep,
+    )
+    facts = fit(
+        run,
+        task,
+        schedule,
+        lambda start: training_loader(train, recipe, run.say, processes, start=start),
+        testing_loader(val, recipe, run.say, processes),
+    )
+    assert task.figures is not None
+    result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
+    return processes.first_says(lambda: _conclude(task, recipe, val, run, result))
+
+
+def _conclude(
+    task: SegmentationTask, recipe: Segmentation, val: Pairs, run: Run, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Draw pictures and write the result."""
+    device = pick_device(recipe.accelerator)
+    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    draw(task.segmenter.eval(), val, recipe, run.folder.pictures, autocast=cast)
+    result = result | {"model": run.folder.segmenter.name, "sha256": file_hash(run.folder.segmenter)}
+    write_json(run.folder.result, result)
+    return result
+
+
+def _in_words(figures: Figures, recipe: Segmentation) -> dict[str, Any]:
+    iou = {
+        name: None if value is None else round(value, 3)
+        for name, value in zip(recipe.class_names, figures.iou, strict=True)
+    }
+    return {
+        "miou": round(figures.miou, 3),
+        "miou_classes": figures.occurring,
+        "pixel_accuracy": round(figures.pixel_accuracy, 3),
+        "iou": iou,
+    }

@@ -1,0 +1,196 @@
+"""The typed recipe of `transfer segmentation`: every key, its default and what it means."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from scalekd.recipes import Keys
+from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName
+from scalekd.tasks.transfer.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
+
+IGNORED = 255  # stands for no label, in label images and as a class index
+_MOST_CLASSES = 254
+_ENTRY = re.compile(r"(?:(\d+)|#([0-9a-fA-F]{6}))\s*=\s*(\d+)")
+
+
+def _entries(value: object) -> object:
+    """A mapping `{255: 1}` as the entries that the command line gives: `255=1`."""
+    return [f"{key}={number}" for key, number in value.items()] if isinstance(value, dict) else value
+
+
+def _entry(text: str) -> str:
+    """`255=1` or `#ff0000=1`."""
+    match = _ENTRY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not VALUE=NUMBER, such as 255=1 or '#ff0000=1'")
+    if match[1] and int(match[1]) > 65_535:
+        raise ValueError(f"{text!r}: a value is at most 65535")
+    return text.strip()
+
+
+def colour_in_words(value: int) -> str:
+    """`0xff0000` as `#ff0000`."""
+    return f"#{value:06x}"
+
+
+ValueMap = Annotated[
+    tuple[Annotated[str, Field(title="VALUE=NUMBER"), AfterValidator(_entry)], ...], BeforeValidator(_entries)
+]
+
+
+class ModelKeys(BackboneKeys):
+    """Model."""
+
+    decoder_channels: Positive = 512
+    """Channels of UPerNet's decoder."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of channels that are dropped before the class scores."""
+    auxiliary_weight: NonNegative = 0.4
+    """Weight of the loss of an auxiliary head on the map of stride 16; 0 leaves the head out."""
+
+
+class DataKeys(LoadingKeys):
+    """Data and augmentation."""
+
+    data: File | None = None
+    """Folder of the data set; ADE20K's layout by default."""
+    image_folder: str = "images/{split}"
+    """Where a split's images are in it."""
+    label_folder: str = "annotations/{split}"
+    """Where a split's label images are in it: one channel of class numbers, named as the images are."""
+    label_suffix: str = ""
+    """What a label image's name has behind the image's: _mask, where a.jpg has a_mask.png."""
+    split_list: str | None = Field(default=None, min_length=1)
+    """Text file that names a split's images, a line each, without ending, as ImageSets/Segmentation/{split}.txt."""
+    train_split: SplitName = "training"
+    """Name of the training split."""
+    val_split: SplitName = "validation"
+    """Name of the validation split."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their numbers."""
+    num_classes: int | None = Field(default=None, ge=2, le=_MOST_CLASSES)
+    """Number of classes, where they are not named."""
+    zero_is_unlabelled: bool = True
+    """Whether 0 stands for pixels without a label and classes are numbered from 1, as in ADE20K. 255 always does."""
+    map_values: ValueMap = ()
+    """Numbers that values or colours stand for, before zero_is_unlabelled acts: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
+    short_side: Positive = 512
+    """Short side in pixels that images are resized to for testing, and before the random scale in training."""
+    long_side: Positive = 2048
+    """Most pixels of the long side at that size."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale."""
+    crop: Positive = 512
+    """Side in pixels of the random crop."""
+    max_class_share: Fraction = 0.75
+    """A crop with more than this of one class is drawn again, up to ten times."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    photometric: Fraction = 0.5
+    """Probability of each photometric distortion: brightness, contrast, saturation, hue."""
+
+
+class OptimisationKeys(StepKeys):
+    """Optimisation."""
+
+    steps: Positive = 160_000
+    """Optimiser steps."""
+    power: float = Field(default=1.0, gt=0)
+    """Power of the polynomial that the learning rate falls with, from lr to min_lr."""
+    min_lr: NonNegative = 0.0
+    """Learning rate at the end."""
+    warmup_steps: int = Field(default=1500, ge=0)
+    """Steps of linear warm-up. Left open, they are at most a tenth of the steps."""
+    warmup_lr: NonNegative = 0.0
+    """Learning rate at the start of warm-up."""
+
+
+class TestingKeys(Keys):
+    """Testing."""
+
+    window: Positive | None = None
+    """Side in pixels of a sliding window, whose scores are averaged where windows overlap. Default: the whole image."""
+    window_stride: Positive | None = None
+    """Pixels between windows. Default: two thirds of the window."""
+    flip_test: bool = False
+    """Whether the mirrored image is averaged in."""
+
+
+class SegmentationRunKeys(RunKeys):
+    """Run."""
+
+    channels_last: bool = True
+    """Whether convolutions use the channels-last layout."""
+    validate_every: Positive = 16_000
+    """Steps between validations. Left open, it is at most the steps."""
+
+
+class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys, ModelKeys, Transfer):
+    """All keys of a segmentation run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_runs(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        steps = str(keys.get("steps", ""))
+        if not steps.isdecimal():
+            return keys
+        most = {"warmup_steps": int(steps) // 10, "validate_every": max(int(steps), 1)}
+        return {key: min(cls.model_fields[key].default, value) for key, value in most.items()} | keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Segmentation:
+        if (self.micro_batch or self.batch) < 2:
+            raise ValueError("batch: UPerNet's batch norms need at least 2 images at once")
+        if self.steps % self.validate_every:
+            raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.steps} steps")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} must be less than the {self.steps} steps")
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range: {list(self.scale_range)} is not a range above 0")
+        if self.num_classes and self.classes and self.num_classes != len(self.classes):
+            raise ValueError(f"num_classes: {self.num_classes}, but {len(self.classes)} classes are named")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: give each name once")
+        if self.classes and not 2 <= len(self.classes) <= _MOST_CLASSES:
+            raise ValueError(f"classes: {len(self.classes)} are named; there must be 2 to {_MOST_CLASSES}")
+        if self.window_stride and self.window_stride > (self.window or 0):
+            raise ValueError(f"window_stride: {self.window_stride} needs a window of at least as many pixels")
+        for key in ("image_folder", "label_folder") if self.split_list is None else ("split_list",):
+            if "{split}" not in getattr(self, key):
+                raise ValueError(f"{key}: {getattr(self, key)!r} must say where the split's name goes: {{split}}")
+        self._check_mapping()
+        return self
+
+    def _check_mapping(self) -> None:
+        if len(self.mapping) < len(self.map_values):
+            raise ValueError("map_values: give each value once")
+        if 0 < sum(entry.startswith("#") for entry in self.map_values) < len(self.map_values):
+            raise ValueError("map_values: give values or colours, not both")
+        last = len(self.class_names) - 1 + self.zero_is_unlabelled
+        beyond = [entry for entry, number in zip(self.map_values, self.mapping.values(), strict=True) if number > last]
+        beyond = [entry for entry in beyond if self.class_names and not re.search(rf"=\s*{IGNORED}$", entry)]
+        if beyond:
+            first = int(self.zero_is_unlabelled)
+            raise ValueError(f"map_values: {beyond[0]}, but classes are numbered {first} to {last} (255: unlabelled)")
+
+    @property
+    def mapping(self) -> dict[int, int]:
+        """The number for each value, or for each colour `0xRRGGBB`, that `map_values` names."""
+        matches = [_ENTRY.fullmatch(entry) for entry in self.map_values]
+        return {int(m[1]) if m[1] else int(m[2], 16): int(m[3]) for m in matches if m is not None}
+
+    @property
+    def maps_colours(self) -> bool:
+        """Whether `map_values` names colours."""
+        return any(entry.startswith("#") for entry in self.map_values)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes; their numbers where they have none, and nothing where their number is not known."""
+        return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
+
+
+GROUPS: tuple[type[Keys], ...] = (ModelKeys, DataKeys, OptimisationKeys, TestingKeys, SegmentationRunKeys)

@@ -1,0 +1,158 @@
+"""Segmentation as the training loop sees it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.scheduler import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scalekd.engine.learner import Learner
+from scalekd.errors import UserError
+from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models.failure import naming_model
+from scalekd.tasks.segmentation.data import Batch
+from scalekd.tasks.segmentation.model import Segmenter
+from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
+from scalekd.tasks.segmentation.testing import Figures, Tally, classify
+from scalekd.tasks.transfer.backbone import save_whole
+from scalekd.tasks.transfer.running import Run
+from scalekd.tasks.transfer.task import TransferTask
+
+HEAD = "upernet"
+
+
+class SegmentationTask(TransferTask):
+    """Trains a segmenter and measures it.
+
+    Args:
+        run: The run.
+        recipe: Its settings.
+        learner: The segmenter in training.
+
+    Attributes:
+        figures: Of the last validation; None before the first.
+    """
+
+    def __init__(self, run: Run, recipe: Segmentation, learner: Learner) -> None:
+        super().__init__(learner, run.corrupt())
+        self.figures: Figures | None = None
+        self._run, self._recipe = run, recipe
+        self._tally = self._new_tally()
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """What is measured and saved."""
+        assert isinstance(self.final, Segmenter)
+        return self.final
+
+    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        _refuse_wrong_labels(batch)
+        if not batch.images.numel():
+            raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
+        with naming_model("backbone", self.segmenter.backbone.name, batch.images.shape, "be trained on"):
+            return segmentation_losses(model, batch.images, batch.labels, self._recipe.auxiliary_weight)
+
+    def _new_tally(self) -> Tally:
+        return Tally(len(self._recipe.class_names), next(self.segmenter.parameters()).device)
+
+    def start_validation(self) -> None:
+        self._tally = self._new_tally()
+
+    def validate(self, batch: Batch, step: int) -> None:
+        _refuse_wrong_labels(batch)
+        if batch.images.numel():
+            predicted = classify(self.segmenter, batch.images, batch.labels.shape[-2:], self._recipe)
+            self._tally.add(predicted, batch.labels)
+
+    def end_validation(self, step: int) -> None:
+        self.figures = self._tally.figures()
+        values = {"val/miou": self.figures.miou, "val/pixel_accuracy": self.figures.pixel_accuracy}
+        self.learner.log_validation(values, step)
+
+    def describe(self) -> str:
+        assert self.figures is not None
+        figures = self.figures
+        return f"mIoU {figures.miou:.2f}% over {figures.extent} classes  pixel accuracy {figures.pixel_accuracy:.2f}%"
+
+    def progress(self) -> dict[str, Any]:
+        return {"figures": None if self.figures is None else asdict(self.figures)}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        self.figures = None if progress["figures"] is None else Figures(**progress["figures"])
+
+    def save(self, *, measured: bool) -> None:
+        if self._run.processes.first:
+            save_whole(
+                self._run.folder.segmenter,
+                self.segmenter,
+                self.segmenter.backbone,
+                head=HEAD,
+                resolution=self._recipe.crop,
+                classes=self._recipe.class_names,
+            )
+
+
+def _refuse_wrong_labels(batch: Batch) -> None:
+    """Raise what is wrong with a label image of a batch, which was found in a worker process."""
+    if batch.wrong:
+        raise UserError(batch.wrong)
+
+
+def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
+    """The learning rate by optimiser steps: linear warm-up, then a power of what is left of the run."""
+    return PolyLRScheduler(
+        optimizer,
+        t_initial=recipe.steps - recipe.warmup_steps,  # after the warm-up
+        power=recipe.power,
+        lr_min=recipe.min_lr,
+        warmup_t=recipe.warmup_steps,
+        warmup_lr_init=recipe.warmup_lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def segmentation_losses(model: nn.Module, images: Tensor, labels: Tensor, auxiliary_weight: float) -> dict[str, Tensor]:
+    """The losses of a segmenter on images `[B, 3, h, w]`, uint8, and labels `[B, h, w]`."""
+    scores = model(images.float() / 255)
+    terms = {"decoder": cross_entropy(scores.logits, labels)}
+    if scores.auxiliary is not None:
+        terms["auxiliary"] = auxiliary_weight * cross_entropy(scores.auxiliary, labels)
+    return terms
+
+
+def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
+    """Train a copy of a segmenter for one step on noise: what cannot be trained is refused before the run starts.
+
+    Args:
+        segmenter: What will be trained; it and the random state are left as they are.
+        recipe: The run's settings.
+
+    Raises:
+        ModelError: If the step fails; names the backbone and the images' shape.
+    """
+    device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # the fewest that UPerNet takes
+    with torch.random.fork_rng(), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
+        trial = copy.deepcopy(segmenter).to(device).train()
+        images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=device)
+        with autocast(device, pick_dtype(recipe.precision, device)):
+            terms = segmentation_losses(trial, images, images[:, 0] % len(recipe.class_names), recipe.auxiliary_weight)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the labelled pixels; 0 where there are none.
+
+    Args:
+        logits: `[B, K, h, w]`.
+        labels: `[B, h, w]`, 255 for pixels without a label.
+    """
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,173 @@
+"""Figures of a model on a split, and pictures of what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import draw_segmentation_masks, save_image
+
+from scalekd.data import CorruptImages, Key
+from scalekd.errors import UserError
+from scalekd.tasks.segmentation.data import Batch, LabelledImages, testing_transform
+from scalekd.tasks.segmentation.files import Pairs
+from scalekd.tasks.segmentation.model import Segmenter, predict
+from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
+from scalekd.tasks.segmentation.values import Coding
+
+_OPACITY = 0.7
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures in percent, over all labelled pixels of a split.
+
+    Attributes:
+        miou: Mean of the classes' intersection over union, over the classes that occur in labels or predictions.
+        pixel_accuracy: Share of pixels that are right.
+        iou: Of each class; None where it occurs in neither.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    iou: tuple[float | None, ...]
+
+    @property
+    def occurring(self) -> int:
+        """Classes that the mean is over."""
+        return sum(value is not None for value in self.iou)
+
+    @property
+    def extent(self) -> str:
+        """Over how many classes the mean is."""
+        return str(len(self.iou)) if self.occurring == len(self.iou) else f"{self.occurring} of {len(self.iou)}"
+
+
+class Tally:
+    """Counts pixels by class and prediction, batch by batch."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._counts = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED).to(device)
+
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Class indices `[B, h, w]` of both."""
+        self._counts.update(predicted, labels.long())
+
+    def figures(self) -> Figures:
+        """Work them out; no labelled pixel gives zeros."""
+        counts = self._counts.compute().double().cpu()
+        hits, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+        occurs = union > 0
+        iou = 100 * hits / union.clamp(min=1)
+        return Figures(
+            miou=float(iou[occurs].mean()) if occurs.any() else 0.0,
+            pixel_accuracy=float(100 * hits.sum() / counts.sum().clamp(min=1)),
+            iou=tuple(float(value) if there else None for value, there in zip(iou, occurs, strict=True)),
+        )
+
+
+def check(batch: Batch, corrupt: CorruptImages) -> None:
+    """Take notice of what could not be read.
+
+    Raises:
+        UserError: If a label image is wrong, or too many files are unreadable.
+    """
+    if batch.wrong:
+        raise UserError(batch.wrong)
+    corrupt.add(batch.corrupt)
+
+
+def classify(model: Segmenter, images: Tensor, size: torch.Size, recipe: Segmentation) -> Tensor:
+    """The class of each pixel `[B, h', w']` at `size`, as the recipe tests.
+
+    Args:
+        model: In eval mode.
+        images: `[B, 3, h, w]`, uint8.
+        size: Height and width wanted.
+        recipe: Window, stride and flip.
+    """
+    pixels = images.float() / 255
+    scores = predict(model, pixels, window=recipe.window, stride=recipe.window_stride, flip=recipe.flip_test)
+    return F.interpolate(scores, tuple(size), mode="bilinear", align_corners=False).argmax(1)
+
+
+@torch.inference_mode()
+def measure(
+    model: Segmenter,
+    batches: Iterable[Batch],
+    recipe: Segmentation,
+    *,
+    device: torch.device,
+    autocast: Callable[[], torch.autocast],
+    corrupt: CorruptImages,
+) -> Figures:
+    """Figures of a model over all batches.
+
+    Args:
+        model: In eval mode, on `device`.
+        batches: From `testing_loader`.
+        recipe: How to test.
+        device: Where the model is.
+        autocast: Gives the autocast to run in.
+        corrupt: Counter of unreadable files.
+
+    Raises:
+        UserError: If a label image is wrong, or too many files are unreadable.
+    """
+    tally = Tally(len(recipe.class_names), device)
+    for batch in batches:
+        check(batch, corrupt)
+        if not batch.images.numel():
+            continue
+        images, labels = batch.images.to(device), batch.labels.to(device)
+        with autocast():
+            predicted = classify(model, images, labels.shape[-2:], recipe)
+        tally.add(predicted, labels)
+    return tally.figures()
+
+
+@torch.inference_mode()
+def draw(
+    model: Segmenter, pairs: Pairs, recipe: Segmentation, folder: Path, *, autocast: Callable[[], torch.autocast]
+) -> None:
+    """Write a picture of each of a split's first images, as many as the recipe wants, named by their number."""
+    images, colours = LabelledImages(pairs, recipe, testing_transform(recipe)), palette(pairs, recipe)
+    device = next(model.parameters()).device
+    for number in range(min(recipe.pictures, len(pairs))):
+        sample = images[Key(0, number)]
+        if not sample.images.numel():
+            continue
+        with autocast():
+            predicted = classify(model, sample.images.to(device), sample.labels.shape[-2:], recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        panels = _panels(sample.images[0], (sample.labels[0], predicted[0].cpu()), colours)
+        save_image(panels, folder / f"{number:03}.png")
+
+
+def _panels(image: Tensor, numbers: tuple[Tensor, ...], colours: list[tuple[int, int, int]]) -> Tensor:
+    """The image, and beside it the image under each of the class indices `[h, w]`; RGB in [0, 1], `[3, h, n*w]`."""
+    plain = F.interpolate(image[None].float(), tuple(numbers[0].shape), mode="bilinear", antialias=True)
+    plain = plain[0].round().clamp(0, 255).byte()
+    indices = torch.arange(len(colours))[:, None, None]
+    over = partial(draw_segmentation_masks, plain, alpha=_OPACITY, colors=colours)
+    return torch.cat([plain, *(over(masks=indices == those) for those in numbers)], dim=2).float() / 255
+
+
+def palette(pairs: Pairs, recipe: Segmentation) -> list[tuple[int, int, int]]:
+    """A colour for each class: the label images' own where they have some, otherwise Pascal VOC's.
+
+    VOC's takes the bits of the number in turn for red, green and blue, the lowest first; 0 is black and left out.
+    """
+    own = Coding(recipe).colours(pairs.labels[0])
+    return own or [_voc(number) for number in range(1, len(recipe.class_names) + 1)]
+
+
+def _voc(number: int) -> tuple[int, int, int]:
+    channels = [sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+    return channels[0], channels[1], channels[2]
