@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.child import can_fork
+from scalekd.engine.signals import Interrupted
 from scalekd.errors import UserError
 from scalekd.method import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load
+from scalekd.runs.group import Group
 from scalekd.tasks.distill import trial
 from scalekd.tasks.distill.task import StudentLearner as Learner
 from scalekd.tasks.distill.trial import try_training
@@ -224,3 +227,29 @@ def test_the_check_takes_as_many_images_as_the_run_and_tells_what_ends_the_proce
         spared = cli("distill", "--check", *alone, *own, "{fault: end in channels last}")
         assert spared.code == 0, spared.err
         assert "trains in the contiguous layout instead" in spared.err
+
+
+@pytest.mark.parametrize("students", [(), ("test_vit", "test_resnet")])
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(RuntimeError("a bug"), False), (OSError(28, "full"), False), (Interrupted("stopped", signal.SIGINT), True)],
+)
+def test_a_start_that_failed_is_taken_back_and_one_that_was_stopped_is_not(
+    tmp_path: Path, students: tuple[str, ...], error: Exception, kept: bool
+) -> None:
+    group = Group(tmp_path / "out" / "run", students)
+    recipes = [load(None, TINY_KEYS) for _ in group.runs]
+
+    def start() -> None:
+        with group.claimed(print, resume=False):
+            group.prepare(recipes, [{} for _ in recipes], resume=False)
+            assert all(run.exists for run in group.runs)
+            raise error
+
+    with pytest.raises(type(error)):
+        start()
+    assert (tmp_path / "out").exists() is kept
+    if kept:
+        with pytest.raises(RuntimeError), group.claimed(print, resume=True):
+            raise RuntimeError("while resuming")
+        assert all(run.exists for run in group.runs)
