@@ -135,7 +135,7 @@ def test_16_bit_greys_keep_their_range(data: Path) -> None:
 def test_a_file_that_is_gone_counts_as_unreadable(data: Path) -> None:
     listed = ReplayDataset(read_split(data, "train"), evaluation_transform(24))
     (data / "train" / "blue" / "0.png").unlink()
-    assert listed[Key(0, 0)].corrupt == {str(data / "train" / "blue" / "0.png"): ""}
+    assert listed[Key(0, 0)].corrupt == {str(data / "train" / "blue" / "0.png"): "no such file"}
 
 
 def test_an_image_smaller_than_the_crop_is_enlarged(data: Path) -> None:
