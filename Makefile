@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test processes share two cores; more threads each would only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: quickstart test test-slow lint format bench docs clean
+.PHONY: quickstart test test-slow lint format bench reference docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+reference: $(READY)
+	$(BIN)/python docs/hooks/reference.py
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from difflib import SequenceMatcher, get_close_matches
 
 _LONGEST = 2000
+_LONG = 6  # letters of a beginning by which a longer name may be meant
 
 
 def printable(text: object) -> str:
@@ -29,26 +28,57 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near.
+    """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near; see `nearest`."""
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean {near!r}?"
 
-    What begins like the word goes before what is like it as a whole: `vit_tny` is a `vit_tiny_patch16_224`. The
-    initials of several words stand for them: `learning_rate` is `lr`.
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was meant: one that begins with `word`, or is spelt nearly like it; None where none is.
+
+    Nearly is one typing error in three letters or more, two in six, three in ten. Long names are also found by a
+    misspelt beginning: `vit_tny` is a `vit_tiny_patch16_224`.
     """
     known = list(known)
-    near = sorted((other for other in known if word and other.startswith(word)), key=len)
-    if not near:
-        alike = {other: max(_likeness(word, other[: len(word) + more]) for more in (0, 1)) for other in known}
-        near = sorted((other for other in known if alike[other] >= 0.8), key=lambda other: (-alike[other], len(other)))
-    near = near or [other for other in known if other in _short(word) or word in _short(other)]
-    near = near or get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    lower, errors = word.lower(), _allowed(word)
+    begun = [other for other in known if len(word) > 1 and other.lower().startswith(lower)]
+    if begun:
+        return min(begun, key=len)
+    alike = {other: _distance(lower, other.lower(), errors) for other in known}
+    near = [other for other in known if alike[other] <= errors]
+    if near:
+        return min(near, key=lambda other: alike[other])
+    if len(word) < _LONG:
+        return None
+    lengths = [len(word) + more for more in (0, 1, -1)]
+    begins = {other: min(_distance(lower, other[:length].lower(), 1) for length in lengths) for other in known}
+    near = [other for other in known if begins[other] <= 1]
+    return min(near, key=lambda other: (begins[other], len(other)), default=None)
 
 
-def _short(words: str) -> tuple[str, ...]:
-    """The initials of several words, as a key and as a flag; nothing for one word."""
-    initials = "".join(part[0] for part in re.split("[-_]", words) if part)
-    return (initials, f"--{initials}") if len(initials) > 1 else ()
+def _allowed(word: str) -> int:
+    """How many typing errors a word may have."""
+    return sum(len(word) >= length for length in (3, 6, 10))
 
 
-def _likeness(one: str, other: str) -> float:
-    return SequenceMatcher(None, one, other).ratio()
+def _distance(one: str, other: str, most: int) -> int:
+    """Typing errors between two words: letters put in, left out, replaced, or swapped with the next; above `most`, any.
+
+    This is the optimal string alignment distance, by its recurrence over rows.
+    """
+    if abs(len(one) - len(other)) > most:
+        return most + 1
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        above = row
+        row = [i]
+        for j, letter_of_other in enumerate(other, 1):
+            best = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != letter_of_other))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == letter_of_other:
+                best = min(best, before[j - 2] + 1)
+            row.append(best)
+        if min(row) > most:
+            return most + 1
+        before = above
+    return row[-1]

@@ -27,7 +27,11 @@ from scalekd.recipes import load
 from scalekd.tasks.distill import distill
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS = tuple(
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "<!-- Written by `make reference`" not in page.read_text()  # from the commands' own help
+)
 _BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^\n]+) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 # What stands here (right) for what documents name (left): small models, and what `reader` finds in its folder.

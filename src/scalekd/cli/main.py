@@ -25,7 +25,8 @@ from scalekd.cli.transfer import transfer
 from scalekd.engine.processes import Stopped, joined
 from scalekd.engine.signals import Interrupted, Stop
 from scalekd.environment import versions
-from scalekd.errors import UserError, did_you_mean, printable
+from scalekd.errors import UserError, printable
+from scalekd.recipes.other_names import suggest
 
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
 
@@ -114,10 +115,10 @@ def run() -> None:
 
 
 def _nearest_flag(error: Exception) -> str:
-    """The flag that was meant, by the same rule as a recipe's keys."""
+    """The flag that was meant; see `suggest`."""
     options = [p for p in error.ctx.command.params if p.param_type_name == "option"]  # type: ignore[attr-defined]
     flags = [flag for option in options for flag in (*option.opts, *option.secondary_opts)]
-    return did_you_mean(error.option_name, flags)  # type: ignore[attr-defined]
+    return suggest(error.option_name, flags)  # type: ignore[attr-defined]
 
 
 def _refuse(message: object) -> NoReturn:

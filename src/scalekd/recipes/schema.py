@@ -6,10 +6,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scalekd.errors import UserError, did_you_mean
+from scalekd.errors import UserError
 from scalekd.method.objective import STAGES, check_parts
 from scalekd.models.sources import FIXED_ARGS
 from scalekd.recipes.fields import File, Fraction, Map, NonNegative, Place, Positive, Separator, SplitName, Undecayed
+from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
 
@@ -362,7 +363,7 @@ def validate(schema: type[K], keys: dict[str, Any], source: str = "recipe") -> K
     """
     for key in keys:
         if key not in schema.model_fields:
-            raise UserError(f"{source}: unknown key {key!r}{did_you_mean(str(key), schema.model_fields)}")
+            raise UserError(f"{source}: unknown key {key!r}{suggest(str(key), schema.model_fields)}")
     try:
         return schema.model_validate(keys)
     except ValidationError as error:
