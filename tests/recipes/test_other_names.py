@@ -13,10 +13,10 @@ from conftest import Cli
 from typer.main import get_command
 
 from scalekd.cli.main import app
-from scalekd.downstream import detection, segmentation
 from scalekd.errors import UserError, nearest
 from scalekd.recipes import Recipe, load
 from scalekd.recipes.other_names import FLAGS_ONLY, TABLE, suggest
+from scalekd.tasks import detection, segmentation
 
 KEYS = set(Recipe.model_fields)
 
