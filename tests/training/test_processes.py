@@ -354,8 +354,14 @@ def test_processes_cut_a_batch_as_accumulation_does() -> None:
     for count in (2, 3):
         streams = [TrainingStream(**settings, accumulate=6 // count, rank=r, count=count) for r in range(count)]
         assert [batch for batches in zip(*streams, strict=True) for batch in batches] == parts
+    whole = [[key.image for key in batch] for batch in EvaluationOrder(7, 2)]
+    assert whole == [[0, 1], [2, 3], [4, 5], [6]]
     ranks = [EvaluationOrder(7, 2, rank, 3) for rank in range(3)]
-    assert sorted(key.image for order in ranks for batch in order for key in batch) == list(range(7))
+    assert [[[key.image for key in batch] for batch in order] for order in ranks] == [
+        [whole[0], whole[3]],
+        [whole[1], []],
+        [whole[2], []],
+    ], "the batches of one process, shared out"
     assert [len(order) for order in ranks] == [len(list(order)) for order in ranks] == [2, 2, 2]
 
 

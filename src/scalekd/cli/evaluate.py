@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,17 @@ from rich.text import Text
 
 from scalekd.cli.model import HELP, find_run, read_model
 from scalekd.cli.options import Flags, over_stored, parse_mapping, with_recipe_flags
-from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, in_order, read_split, read_splits
+from scalekd.data import (
+    Batch,
+    CorruptImages,
+    Key,
+    Split,
+    evaluation_loader,
+    in_order,
+    read_split,
+    read_splits,
+    refuse_shared,
+)
 from scalekd.data.aside import left_out
 from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
@@ -30,10 +41,12 @@ from scalekd.evaluation import (
 )
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier
+from scalekd.models.layout import prepare_classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.tasks.distill.inputs import evaluation_images
+from scalekd.tasks.distill.measuring import measured_as
 
 _NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
 _DATA = ("data", "train_split", "val_split", *ListKeys.model_fields)
@@ -50,7 +63,7 @@ _OF_THE_RUN = (*_DATA, "resolution", "crop_fraction", "precision")
         "resolution": "Image side in pixels. Default: the run's, or the weights' own.",
         "crop_fraction": "Resize the short side to resolution / crop_fraction, then cut the centre. Default: the "
         "run's, or the weights' own.",
-        "batch": "Images at once.  [default: 256]",
+        "batch": "Images at once. Default: as many as the run measured at once, or 256.",
         "max_corrupt": "Unreadable images to skip before it stops.  [default: 10]",
         "precision": "Autocast type; auto takes bf16 where the hardware multiplies matrices in it. Default: the run's, "
         "or auto.",
@@ -91,12 +104,18 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model that is measured, as the user names it; and flags, below them what a run's folder says."""
+    """A model that is measured, as the user names it.
+
+    Attributes:
+        keys: The flags, below them what a run's folder says.
+        then: How the run measured it, see `measured_as`.
+    """
 
     given: str
     weights: Path | None
     args: dict[str, Any]
     keys: dict[str, Any]
+    then: dict[str, Any]
 
     @classmethod
     def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
@@ -106,12 +125,15 @@ class _Subject:
             read_weights(given)  # says why not
         run = find_run(given)
         stored = {} if run is None else run.stored_keys()
-        return cls(given, weights, args, over_stored(flags, stored, _OF_THE_RUN))
+        then = measured_as(given)
+        return cls(given, weights, args, then | over_stored(flags, stored, _OF_THE_RUN), then)
 
-    def build(self, recipe: Recipe) -> tuple[Classifier, float]:
-        """The model, and the share of the image that it is to look at."""
+    def build(self, recipe: Recipe, device: torch.device) -> tuple[Classifier, float]:
+        """The model on a device, laid out as in training, and the share of the image that it is to look at."""
         resolution = recipe.resolution if "resolution" in self.keys else None
         classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
+        last = recipe.channels_last and "channels_last" in self.keys
+        prepare_classifier(classifier.to(device), device, pick_dtype(recipe.precision, device), channels_last=last)
         return classifier, recipe.crop_fraction if "crop_fraction" in self.keys else classifier.crop_fraction
 
 
@@ -123,14 +145,20 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     split = read_split(recipe.data, recipe.val_split, recipe)
     for line in left_out({recipe.val_split: split.aside}):
         typer.echo(line, err=True)
-    classifier, crop = subject.build(recipe)
+    device = pick_device(recipe.accelerator)
+    classifier, crop = subject.build(recipe, device)
     if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
         split = in_order(split, classifier.classes)
     classifier.check_classes(split.classes)
-    device = pick_device(recipe.accelerator)
+    if recipe.batch != subject.then.get("batch", recipe.batch):
+        typer.echo(
+            f"batch: {recipe.batch} images at once, {subject.then['batch']} when its run measured them: bf16 rounds "
+            "otherwise then, which may change the answer for an image or two",
+            err=True,
+        )
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     accuracy = measure_accuracy(
-        classifier.to(device).eval(),
+        classifier,
         watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
         num_classes=classifier.num_classes,
         device=device,
@@ -186,13 +214,13 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
     """A model's features of the training and of the validation images, neither of them augmented."""
     assert recipe.data is not None
     splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
+    refuse_shared(*splits, (recipe.train_split, recipe.val_split))
     for line in left_out({recipe.train_split: splits[0].aside, recipe.val_split: splits[1].aside}):
         typer.echo(line, err=True)
-    classifier, crop = subject.build(recipe)
     device = pick_device(recipe.accelerator)
+    classifier, crop = subject.build(recipe, device)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
-    classifier.to(device).eval()
     train, val = (
         Features(
             *collect_features(

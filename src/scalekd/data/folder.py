@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from itertools import islice
 from pathlib import Path
 
+from scalekd.data.endings import is_image
 from scalekd.data.index import list_classes, list_unlabelled
 from scalekd.data.layouts import convert, other_name
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
+
+_LOOKED_AT = 20  # folders of the data, and files of each, to see what they are
 
 
 def _folder(data: Path, name: str) -> Path:
@@ -23,12 +28,28 @@ def _folder(data: Path, name: str) -> Path:
         hint, parent = other_name(data, name) or did_you_mean(name, found), data.absolute().parent
         if not hint and (parent / name).is_dir():  # DATA/train was given
             hint = f"; did you mean its parent, {parent}?"
+        classes = sum(_has_images(data / folder) for folder in found[:_LOOKED_AT])
+        if classes > 1 and not hint and not convert(data):
+            raise UserError(
+                f"data: {data} has no folder {name!r}; {holds}, which hold images: classes that are not split yet. "
+                f"Move a tenth or so of each class to {data}/val/<class>/ and the rest to {data}/train/<class>/, or "
+                "list the images with their splits in a CSV file (docs/data.md)"
+            )
         raise UserError(
-            f"data: {data} has no folder {name!r}{hint}; {holds}. "
-            "Name the splits' folders with train_split and val_split (--train-split, --val-split)"
-            f"{convert(data)}"
+            f"data: {data} has no folder {name!r}{hint}; {holds}. It needs a folder for training and another one for "
+            "validation; if they are called otherwise, give their names as train_split and val_split (--train-split, "
+            f"--val-split){convert(data)}"
         )
     return root
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether one of the first files in a folder is an image by its ending."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image(entry.name) for entry in islice(entries, _LOOKED_AT))
+    except OSError:
+        return False
 
 
 def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:

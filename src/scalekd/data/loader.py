@@ -176,20 +176,22 @@ class TrainingStream(Sampler[list[Key]]):
 
 
 class EvaluationOrder(Sampler[list[Key]]):
-    """Every image once, in order, as batches; of several processes each has every `count`-th.
+    """Every image once, in order, as batches; of several processes each has every `count`-th batch.
 
-    All have the same number of batches, whose last may be empty, as they put sharded weights together for each.
+    So the batches, on which the rounding depends, are those of one process. All processes have the same number of them,
+    the last of which may be empty, as they put sharded weights together for each.
     """
 
     def __init__(self, size: int, batch: int, rank: int = 0, count: int = 1) -> None:
-        self.batch, self._images = batch, range(rank, size, count)
-        self._length = math.ceil(len(range(0, size, count)) / batch)
+        self.batch, self.rank, self.count, self._images = batch, rank, count, range(size)
+        self._length = math.ceil(size / (batch * count))
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, self._length * self.batch, self.batch):
+        for number in range(self.rank, self._length * self.count, self.count):
+            first = number * self.batch
             yield [Key(0, index) for index in self._images[first : first + self.batch]]
 
 

@@ -1,6 +1,6 @@
 """Accuracy of any classifier on any split; nearest neighbours and linear probes on frozen features."""
 
-from scalekd.evaluation.accuracy import Accuracy, accuracy_metrics, measure_accuracy
+from scalekd.evaluation.accuracy import Accuracy, accuracy_metrics, measure_accuracy, percentages
 from scalekd.evaluation.frozen import NEIGHBOURS, Features, knn_accuracy, linear_accuracy
 from scalekd.evaluation.probe import LinearHead, collect_features, fit_linear_head
 
@@ -15,4 +15,5 @@ __all__ = [
     "knn_accuracy",
     "linear_accuracy",
     "measure_accuracy",
+    "percentages",
 ]

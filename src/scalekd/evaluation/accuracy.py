@@ -32,6 +32,11 @@ def accuracy_metrics(num_classes: int) -> MetricCollection:
     return MetricCollection(dict(metrics))
 
 
+def percentages(metrics: MetricCollection) -> dict[str, float]:
+    """What `accuracy_metrics` have counted, in percent."""
+    return {name: 100 * value.item() for name, value in metrics.compute().items()}
+
+
 @torch.no_grad()  # inference mode would spoil for training what a sharded model keeps from its first forward
 def measure_accuracy(
     logits: Callable[[Tensor], Tensor],
@@ -70,5 +75,5 @@ def measure_accuracy(
             continue
         metrics.update(output.float(), batch.labels.to(device, non_blocking=True))
         images += len(batch.images)
-    result = {name: 100 * value.item() for name, value in metrics.compute().items()} if images else {}
+    result = percentages(metrics) if images else {}
     return Accuracy(top1=result.get("top1", 0.0), top5=result.get("top5"), images=images)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scalekd.method import Method
 from scalekd.method.projector import StemConvolution
+from scalekd.models.build import ImageModel
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher
 
@@ -27,9 +28,16 @@ def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channel
         prepare_teacher(method.teacher, device, dtype)
     choose_attention(method, device, dtype)
     choose_convolutions(method, device, dtype)
+    assert isinstance(method.student, Student)
+    prepare_classifier(method.student, device, dtype, channels_last=channels_last)
+
+
+def prepare_classifier(model: ImageModel, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
+    """What `prepare` does to the student: whoever measures its weights rounds as training does; see `prepare`."""
+    choose_attention(model, device, dtype)
+    choose_convolutions(model, device, dtype)
     if channels_last:
-        assert isinstance(method.student, Student)
-        method.student.model.to(memory_format=torch.channels_last)
+        model.model.to(memory_format=torch.channels_last)
 
 
 def prepare_teacher(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:

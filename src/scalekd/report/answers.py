@@ -24,7 +24,8 @@ class Answer(NamedTuple):
 def answers(logits: Tensor, labels: Tensor, images: Tensor) -> list[Answer]:
     """The answers of logits `[B, K]` about images of these labels and indices, both `[B]`."""
     probabilities = logits.float().softmax(-1)
-    best, named = probabilities.max(-1)
+    named = logits.float().argmax(-1)  # as accuracy is measured: probabilities may be equal where logits are not
+    best = probabilities.gather(1, named[:, None])[:, 0]
     own = probabilities.gather(1, labels[:, None])[:, 0]
     columns = (images.tolist(), labels.tolist(), named.tolist(), own.tolist(), best.tolist())
     return [Answer(*row) for row in zip(*columns, strict=True)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError
+from scalekd.method import ScaleKD
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
@@ -22,8 +23,10 @@ from scalekd.report.pictures import thumbnail, uri
 from scalekd.report.record import Record
 from scalekd.report.restore import Models, Sample, read_sample, restore_models
 from scalekd.report.spectra import Floats, compared, energy_shares
+from scalekd.tasks.distill.measuring import measured_as
 
 _WORST = 18
+_PART = 16  # images whose distances are worked out at once
 
 
 class Attended(NamedTuple):
@@ -102,7 +105,7 @@ def measure_figures(record: Record, count: int, console: Console | None = None) 
         return figures
     try:
         sample = read_sample(recipe, models.student.classes if models.student else (), count)
-        models.settle()
+        models.settle(channels_last=measured_as(record.folder.path).get("channels_last", False))
         _Gatherer(figures, models, sample).run(f"report {escape(record.name)}", console)
     except UserError as error:
         figures.notes.append(f"Figures that need images are left out: {error}.")
@@ -176,13 +179,16 @@ class _Gatherer:
         if models.teacher is None:
             return
         taught = models.teacher(images)
-        self.shares.append((len(images), energy_shares(taught.tokens, models.teacher.tokens)))
         if self.asks_teacher and taught.logits is not None:
             figures.teacher_given += answers(taught.logits.cpu(), labels, indices)
-        method = models.projectors
-        if method is None:
-            return
-        for place, distances in compared(method, method.student(images), taught.tokens).items():
+        for some, tokens in zip(torch.split(images, _PART), torch.split(taught.tokens, _PART), strict=True):
+            self.shares.append((len(some), energy_shares(tokens, models.teacher.tokens)))
+            if models.projectors is not None:
+                self.compare(models.projectors, some, tokens)
+
+    def compare(self, method: ScaleKD, images: Tensor, tokens: Tensor) -> None:
+        """Take the distances of some images from the teacher's `tokens` of them into account."""
+        for place, distances in compared(method, method.student(images), tokens).items():
             for name, values in distances.items():
                 self.found.setdefault(place, {}).setdefault(name, []).append(values.cpu())
 

@@ -16,7 +16,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
 from scalekd.models import Classifier, Teacher
-from scalekd.models.layout import prepare
+from scalekd.models.layout import prepare, prepare_classifier
 from scalekd.models.sources import PYTHON
 from scalekd.recipes import Recipe
 from scalekd.report.record import Record
@@ -24,7 +24,7 @@ from scalekd.tasks.distill.build import build_method, build_student, build_teach
 from scalekd.tasks.distill.inputs import evaluation_images, read_data
 from scalekd.tasks.distill.restoring import restore_method
 
-_BATCH = 16
+_BATCH = 16  # images at once where a run does not say
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class Sample:
         split: All images of the split.
         dataset: The same, as they are evaluated; a sample's label is its index.
         indices: Those to look at.
+        at_once: Images in a batch, as many as where the run measured them.
     """
 
     split: Split
     dataset: ReplayDataset
     indices: list[int]
+    at_once: int
 
     def chosen(self, count: int) -> list[int]:
         """The indices of some of them, spread evenly."""
@@ -53,7 +55,7 @@ class Sample:
     def batches(self) -> DataLoader[Batch]:
         """Batches of the images; unreadable ones are left out."""
         keys = [Key(0, index) for index in self.indices]
-        parts = [keys[first : first + _BATCH] for first in range(0, len(keys), _BATCH)]
+        parts = [keys[first : first + self.at_once] for first in range(0, len(keys), self.at_once)]
         return DataLoader(self.dataset, batch_sampler=parts, collate_fn=collate)  # type: ignore[arg-type]
 
 
@@ -85,7 +87,7 @@ def sample(recipe: Recipe, split: Split, count: int) -> Sample:
     step = max(len(split) / count, 1)
     indices = [int(number * step) for number in range(min(count, len(split)))]
     numbered = Split(split.store, np.arange(len(split), dtype=np.int32), ())
-    return Sample(split, evaluation_images(recipe, numbered), indices)
+    return Sample(split, evaluation_images(recipe, numbered), indices, recipe.micro_batch or _BATCH)
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,14 @@ class Models:
         """The method, where it is ScaleKD with the weights of a checkpoint."""
         return self.method if isinstance(self.method, ScaleKD) and self.step is not None else None
 
-    def settle(self) -> None:
-        """Bring them to the device, in eval mode, laid out for speed."""
+    def settle(self, *, channels_last: bool) -> None:
+        """Bring them to the device, in eval mode, the student laid out as the run measured it."""
         if self.method is not None:
             prepare(self.method, self.device, self.dtype, channels_last=False)
             self.method.to(self.device).eval()
         if self.student is not None:
             self.student.to(self.device)
+            prepare_classifier(self.student, self.device, self.dtype, channels_last=channels_last)
 
 
 def read_student(record: Record) -> Classifier:

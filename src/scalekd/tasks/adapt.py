@@ -14,6 +14,7 @@ from scalekd.data import (
     Split,
     evaluation_loader,
     read_splits,
+    refuse_shared,
 )
 from scalekd.data.aside import left_out
 from scalekd.errors import UserError
@@ -21,12 +22,14 @@ from scalekd.evaluation import collect_features, fit_linear_head, measure_accura
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import family_of
+from scalekd.models.layout import prepare_classifier
 from scalekd.models.teacher import check_patches
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import RunFolder, read_json, write_json
 from scalekd.runs.lock import made_folder
 from scalekd.tasks.distill.inputs import check_output, evaluation_images
+from scalekd.tasks.distill.measuring import PROBED
 from scalekd.tasks.distill.run import distill
 
 FILE = "teacher.safetensors"
@@ -53,6 +56,7 @@ def probe(
         raise UserError("adapt: needs a teacher and --data")
     check_output(recipe, output)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
+    refuse_shared(train, val, (recipe.train_split, recipe.val_split))
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     console = console or Console(stderr=True)
@@ -72,7 +76,8 @@ def probe(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     with made_folder(output):  # what cannot start has left nothing
         classifier.crop_fraction = recipe.crop_fraction
-        classifier.to(device).eval()
+        dtype = pick_dtype(recipe.precision, device)
+        prepare_classifier(classifier.to(device).eval(), device, dtype, channels_last=False)
 
         def batches(split: Split, what: str) -> Any:
             dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
@@ -100,9 +105,11 @@ def probe(
             "heldout_top1": round(head.heldout, 3),
             "regularisation": head.regularisation,
             "corrupt_images": sorted(corrupt.paths),
+            "precision": recipe.precision,
+            "batch": recipe.batch,
             "sha256": digest,
         }
-        write_json(output / "adapt.json", result)
+        write_json(output / PROBED, result)
         return result
 
 

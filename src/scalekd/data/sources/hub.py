@@ -96,7 +96,7 @@ class HubSource:
             found = list(self._splits)
             raise UserError(
                 f"data: hf:{self.name} has no split {name!r}{did_you_mean(name, found)}; it has "
-                f"{', '.join(found[:5])}. Name the splits with train_split and val_split"
+                f"{', '.join(found[:5])}. Name the splits with train_split and val_split, two different ones"
             )
         with self._one_line():
             return self._read(self._splits[own], Path(f"hf:{self.name}/{own}"), labelled)

@@ -56,7 +56,8 @@ class ListFile:
         if not self.has(name):
             raise UserError(
                 f"data: {self.file} has no rows of split {name!r}{did_you_mean(name, self._splits)}; it has "
-                f"{', '.join(sorted(self._splits)[:5]) or 'none'}. Name the splits with train_split and val_split"
+                f"{', '.join(sorted(self._splits)[:5]) or 'none'}. Name the splits with train_split "
+                "and val_split, two different ones"
             )
         rows = self._splits[name]
         if labelled and rows.labels.missing is not None:

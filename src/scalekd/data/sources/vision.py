@@ -97,7 +97,7 @@ class VisionSource:
         if own is None:
             raise UserError(
                 f"data: torchvision:{self.name} has no split {name!r}; it has {', '.join(_SETS[self.name])}. "
-                "Name the splits with train_split and val_split"
+                "Name the splits with train_split and val_split, two different ones"
             )
         items = self._open(own)
         names = [_text(each) for each in getattr(items, "classes", ())]

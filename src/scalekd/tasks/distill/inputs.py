@@ -15,6 +15,7 @@ from scalekd.data import (
     read_label_free,
     read_splits,
     read_unlabelled,
+    refuse_shared,
     training_transform,
 )
 from scalekd.errors import UserError
@@ -26,8 +27,14 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
     """Training and validation images as the recipe's `labels` wants them.
 
     Raises:
-        UserError: If no data is named, or it is not as the recipe says.
+        UserError: If no data is named, it is not as the recipe says, or validation images are trained on.
     """
+    train, val = _read_data(recipe)
+    refuse_shared(train, val, (recipe.train_split, recipe.val_split))
+    return train, val
+
+
+def _read_data(recipe: Recipe) -> tuple[Split, Split]:
     data = recipe.data
     if data is None:
         raise UserError(

@@ -14,7 +14,7 @@ from scalekd.data import Batch, CorruptImages, seeded
 from scalekd.engine.learner import Learner, NonFiniteLossError, StepLosses
 from scalekd.engine.sharding import whole
 from scalekd.engine.task import Task
-from scalekd.evaluation import accuracy_metrics
+from scalekd.evaluation import accuracy_metrics, percentages
 from scalekd.method import Method, TeacherOutputs
 from scalekd.models import Student
 from scalekd.models.failure import naming_model
@@ -86,7 +86,7 @@ class StudentLearner(Learner):
     def end_validation(self, step: int) -> None:
         """Work out the accuracies and log them, with what there is to see."""
         assert self.metrics is not None
-        self.log_validation({f"val/{name}": 100 * float(value) for name, value in self.metrics.compute().items()}, step)
+        self.log_validation({f"val/{name}": value for name, value in percentages(self.metrics).items()}, step)
         if self._watch is not None:
             self._watch(step)
 
