@@ -27,7 +27,7 @@ from scalekd.tasks.distill.signs import few_steps, nothing_learned
         (301, 256, 100, "--batch 16 (18 steps an epoch)"),
         (10_000, 256, 3, "117 steps in all (3 epochs of 39) teach a student little; better take --epochs 6"),
         (100, 16, 400, "2400 steps in all (400 epochs of 6) teach a student little; better take --batch 8 (12"),
-        (7, 4, 5, "better take --batch 1 (7 steps an epoch) and --epochs 29"),
+        (7, 4, 5, "better take --batch 2 (3 steps an epoch) and --epochs 67"),
         (5, 1, 2, "better take --epochs 40"),
     ],
 )  # fmt: skip
@@ -37,7 +37,9 @@ def test_too_few_steps_are_said_with_the_flags_that_give_more(images: int, batch
     assert said in warning
 
 
-@pytest.mark.parametrize(("images", "batch", "epochs"), [(160, 16, 20), (1_281_167, 1024, 1), (3000, 256, 100)])
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"), [(160, 16, 20), (5, 2, 200), (1_281_167, 1024, 1), (3000, 256, 100)]
+)
 def test_enough_steps_are_not_talked_about(images: int, batch: int, epochs: int) -> None:
     assert few_steps(images, batch, epochs) is None
 

@@ -185,6 +185,12 @@ def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: 
         train, val = _features(
             subject, load(None, {key: value for key, value in subject.keys.items() if key not in _SHARED} | shared)
         )
+        if knn and len(train.labels) < NEIGHBOURS:
+            typer.echo(
+                f"knn: {len(train.labels)} training images are fewer than the {NEIGHBOURS} neighbours that vote: each "
+                "answer is a vote of all of them, mostly for the most frequent class",
+                err=True,
+            )
         row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
         with working(f"{subject.given}: fitting on {len(train.labels)} images"):
             row |= {"knn": knn_accuracy(train, val)} if knn else {}

@@ -38,7 +38,9 @@ def summary(record: Record, figures: Figures) -> list[str]:
         what = (
             f"{teacher} taught {student} with {_METHODS.get(record.method, record.method)} on {data}{of} at {side} px."
         )
-    return [what, _progress(record), *_outcome(record, figures)]
+    warnings = record.result.get("warnings")
+    said = [f"Warning: {each}." for each in warnings] if isinstance(warnings, list) else []
+    return [what, _progress(record), *_outcome(record, figures), *said]
 
 
 def _progress(record: Record) -> str:

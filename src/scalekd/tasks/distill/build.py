@@ -54,11 +54,11 @@ def build_teacher(
     if recipe.tail_blocks is not None and teacher.tail_input != teacher.tokens:
         raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
     if classes is not None and logit_weight(recipe):
-        _check_logits(teacher, classes)
+        _check_logits(teacher, recipe.method, classes)
     return teacher
 
 
-def _check_logits(teacher: Teacher, classes: tuple[str, ...]) -> None:
+def _check_logits(teacher: Teacher, method: str, classes: tuple[str, ...]) -> None:
     """Make sure that the teacher's logits stand for these classes, or, where none are known, that it has any."""
     try:
         if classes:
@@ -66,7 +66,10 @@ def _check_logits(teacher: Teacher, classes: tuple[str, ...]) -> None:
         elif not teacher.num_classes:
             raise UserError(f"model: {teacher.name} has no head; `scalekd adapt` fits one")
     except UserError as error:
-        raise UserError(f"{error}; or set logit_weight to 0 to learn from its features only") from None
+        method = "" if method in ("scalekd", "fd") else " --method scalekd"  # the others have nothing but logits
+        raise UserError(
+            f"{error}. To learn from its features only, set logit_weight to 0 (--logit-weight 0{method})"
+        ) from None
 
 
 def logit_weight(recipe: Recipe) -> float:

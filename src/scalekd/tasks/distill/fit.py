@@ -29,6 +29,7 @@ from scalekd.runs.logs import JsonLines, TensorBoardEvents
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
 from scalekd.tasks.distill.setup import Setup
+from scalekd.tasks.distill.signs import logged_losses, nothing_learned
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 
 
@@ -177,15 +178,19 @@ def _distributed(setup: Setup, method: Method) -> DistributedDataParallel:
 
 
 def _conclude(setup: Setup, learner: StudentLearner, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write the result of a student."""
+    """Write the result of a student, and say where it shows that nothing was learned."""
     recipe, folder, accuracies = setup.recipe, learner.folder, learner.accuracies
     assert folder is not None
+    warnings = nothing_learned(logged_losses(folder.metrics), accuracies.get("top1"), setup.val)
+    for warning in warnings:
+        setup.say(f"warning: {learner.name + ': ' if learner.name else ''}{warning}")
     result = {
         "method": recipe.method,
         "top1": None,
         **accuracies,
         "teacher_top1": None if setup.teacher_accuracy is None else setup.teacher_accuracy.top1,
         **facts,
+        "warnings": warnings,
         "skipped_steps": learner.skipped_steps,
         "processes": setup.processes.count,
         "device": setup.device.type,

@@ -32,6 +32,7 @@ from scalekd.runs.group import Group, naming
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, describe, head_width
 from scalekd.tasks.distill.caching import compare_sample, describe_cache
 from scalekd.tasks.distill.inputs import evaluation_images, read_data, training_images
+from scalekd.tasks.distill.signs import few_steps
 from scalekd.tasks.distill.trial import try_training
 
 
@@ -222,6 +223,8 @@ class Setup:
         rest = len(self.train) % recipe.batch
         unused = f"; {rest} images that do not fill a batch are left out of each epoch" if rest else ""
         self.say(f"schedule  {recipe.epochs} epochs of {self.steps} steps of {recipe.batch} images{unused}")
+        if few := few_steps(len(self.train), recipe.batch, recipe.epochs):
+            self.say(few)
         count, bare = self.processes.count, recipe.batchnorm_over == "process"
         each = f" in each of {count} processes" if count > 1 else ""
         over = f"batch norm over {recipe.batchnorm_over} images"

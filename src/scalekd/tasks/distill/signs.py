@@ -22,11 +22,13 @@ def few_steps(images: int, batch: int, epochs: int) -> str | None:
     if an_epoch >= _STEPS_AN_EPOCH and an_epoch * epochs >= _STEPS:
         return None
     mends, smaller = [], batch
-    if an_epoch < _STEPS_AN_EPOCH and batch > 1:
-        smaller = 2 ** int(math.log2(max(min(images // _STEPS_AN_EPOCH, batch - 1), 1)))
+    if an_epoch < _STEPS_AN_EPOCH and batch > 2:
+        smaller = 2 ** int(math.log2(max(min(images // _STEPS_AN_EPOCH, batch - 1), 2)))
         mends.append(f"--batch {smaller} ({images // smaller} steps an epoch)")
     if images // smaller * epochs < _STEPS:
         mends.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
+    if not mends:  # a handful of images
+        return None
     return (
         f"warning: {an_epoch * epochs} steps in all ({epochs} epochs of {an_epoch}) teach a student little; "
         f"better take {' and '.join(mends)}"
