@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,12 +12,22 @@ from conftest import TINY_KEYS, TINY_RUN, Cli, write_images
 from rich.console import Console
 
 from scalekd.data import Files, Split
+from scalekd.export.official import import_checkpoint
+from scalekd.export.onnx import OnnxClassifier, export_onnx
+from scalekd.export.program import export_program
+from scalekd.export.quantise import quantise
+from scalekd.export.timm_folder import is_timm_folder, read_timm_folder, write_timm_folder
+from scalekd.models import Classifier
 from scalekd.recipes import load
 from scalekd.report.measure import Figures
 from scalekd.report.record import read_runs
 from scalekd.report.words import summary
-from scalekd.tasks.distill import distill
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.adapt import finetune, probe
+from scalekd.tasks.detection import run as detection
+from scalekd.tasks.distill import distill, distill_students
 from scalekd.tasks.distill.signs import few_steps, nothing_learned
+from scalekd.tasks.segmentation import run as segmentation
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,29 @@ def test_few_neighbours_are_said(cli: Cli, data: Path, teacher_file: Path, tmp_p
     assert (enough.code, "fewer than" in enough.err) == (0, False)
 
 
-def test_python_takes_paths_as_text(listed: Path, tmp_path: Path) -> None:
-    recipe = load(None, TINY_KEYS | {"data": str(listed), "method": "none", "epochs": 1})
-    result = distill(recipe, str(tmp_path / "run"), console=Console(quiet=True))
+def test_python_takes_paths_as_text(listed: Path, teacher_file: Path, tmp_path: Path) -> None:
+    recipe = load(None, TINY_KEYS | {"data": str(listed), "method": "none", "epochs": 1, "teacher": str(teacher_file)})
+    quiet = Console(quiet=True)
+    result = distill(recipe, str(tmp_path / "run"), console=quiet)
     assert (tmp_path / "run" / result["student"]).is_file()
+    group = distill_students(recipe, ["resnet18", "resnet26"], str(tmp_path / "group"), console=quiet)
+    assert sorted(group) == ["resnet18", "resnet26"]
+    probe(recipe, str(tmp_path / "probe"), console=quiet)
+    finetune(recipe, str(tmp_path / "tuned"), resolution=None, resume=False, overwrite=False, console=quiet)
+    assert [record.name for record in read_runs([str(tmp_path / "run"), str(tmp_path / "group")])] == [
+        "run", "resnet18", "resnet26",
+    ]  # fmt: skip
+    student = Classifier(str(tmp_path / "run" / "student.safetensors"))
+    write_timm_folder(student, str(tmp_path / "timm"), None)
+    assert is_timm_folder(str(tmp_path / "timm"))
+    assert read_timm_folder(str(tmp_path / "timm")).num_classes == 3
+    assert RunFolder(str(tmp_path / "run")).finished
+
+
+def test_python_of_other_tasks_takes_paths_as_text() -> None:
+    for function, name in (
+        (detection.train, "output"), (detection.evaluate, "output"), (segmentation.train, "output"),
+        (segmentation.evaluate, "output"), (export_onnx, "path"), (export_program, "path"), (quantise, "target"),
+        (import_checkpoint, "path"), (OnnxClassifier.__init__, "path"),
+    ):  # fmt: skip
+        assert get_type_hints(function)[name] == str | Path, function

@@ -52,7 +52,7 @@ def _has_images(folder: Path) -> bool:
         return False
 
 
-def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:
+def read_split(data: str | Path, name: str, *, empty_classes: bool = False) -> Split:
     """List `data/name/<class>/*`; files that are no images by their ending are left out and counted.
 
     Args:
@@ -63,6 +63,7 @@ def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:
     Raises:
         UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
     """
+    data = Path(data)
     root = _folder(data, name)
     listing = list_classes(root)
     if not listing.classes:
@@ -78,12 +79,13 @@ def read_split(data: Path, name: str, *, empty_classes: bool = False) -> Split:
     return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
 
 
-def read_unlabelled(data: Path, name: str) -> Split:
+def read_unlabelled(data: str | Path, name: str) -> Split:
     """List all images in `data/name` and the folders in it, none of them labelled.
 
     Raises:
         UserError: If the folder is missing or holds no image.
     """
+    data = Path(data)
     root = _folder(data, name)
     listing = list_unlabelled(root)
     if not len(listing.names):

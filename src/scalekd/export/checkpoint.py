@@ -42,12 +42,13 @@ _LOG = tuple(
 )
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a `.pth` file; of a distiller's, what belongs to the student, without the prefix `student.`.
 
     Raises:
         UserError: If the file is missing, holds anything else than tensors and plain values, or no state dict.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint: no such file: {path}")
     try:

@@ -99,7 +99,7 @@ _FAMILIES: dict[type[nn.Module], Rules] = {
 }
 
 
-def import_checkpoint(path: Path, name: str, **model_args: Any) -> Classifier:
+def import_checkpoint(path: str | Path, name: str, **model_args: Any) -> Classifier:
     """A checkpoint of the authors' framework as a timm model, all of its weights accounted for.
 
     Args:

@@ -42,7 +42,7 @@ def example(classifier: Classifier) -> Tensor:
     return torch.rand(2, 3, classifier.resolution, classifier.resolution, device=parameter.device)
 
 
-def export_onnx(classifier: Classifier, path: Path, card: Card, opset: int | None = None) -> int:
+def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int | None = None) -> int:
     """Write a model that takes `images` `[batch, 3, side, side]` and gives `logits` `[batch, K]`; the batch is free.
 
     Weights are inside the file, but for models above 2 GB (a limit of the format), which get a second file.
@@ -59,6 +59,7 @@ def export_onnx(classifier: Classifier, path: Path, card: Card, opset: int | Non
     Raises:
         UserError: If the model, or this version of the operators, cannot express it.
     """
+    path = Path(path)
     onnx = needed("onnx")
     needed("onnxscript")
     try:
@@ -120,7 +121,8 @@ class OnnxClassifier:
         UserError: If the file is missing, damaged, or not ours.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         if not path.is_file():
             raise UserError(f"model: no such file: {path}")
         runtime = needed("onnxruntime")

@@ -17,12 +17,13 @@ from scalekd.models.weights import CARD_KEY, Card
 CARD_FILE = f"{CARD_KEY}.json"
 
 
-def export_program(classifier: Classifier, path: Path, card: Card) -> None:
+def export_program(classifier: Classifier, path: str | Path, card: Card) -> None:
     """Write a program that takes RGB images in [0, 1] `[batch, 3, side, side]` and gives logits; the batch is free.
 
     Raises:
         UserError: If torch cannot trace the model.
     """
+    path = Path(path)
     batch = torch.export.Dim("batch")
     try:
         program = torch.export.export(classifier.eval(), (example(classifier),), dynamic_shapes=({0: batch},))

@@ -18,7 +18,7 @@ from scalekd.models.weights import CARD_KEY, Card
 _OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
-def quantise(source: Path, target: Path, batches: Iterable[Tensor], card: Card) -> None:
+def quantise(source: str | Path, target: str | Path, batches: Iterable[Tensor], card: Card) -> None:
     """Write the model of `source` with matrix products and convolutions in int8 to `target`.
 
     Weights have a scale a channel, activations one a tensor, from the range that they take on the images.
@@ -29,6 +29,8 @@ def quantise(source: Path, target: Path, batches: Iterable[Tensor], card: Card) 
         batches: Images to calibrate on, `[B, 3, h, w]` in [0, 1].
         card: As `export_onnx` takes it; quantisation loses the source's.
     """
+    target = Path(target)
+    source = Path(source)
     onnx = needed("onnx")
     quantization = needed("onnxruntime.quantization")
     shape_inference = needed("onnxruntime.quantization.shape_inference")

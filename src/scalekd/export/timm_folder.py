@@ -40,7 +40,7 @@ class _Config(TypedDict, total=False):
 _CONFIG = TypeAdapter(_Config)
 
 
-def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None) -> str:
+def write_timm_folder(classifier: Classifier, folder: str | Path, weights: Path | None) -> str:
     """Write `config.json` and `model.safetensors`.
 
     Args:
@@ -54,6 +54,7 @@ def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None
     Raises:
         UserError: If timm does not know the model.
     """
+    folder = Path(folder)
     if not is_timm(classifier.name):
         raise UserError(f"format: {classifier.name} is no model of timm's; export it with --format onnx")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def write_timm_folder(classifier: Classifier, folder: Path, weights: Path | None
     return file_hash(folder / WEIGHTS)
 
 
-def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
+def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Classifier:
     """The model of a folder that we, timm or the hub wrote; only safetensors are read, and nothing else is opened.
 
     Args:
@@ -87,6 +88,7 @@ def read_timm_folder(folder: Path, resolution: int | None = None) -> Classifier:
     Raises:
         UserError: If something is missing, or `config.json` asks for what a file must not.
     """
+    folder = Path(folder)
     try:
         config, name, args = load_model_config_from_path(folder)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -130,6 +132,7 @@ def _rounded(values: Tensor) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
-def is_timm_folder(path: Path) -> bool:
+def is_timm_folder(path: str | Path) -> bool:
     """Whether a folder has timm's configuration."""
+    path = Path(path)
     return (path / CONFIG).is_file()

@@ -111,7 +111,7 @@ def _count(fingerprint: Any) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def read_runs(paths: Sequence[Path]) -> list[Record]:
+def read_runs(paths: Sequence[str | Path]) -> list[Record]:
     """The runs in these folders; a group's folder stands for all of its runs.
 
     Raises:
@@ -120,7 +120,7 @@ def read_runs(paths: Sequence[Path]) -> list[Record]:
     folders: list[Path] = []
     for path in paths:
         students = Group.stored_students(path)
-        folders += [run.path for run in Group(path, students).runs] if students else [path]
+        folders += [run.path for run in Group(path, students).runs] if students else [Path(path)]
     absolute = [folder.absolute() for folder in folders]
     for folder in absolute:
         if absolute.count(folder) > 1:

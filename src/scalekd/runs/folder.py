@@ -291,12 +291,13 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON file that a run has left.
 
     Raises:
         UserError: If it cannot be read or is damaged.
     """
+    path = Path(path)
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -308,8 +309,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
+    path = Path(path)
     _write(path, json.dumps(content, indent=2) + "\n")
 
 

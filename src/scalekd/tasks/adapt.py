@@ -36,7 +36,7 @@ FILE = "teacher.safetensors"
 
 
 def probe(
-    recipe: Recipe, output: Path, *, resolution: int | None = None, console: Console | None = None
+    recipe: Recipe, output: str | Path, *, resolution: int | None = None, console: Console | None = None
 ) -> dict[str, Any]:
     """Fit a linear head on frozen features and save the whole teacher.
 
@@ -52,6 +52,7 @@ def probe(
     Raises:
         UserError: For any wrong input.
     """
+    output = Path(output)
     if recipe.data is None or recipe.teacher is None:
         raise UserError("adapt: needs a teacher and --data")
     check_output(recipe, output)
@@ -114,7 +115,13 @@ def probe(
 
 
 def finetune(
-    recipe: Recipe, output: Path, *, resolution: int | None, resume: bool, overwrite: bool, console: Console | None
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    resolution: int | None,
+    resume: bool,
+    overwrite: bool,
+    console: Console | None,
 ) -> dict[str, Any]:
     """Train the whole teacher on labels; a `distill` run with method none whose student is the teacher.
 
@@ -129,6 +136,7 @@ def finetune(
     Returns:
         The run's result, with `teacher` naming the weights file.
     """
+    output = Path(output)
     run = RunFolder(output)
     if resume and run.finished:  # stopped between its end and the copy below
         result = read_json(run.result)

@@ -31,7 +31,7 @@ from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_lea
 
 def train(
     recipe: Detection,
-    output: Path,
+    output: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -64,7 +64,7 @@ def train(
         return _train(run, recipe, detector, learned, val)
 
 
-def evaluate(recipe: Detection, output: Path, *, console: Console | None = None) -> dict[str, Any]:
+def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Measure the detector that a run left, and draw its pictures again.
 
     Args:
@@ -75,6 +75,7 @@ def evaluate(recipe: Detection, output: Path, *, console: Console | None = None)
     Raises:
         UserError: If there is no trained detector, or the data is not as the recipe says or has other classes.
     """
+    output = Path(output)
     folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)

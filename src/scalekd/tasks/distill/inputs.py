@@ -50,7 +50,7 @@ def _read_data(recipe: Recipe) -> tuple[Split, Split]:
     return train, val
 
 
-def check_output(recipe: Recipe, output: Path, key: str = "output") -> None:
+def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> None:
     """Make sure that what a command writes does not become a class of the images that it reads.
 
     Args:
@@ -61,6 +61,7 @@ def check_output(recipe: Recipe, output: Path, key: str = "output") -> None:
     Raises:
         UserError: If it is in the folder of a split.
     """
+    output = Path(output)
     for split in (recipe.train_split, recipe.val_split, recipe.unlabelled_split):
         root = Path(recipe.data or "") / split
         if recipe.data and root.is_dir() and output.resolve().is_relative_to(root.resolve()):

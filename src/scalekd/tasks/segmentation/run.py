@@ -32,7 +32,7 @@ from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_lea
 
 def train(
     recipe: Segmentation,
-    output: Path,
+    output: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -72,7 +72,7 @@ def train(
         return _train(run, recipe, segmenter, *pairs)
 
 
-def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = None) -> dict[str, Any]:
+def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
     """Measure the model that a run left, and draw its pictures anew.
 
     Args:
@@ -83,6 +83,7 @@ def evaluate(recipe: Segmentation, output: Path, *, console: Console | None = No
     Raises:
         UserError: If there is no trained model, or the data is not as the recipe says.
     """
+    output = Path(output)
     folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
     segmenter = load_segmenter(output)
     device = pick_device(recipe.accelerator)

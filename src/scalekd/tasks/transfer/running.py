@@ -84,7 +84,9 @@ class Run:
 
 
 @contextmanager
-def begun(recipe: Transfer, output: Path, *, resume: bool, overwrite: bool, console: Console | None) -> Iterator[Run]:
+def begun(
+    recipe: Transfer, output: str | Path, *, resume: bool, overwrite: bool, console: Console | None
+) -> Iterator[Run]:
     """Claim the folder of a run.
 
     Args:
