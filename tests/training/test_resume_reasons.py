@@ -157,7 +157,8 @@ def test_other_packages_are_named_where_inputs_changed_and_where_a_run_goes_on(c
 def test_weights_that_are_new_gone_or_others_are_told_apart(
     run: Path, then: dict[str, str], now: dict[str, str], said: str
 ) -> None:
-    (run / "inputs.json").write_text(json.dumps(then))
+    decoding = json.loads((run / "inputs.json").read_text())["decoding"]
+    (run / "inputs.json").write_text(json.dumps({"decoding": decoding} | then))
     with pytest.raises(UserError, match=said):
         RunFolder(run).prepare(Recipe(), now, resume=True)
 
