@@ -17,7 +17,7 @@ from scalekd.models.weights import read_weights
 
 NAMES = (
     *("[bold]x[red]", "\x1b[31mred\x1b[0m\n", "a\nb\tc\r", "\u202egpj.", "\U0001f600", os.fsdecode(b"\xff\xfe"), "-rf"),
-    *("..\\..\\x", "{name}%s", "<b>&amp;", "…", " "),
+    *("x..\\..\\x", "{name}%s", "<b>&amp;", "…", " "),
 )
 CLASSES = tuple(sorted(NAMES))
 
