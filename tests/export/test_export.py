@@ -128,13 +128,6 @@ def test_int8_is_calibrated_and_measured_beside_float32(cli: Cli, data: Path, tm
     torch.testing.assert_close(small(images), full(images), rtol=0.2, atol=0.2)
 
 
-def test_what_onnx_cannot_express_is_refused(cli: Cli, tmp_path: Path) -> None:
-    _, weights = write(tmp_path, "vit")
-    base = ("export", weights, "--format", "onnx", "--output", tmp_path / "a.onnx")
-    cli(*base, "--opset", "16").refused("opset: 16 lacks an operator", "--opset 18")
-    assert not (tmp_path / "a.onnx").exists()
-
-
 def test_wrong_input_is_refused_in_a_line(
     cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,12 +18,13 @@ from scalekd.cli.options import Flags, over_stored, with_recipe_flags
 from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.errors import UserError
 from scalekd.export.compare import Agreement, agreement, time_ratio
+from scalekd.export.folding import Folded, fold
 from scalekd.export.hub import push_to_hub
 from scalekd.export.images import Images
 from scalekd.export.model_card import model_card
 from scalekd.export.onnx import OnnxClassifier, export_onnx
 from scalekd.export.program import ProgramClassifier, export_program
-from scalekd.export.quantise import quantise
+from scalekd.export.quantise import OLDEST_OPSET, quantise
 from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.weights import Card, read_weights
@@ -85,6 +86,10 @@ def export(
     """
     if format_ != "onnx" and (int8 or opset is not None):
         raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")
+    if int8 and opset is not None and opset < OLDEST_OPSET:
+        raise UserError(
+            f"opset: --int8 needs {OLDEST_OPSET} or above, where a scale a channel begins; {opset} is given"
+        )
     if hub is not None and format_ != "timm":
         raise UserError(f"push_to_hub: uploads timm folders; give --format timm, not {format_}")
     named = read_model(model, weights)
@@ -92,22 +97,31 @@ def export(
     keys = {} if named.run is None else named.run.stored_keys()
     recipe = load(None, over_stored(flags, keys, _RUN_KEYS))
     images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
+    calibration = _calibration_images(named.classifier, recipe, images) if int8 and images is not None else None
+    sample = list(_sample(images, named.classifier))
+    with working("folding its branches"):
+        folded = Folded(named.classifier, "") if format_ == "timm" else fold(named.classifier, sample)
     with working(f"writing {target}"):
-        exported = _write(named, format_, target, opset)
+        exported = _write(named, folded.classifier, format_, target, opset)
     with working("comparing its answers"):
-        checked = agreement(named.classifier, exported, _sample(images, named.classifier))
+        checked = agreement(named.classifier, exported, sample)
     result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
     result["checked"]["on"] = None if images is None else str(images.split.root)
     lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
+    if folded.told:
+        result["folded"] = folded.told
+        lines.insert(1, f"folded    {folded.told}")
     if format_ == "onnx":
         with working("timing it"):
-            result["time_ratio"] = time_ratio(named.classifier, exported, _one_image(named.classifier))
+            result["time_ratio"] = time_ratio(folded.classifier, exported, _one_image(named.classifier))
         lines.append(
             f"time      onnxruntime takes {result['time_ratio']:.2f} of torch's time for one image "
             f"(CPU, float32, {torch.get_num_threads()} threads, median of 15 alternate runs)"
         )
-    if int8 and images is not None:
-        result["int8"] = _quantise(named, full=exported, target=target, images=images, recipe=recipe)
+    if images is not None and calibration is not None:
+        result["int8"] = _quantise(
+            named, full=exported, target=target, images=images, calibration=calibration, recipe=recipe
+        )
         lines.append(_describe_int8(result["int8"]))
     if hub is not None:
         result["hub"] = push_to_hub(target, _WRITTEN, hub, private=private)
@@ -125,11 +139,17 @@ def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) ->
         raise UserError("output: none is given; give --output (it has a default for a run's folder only)")
     target = output or named.run.path / "export" / name  # type: ignore[union-attr]
     is_folder = name == "timm"
+    if target.exists() and target.is_dir() != is_folder:
+        wrong = f"a folder; name a file in it, such as {target / name}" if target.is_dir() else "a file; name a folder"
+        raise UserError(f"output: {target} is {wrong}")
     if not is_folder and target.suffix != Path(name).suffix:
         raise UserError(f"output: {target} must end in {Path(name).suffix}")
     if is_folder and RunFolder(target).exists:
         raise UserError(f"output: {target} is a run's own folder; name one in it, such as {target / 'export' / name}")
     written = [target / file for file in _WRITTEN] if is_folder else [target, _int8_path(target)]
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"output: {above} is a file, so that nothing can be written under it")
     there = [path for path in written if path.exists()]
     if there and not overwrite:
         raise UserError(f"output: {there[0]} exists; add --overwrite to replace it")
@@ -180,8 +200,10 @@ def _where(checked: Agreement, images: Images | None) -> str:
     return f"{checked}; " + ("images are generated: no --data" if images is None else f"from {images.split.root}")
 
 
-def _write(named: Named, format_: str, target: Path, opset: int | None) -> Callable[[Tensor], Tensor]:
-    """Write the export; gives it as it is read back."""
+def _write(
+    named: Named, folded: Classifier, format_: str, target: Path, opset: int | None
+) -> Callable[[Tensor], Tensor]:
+    """Write the export, of timm's format the trainable weights; gives it as it is read back."""
     if format_ == "timm":
         digest = write_timm_folder(named.classifier, target, named.weights)
         (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
@@ -190,10 +212,10 @@ def _write(named: Named, format_: str, target: Path, opset: int | None) -> Calla
         mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         return lambda images: plain((images - mean) / std)
     if format_ == "onnx":
-        export_onnx(named.classifier, target, _card(named), opset)
+        export_onnx(folded, target, _card(named), opset)
         _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to what was replaced
         return OnnxClassifier(target)
-    export_program(named.classifier, target, _card(named))
+    export_program(folded, target, _card(named))
     return ProgramClassifier(target)
 
 
@@ -213,28 +235,36 @@ def _left(named: Named) -> dict[str, Any] | None:
     return left | {"recipe": run.stored_keys()}
 
 
+def _calibration_images(classifier: Classifier, recipe: Recipe, images: Images) -> list[Tensor]:
+    """Training images in batches, read before anything is written: what is wrong with them is found first."""
+    classifier.check_classes(images.split.classes)
+    return list(_images(classifier, recipe, recipe.train_split).sample(_CALIBRATED))
+
+
 def _quantise(
-    named: Named, *, full: Callable[[Tensor], Tensor], target: Path, images: Images, recipe: Recipe
+    named: Named,
+    *,
+    full: Callable[[Tensor], Tensor],
+    target: Path,
+    images: Images,
+    calibration: list[Tensor],
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Write the int8 model; calibrated on training images, measured on validation images beside the full one."""
-    classifier = named.classifier
-    classifier.check_classes(images.split.classes)
-    training = _images(classifier, recipe, recipe.train_split)
     path = _int8_path(target)
     with working(f"calibrating {path}"):
-        quantise(target, path, training.sample(_CALIBRATED), _card(named))
+        quantise(target, path, calibration, _card(named))
     small = OnnxClassifier(path)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     how: dict[str, Any] = {"workers": recipe.workers, "corrupt": corrupt}
     before, after = images.accuracy(full, "float32", **how), images.accuracy(small, "int8", **how)
-    one = _one_image(classifier)
     return {
         "output": str(path),
         "top1": after.top1,
         "float32_top1": before.top1,
         "images": after.images,
         "size_ratio": path.stat().st_size / target.stat().st_size,
-        "time_ratio": time_ratio(full, small, one),
+        "time_ratio": time_ratio(full, small, _one_image(named.classifier)),
     }
 
 

@@ -36,7 +36,7 @@ class Agreement:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # models that keep what they compute, as LeViT does, could not be exported after inference mode
 def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
     """Compare two models on batches of images `[B, 3, h, w]`, at least one."""
     wanted, found = (torch.cat(logits) for logits in zip(*((ours(b), exported(b)) for b in batches), strict=True))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card, read_card
 
 IMAGES, LOGITS = "images", "logits"
+# Rounding of float32 stays far below this share of the largest logit, a wrong conversion far above it.
+_TOLERANCE = 1e-2
 
 
 def needed(module: str) -> Any:
@@ -38,14 +42,19 @@ def needed(module: str) -> Any:
 
 def example(classifier: Classifier) -> Tensor:
     """Two images of the model's size: with one, the tracer would take the batch for fixed."""
+    return _noise(classifier, 2)
+
+
+def _noise(classifier: Classifier, count: int) -> Tensor:
     parameter = next(classifier.parameters())
-    return torch.rand(2, 3, classifier.resolution, classifier.resolution, device=parameter.device)
+    return torch.rand(count, 3, classifier.resolution, classifier.resolution, device=parameter.device)
 
 
-def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int | None = None) -> int:
+def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int | None = None) -> None:
     """Write a model that takes `images` `[batch, 3, side, side]` and gives `logits` `[batch, K]`; the batch is free.
 
     Weights are inside the file, but for models above 2 GB (a limit of the format), which get a second file.
+    Nothing is left at `path` unless onnxruntime gives the model's own logits from it.
 
     Args:
         classifier: The model.
@@ -53,40 +62,127 @@ def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int
         card: What the metadata entry `scalekd` says, as JSON: class names, resolution, crop and more.
         opset: Version of ONNX's operators; by default torch's choice.
 
-    Returns:
-        The version of the operators.
-
     Raises:
-        UserError: If the model, or this version of the operators, cannot express it.
+        UserError: If the model cannot be written, or not with this version of the operators.
     """
     path = Path(path)
-    onnx = needed("onnx")
     needed("onnxscript")
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                classifier.eval(),
-                (example(classifier),),
-                dynamo=True,
-                dynamic_shapes=({0: "batch"},),
-                input_names=[IMAGES],
-                output_names=[LOGITS],
-                opset_version=opset,
-                verbose=False,
-            )
-    except Exception as error:
-        raise UserError(f"format: {classifier.name} cannot be exported to ONNX: {first_line(error)}") from error
-    assert program is not None
-    written = program.model.opset_imports[""]
-    if opset is not None and written != opset:  # the exporter keeps its own where it cannot convert
-        raise UserError(
-            f"opset: {opset} lacks an operator that {classifier.name} needs; give --opset {written} or leave it"
-        )
-    program.model.metadata_props[CARD_KEY] = json.dumps(asdict(card))
+    _check_opset(opset)
     path.parent.mkdir(parents=True, exist_ok=True)
+    ways = _ways(opset)
+    reasons = []
+    for way in ways:
+        with TemporaryDirectory(dir=path.parent) as scratch:
+            written = Path(scratch) / path.name
+            try:
+                with _quiet():
+                    way(classifier.eval(), written, opset)
+                _finish(classifier, written, card, opset)
+            except OSError:  # a full disk is not the model's fault
+                raise
+            except Exception as error:  # exporters raise kinds of their own, of many parents
+                reasons.append(first_line(error))
+                continue
+            for file in Path(scratch).iterdir():
+                file.replace(path.parent / file.name)
+            return
+    # The first way is the one made for this version: its reason is the model's, not that of a makeshift.
+    if opset is None:
+        raise UserError(f"format: {classifier.name} cannot be exported to ONNX: {reasons[0]}")
+    raise UserError(
+        f"opset: {classifier.name} cannot be written with version {opset} of the operators: {reasons[0]}; "
+        "leave --opset out for torch's choice"
+    )
+
+
+def _check_opset(opset: int | None) -> None:
+    """Refuse versions that do not exist, or that no exporter writes.
+
+    Raises:
+        UserError: If it is one of them.
+    """
+    onnx = needed("onnx")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not _OLDEST <= opset <= newest:
+        raise UserError(
+            f"opset: {opset} is not offered; give {_OLDEST} to {newest}, which onnx {onnx.__version__} knows"
+        )
+
+
+_Way = Callable[[Classifier, Path, "int | None"], None]
+# torch's TorchScript exporter starts at 7. The other one translates to 18, and converts that to its neighbours.
+_OLDEST, _GRAPH_OLDEST = 7, 18
+
+
+def _ways(opset: int | None) -> tuple[_Way, ...]:
+    """The ways to write a version, the one made for it first."""
+    if opset is None:
+        return (_write_graph,)
+    return (_write_graph, _write_converted) if opset >= _GRAPH_OLDEST else (_write_trace, _write_graph)
+
+
+def _write_graph(classifier: Classifier, path: Path, opset: int | None) -> None:
+    """By torch's exporter of exported programs."""
+    program = torch.onnx.export(
+        classifier,
+        (example(classifier),),
+        dynamo=True,
+        dynamic_shapes=({0: "batch"},),
+        input_names=[IMAGES],
+        output_names=[LOGITS],
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None
     program.save(path)
+
+
+def _write_trace(classifier: Classifier, path: Path, opset: int | None) -> None:
+    """By torch's TorchScript exporter, which knows old versions; its attention as single products, as it then was."""
+    plain = copy.deepcopy(classifier)
+    for module in plain.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", False)  # noqa: B010 (a module's attributes are tensors to mypy)
+    torch.onnx.export(
+        plain,
+        (example(classifier),),
+        path,
+        dynamo=False,
+        dynamic_axes={IMAGES: {0: "batch"}, LOGITS: {0: "batch"}},
+        input_names=[IMAGES],
+        output_names=[LOGITS],
+        opset_version=opset,
+        verbose=False,
+    )
+
+
+def _write_converted(classifier: Classifier, path: Path, opset: int | None) -> None:
+    """By onnx's converter from torch's choice: it knows versions that torch does not yet."""
+    onnx = needed("onnx")
+    _write_graph(classifier, path, None)
+    onnx.save(onnx.version_converter.convert_version(onnx.load(path), opset), path)
+
+
+def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -> None:
+    """Add the card to a file and check it: its version, its operators, its logits at another batch.
+
+    Raises:
+        ValueError: If its version is another one, or it answers differently.
+    """
+    onnx = needed("onnx")
+    model = onnx.load(path, load_external_data=False)
+    version = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset not in (None, version):  # the exporter keeps its own where it cannot convert
+        raise ValueError(f"torch's exporter kept version {version}")
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(asdict(card))})
+    onnx.save(model, path)
     onnx.checker.check_model(str(path))
-    return int(written)
+    images = _noise(classifier, 3)
+    with torch.no_grad():
+        wanted = classifier(images).cpu()
+    difference = (OnnxClassifier(path)(images.cpu()) - wanted).abs().max().item()
+    if not difference <= _TOLERANCE * wanted.abs().max().item():  # not a number is no agreement either
+        raise ValueError(f"its logits differ by up to {difference:.1e} from the model's")
 
 
 def first_line(error: Exception) -> str:
@@ -96,7 +192,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of each conversion that it tries; what matters is looked at afterwards."""
+    """The exporters tell of each conversion that they try; what matters is looked at afterwards."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,0 +1,220 @@
+"""Which way to quantise a student to int8 keeps its accuracy in onnxruntime, OpenVINO and OpenCV, and at what speed?
+
+Usage: python benchmarks/int8.py STUDENT.safetensors ... --data DATA --output FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from command import Parser, check_output, positive, say, write_json
+from measurement import describe_machine
+from torch import Tensor
+
+from scalekd.data import in_order, read_split
+from scalekd.errors import UserError
+from scalekd.export.compare import Run, time_ratio
+from scalekd.export.images import Images
+from scalekd.export.onnx import OnnxClassifier, export_onnx, first_line
+from scalekd.export.quantise import OPERATORS, OPTIONS, quantise
+from scalekd.models import Classifier
+from scalekd.recipes import load
+from scalekd.tasks.distill.inputs import evaluation_images
+
+_INPUTS = {"OpTypesToExcludeOutputQuantization": OPERATORS}
+# Name: kinds of operators, onnxruntime's extra options.
+WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "inputs and outputs": (OPERATORS, {}),
+    "activations listed": ((*OPERATORS, "Relu", "Clip"), {}),
+    "activations listed, float bias": ((*OPERATORS, "Relu", "Clip"), {"QuantizeBias": False}),
+    "inputs only": (OPERATORS, _INPUTS),
+    "inputs only, float bias": (OPERATORS, _INPUTS | {"QuantizeBias": False}),
+}
+SHIPPED = next(name for name, way in WAYS.items() if way == (OPERATORS, OPTIONS))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("students", type=Path, nargs="+", help="weights files with a head for the classes of --data")
+    parser.add_argument("--data", required=True, help="folder with train/<class>/ and val/<class>/")
+    parser.add_argument("--images", type=positive, default=1000, help="validation images, evenly spread; default 1000")
+    parser.add_argument("--calibration", type=positive, default=128, help="training images; default 128")
+    parser.add_argument("--rounds", type=positive, default=15, help="alternate runs of one image each; default 15")
+    parser.add_argument("--runtimes", nargs="+", choices=tuple(RUNTIMES), default=tuple(RUNTIMES))
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
+    return parser.parse_args()
+
+
+def _openvino(file: Path) -> Run:
+    openvino = import_module("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    return lambda images: torch.from_numpy(np.array(compiled(images.numpy())[0]))
+
+
+def _opencv(file: Path) -> Run:
+    cv2 = import_module("cv2")
+    cv2.setNumThreads(torch.get_num_threads())
+    net = cv2.dnn.readNetFromONNX(str(file))
+
+    def run(images: Tensor) -> Tensor:
+        net.setInput(images.numpy())
+        return torch.from_numpy(np.array(net.forward()))
+
+    return run
+
+
+RUNTIMES: dict[str, tuple[str, Callable[[Path], Run]]] = {  # name: package, what opens a file
+    "onnxruntime": ("onnxruntime", OnnxClassifier),
+    "openvino": ("openvino", _openvino),
+    "opencv": ("opencv-python-headless", _opencv),
+}
+
+
+def split_images(classifier: Classifier, data: str, name: str) -> Images:
+    """A split's images as `scalekd export` looks at them."""
+    recipe = load(None, {"data": data, "workers": 0})
+    split = in_order(read_split(data, name), classifier.classes)
+    return Images(
+        evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=classifier.crop_fraction)
+    )
+
+
+class Validation(NamedTuple):
+    """Images in batches, their labels `[N]`, and the float file's logits `[N, K]`."""
+
+    batches: list[Tensor]
+    labels: Tensor
+    truth: Tensor
+
+
+def logits(run: Run, batches: list[Tensor]) -> Tensor:
+    """All logits `[N, K]`, of a batch of 16 at a time."""
+    return torch.cat([run(batch) for batch in batches])
+
+
+def compare(found: Tensor, validation: Validation) -> dict[str, float]:
+    """Logits `[N, K]` of a quantised file beside the float file's."""
+    truth, labels = validation.truth, validation.labels
+    return {
+        "top1": 100 * (found.argmax(1) == labels).float().mean().item(),
+        "same_top1": 100 * (found.argmax(1) == truth.argmax(1)).float().mean().item(),
+        "error": ((found - truth).square().mean().sqrt() / truth.std(0).mean()).item(),
+    }
+
+
+def measure_student(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each way in each runtime, for one student."""
+    classifier = Classifier(path).eval()
+    card = classifier.card()
+    calibration = list(split_images(classifier, arguments.data, "train").sample(arguments.calibration))
+    with TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "float32.onnx"
+        export_onnx(classifier, whole, card)
+        files = {"float32": whole}
+        for number, (way, (operators, options)) in enumerate(WAYS.items()):
+            files[way] = Path(scratch) / f"{number}.onnx"
+            quantise(whole, files[way], calibration, card, operators=operators, options=options)
+        validation = validate(classifier, whole, arguments)
+        result: dict[str, Any] = {
+            "student": classifier.name,
+            "images": len(validation.labels),
+            "float32_top1": compare(validation.truth, validation)["top1"],
+            "size_ratio": {way: file.stat().st_size / whole.stat().st_size for way, file in files.items()},
+            "runtimes": {},
+        }
+        for name in arguments.runtimes:
+            result["runtimes"][name] = measure_runtime(name, files, validation, arguments.rounds)
+            say(f"{path.stem}: {name} done")
+    return result
+
+
+def validate(classifier: Classifier, whole: Path, arguments: argparse.Namespace) -> Validation:
+    """Validation images, all of which must be readable, and what the float file says of them."""
+    images = split_images(classifier, arguments.data, "val")
+    batches = list(images.sample(arguments.images))
+    step = max(len(images.split) / arguments.images, 1)  # as `Images.sample` spreads them
+    labels = [int(images.split.labels[int(number * step)]) for number in range(sum(map(len, batches)))]
+    return Validation(batches, torch.tensor(labels), logits(OnnxClassifier(whole), batches))
+
+
+def measure_runtime(name: str, files: dict[str, Path], validation: Validation, rounds: int) -> dict[str, Any]:
+    """What a runtime makes of each file; a failure is kept in words."""
+    package, opener = RUNTIMES[name]
+    try:
+        result: dict[str, Any] = {"version": version(package), "ways": {}}
+    except PackageNotFoundError:
+        return {"skipped": f"{package} is not installed"}
+    one = validation.batches[0][:1]
+    for way, file in files.items():
+        try:
+            run = opener(file)
+            found = compare(logits(run, validation.batches), validation)
+            result["ways"][way] = found | {"time_ratio": time_ratio(opener(files["float32"]), run, one, rounds)}
+        except Exception as error:  # runtimes raise kinds of their own
+            result["ways"][way] = {"failed": first_line(error)}
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table: top-1, equal classes, error, time of the float file's."""
+    lines = [
+        "| student (float32 top-1) | way | size | "
+        + " | ".join(f"{name}: top-1 / same / error / time" for name in RUNTIMES)
+        + " |",
+        "|---" * (3 + len(RUNTIMES)) + "|",
+    ]
+    for student in result["students"].values():
+        for way in WAYS:
+            cells = [_cell(student["runtimes"].get(name, {}), way) for name in RUNTIMES]
+            head = f"{student['student']} ({student['float32_top1']:.1f})"
+            lines.append(f"| {head} | {way} | {student['size_ratio'][way]:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(runtime: dict[str, Any], way: str) -> str:
+    found = runtime.get("ways", {}).get(way)
+    if found is None:
+        return "-"
+    if "failed" in found:
+        return "cannot run it"
+    return f"{found['top1']:.1f} / {found['same_top1']:.1f} / {found['error']:.3f} / {found['time_ratio']:.2f}"
+
+
+def main() -> int:
+    """Run the benchmark."""
+    arguments = parse_arguments()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        check_output(arguments.output)
+        result: dict[str, Any] = {
+            "machine": describe_machine(torch.device("cpu")),
+            "shipped": SHIPPED,
+            "calibration_images": arguments.calibration,
+            "students": {},
+        }
+        for path in arguments.students:
+            result["students"][path.stem] = measure_student(path, arguments)
+            if arguments.output is not None:
+                write_json(arguments.output, result)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    say(table(result))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
