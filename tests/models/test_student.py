@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def test_saved_weights_are_plain_timms(tmp_path: Path, student: Student) -> None
     ).eval()
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(plain(student.prepare(images)), student(images).logits)
+
+
+def test_images_are_resized_in_silence_only_where_the_size_was_asked_for() -> None:
+    images = torch.rand(1, 3, 48, 40)
+    with pytest.warns(
+        UserWarning, match=r"images of 48x40 pixels are resized to the 224 that resnet18 .*resolution=40"
+    ):
+        Student("resnet18", num_classes=3, **TINY_CNN)(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Student("resnet18", num_classes=3, resolution=32, **TINY_CNN)(images)
+        Student("resnet18", num_classes=3, **TINY_CNN)(torch.rand(1, 3, 224, 224))
 
 
 def test_the_papers_maps_and_heads() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from scalekd import Student, Teacher
 from scalekd.errors import UserError
 from scalekd.models import Classifier
+from scalekd.models.teacher import resolution_note
 from scalekd.models.weights import read_weights
 
 SWIN: dict[str, Any] = {"depths": (1, 1, 1, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)}
@@ -162,6 +163,8 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         Teacher("vit_tiny_patch16_224", weights=tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="no such file"):
+        Teacher(tmp_path / "none.safetensors")
 
 
 def test_a_classifier_and_a_student_load_what_the_other_saved(tmp_path: Path, student: Student) -> None:
@@ -207,6 +210,14 @@ def test_weights_without_a_card_say_their_resolution_by_their_positions(tmp_path
     assert Teacher("vit_small_patch14_dinov2", weights=path, resolution=56, **args).resolution == 56
 
 
-def test_a_folder_as_model_points_to_the_file_in_it(tmp_path: Path, teacher_file: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; give a weights file: .*teacher\.safetensors"):
-        Teacher(teacher_file.parent)
+def test_a_default_resolution_that_costs_much_is_told(teacher: Teacher) -> None:
+    small: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+    dino = Teacher("vit_small_patch14_dinov2", pretrained=False, **small)
+    note = resolution_note(dino, "--teacher-resolution")
+    assert note is not None
+    assert "518 px" in note
+    assert "1,369 tokens an image, 5.3 times as many as at 224 px" in note
+    assert "--teacher-resolution 224 takes less" in note
+    chosen = Teacher("vit_small_patch14_dinov2", pretrained=False, resolution=518, **small)
+    usual = Teacher("vit_tiny_patch16_224", pretrained=False)
+    assert [resolution_note(model, "--resolution") for model in (chosen, usual, teacher)] == [None] * 3

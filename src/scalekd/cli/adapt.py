@@ -10,6 +10,7 @@ import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
+from scalekd.models.folders import TEACHER
 from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks import adapt as adaptation
@@ -35,7 +36,7 @@ _TRAINING = {
     },
 )  # fmt: skip
 def adapt(
-    teacher: Annotated[str, typer.Argument(help="timm name, or a weights file written by scalekd.")],
+    teacher: Annotated[str, typer.Argument(help="timm name, a weights file written by scalekd, or a run's folder.")],
     *,
     output: Annotated[Path, typer.Option(help="Folder for teacher.safetensors.")],
     mode: Annotated[
@@ -67,7 +68,7 @@ def adapt(
         below = run.stored_keys()
     recipe = load(None, below | flags | {"teacher": teacher})
     resolution = recipe.resolution if "resolution" in below | flags else None
-    file = output / adaptation.FILE
+    file = output / TEACHER
     if file.exists() and not (overwrite or resume):
         raise UserError(f"output: {file} exists; add --overwrite to replace it")
     if mode == "finetune":
@@ -76,8 +77,8 @@ def adapt(
         )
     else:
         result = adaptation.probe(recipe, output, resolution=resolution)
-    typer.echo(
-        json.dumps(result)
-        if as_json
-        else f"teacher   top1 {result['top1']:.2f}% on the validation images; use it with --teacher {printable(file)}"
-    )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    role, use = ("teacher", "--teacher") if result["teaches"] else ("student", "`scalekd evaluate` and `export` of")
+    typer.echo(f"{role}   top1 {result['top1']:.2f}% on the validation images; use it with {use} {printable(file)}")

@@ -48,6 +48,7 @@ from scalekd.recipes import ListKeys, Recipe, load
 from scalekd.tasks.distill.inputs import evaluation_images
 from scalekd.tasks.distill.measuring import measured_as
 
+_SHOWN = 10  # classes to name in a line
 _NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
 _DATA = ("data", "train_split", "val_split", *ListKeys.model_fields)
 _SHARED = (*_DATA, "precision")  # what models must have in common to be compared
@@ -147,8 +148,10 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
         typer.echo(line, err=True)
     device = pick_device(recipe.accelerator)
     classifier, crop = subject.build(recipe, device)
-    if sorted(classifier.classes) == sorted(split.classes):  # val alone may state another order than train
-        split = in_order(split, classifier.classes)
+    known = classifier.classes or classifier.imagenet_classes(split.classes)
+    occurring = [name for name in known if name in split.classes]
+    if len(occurring) == len(split.classes):  # all of them, in whatever order the split states, or a part
+        split = in_order(split, known)
     classifier.check_classes(split.classes)
     if recipe.batch != subject.then.get("batch", recipe.batch):
         typer.echo(
@@ -166,6 +169,14 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
         corrupt=corrupt,
     )
     result = {"model": classifier.name, "top1": accuracy.top1, "top5": accuracy.top5, "images": accuracy.images}
+    if len(occurring) < len(known):
+        result |= {"classes": occurring, "classes_of_model": len(known)}
+        absent = [name for name in known if name not in occurring]
+        typer.echo(
+            f"classes: the data has {len(occurring)} of the model's {len(known)}, measured by name: "
+            f"{_listed(occurring)}. The model may answer with the others too: {_listed(absent)}",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps(result | {"corrupt_images": sorted(corrupt.paths)}))
         return
@@ -173,6 +184,12 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
     images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
     typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
 
 
 def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:

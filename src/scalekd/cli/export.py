@@ -25,8 +25,9 @@ from scalekd.export.model_card import model_card
 from scalekd.export.onnx import OnnxClassifier, export_onnx
 from scalekd.export.program import ProgramClassifier, export_program
 from scalekd.export.quantise import OLDEST_OPSET, quantise
-from scalekd.export.timm_folder import CONFIG, WEIGHTS, write_timm_folder
+from scalekd.export.timm_folder import write_timm_folder
 from scalekd.models import Classifier
+from scalekd.models.folders import CONFIG, WEIGHTS
 from scalekd.models.weights import Card, read_weights
 from scalekd.progress import working
 from scalekd.recipes import ListKeys, Recipe, load

@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 from scalekd.errors import UserError, printable
-from scalekd.export.timm_folder import WEIGHTS, is_timm_folder, read_timm_folder
+from scalekd.export.timm_folder import is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
+from scalekd.models.folders import TEACHER, WEIGHTS
 from scalekd.models.sources import PYTHON
 from scalekd.runs.folder import RunFolder
-from scalekd.tasks.adapt import FILE as TEACHER_FILE
 
 HELP = "A run's, adapt's or timm folder, a weights file, or a timm name."
 
@@ -42,7 +42,7 @@ def find_run(model: str) -> RunFolder | None:
     path = Path(model)
     if path.suffix == ".ckpt" and path.is_file():
         return RunFolder(path.absolute().parent.parent)
-    if not path.is_dir() or is_timm_folder(path) or (path / TEACHER_FILE).is_file():
+    if not path.is_dir() or is_timm_folder(path) or (path / TEACHER).is_file():
         return None
     return RunFolder(path)
 
@@ -61,7 +61,14 @@ def read_model(
     Raises:
         UserError: If it stands for none, or cannot be built.
     """
-    path, run, args = Path(model), find_run(model), args or {}
+    named = _read(model, weights, resolution, args or {})
+    for note in named.classifier.notes:
+        typer.echo(f"weights: {printable(named.weights)}: {printable(note)}", err=True)
+    return named
+
+
+def _read(model: str, weights: Path | None, resolution: int | None, args: dict[str, Any]) -> Named:
+    path, run = Path(model), find_run(model)
     if weights is not None and (run is not None or path.is_dir()):
         raise UserError(f"weights: {model} brings its own weights along; leave --weights out")
     if is_timm_folder(path):
@@ -77,8 +84,5 @@ def read_model(
         # Code of the user's own is named by the recipe alone, never by weights.
         named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}
         return Named(Classifier(**named, resolution=resolution, **args).eval(), run.student, run)
-    if path.is_dir():
-        path = path / TEACHER_FILE  # what `adapt` leaves
-        return Named(Classifier(path, resolution=resolution, **args).eval(), path)
     classifier = Classifier(model, weights=weights, resolution=resolution, **args).eval()
-    return Named(classifier, weights or (path if path.is_file() else None))
+    return Named(classifier, classifier.weights)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.export.checkpoint import read_checkpoint
 from scalekd.models import Classifier
+from scalekd.models.fitting import load_weights, stored_resolution
 from scalekd.models.sources import create, timm_config
-from scalekd.models.weights import load_weights, stored_resolution
 
 # Beginnings of names there -> here. Blocks are numbered in one row there where MobileNet's are in stages here.
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]

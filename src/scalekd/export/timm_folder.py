@@ -14,10 +14,11 @@ from typing_extensions import TypedDict  # pydantic's choice below Python 3.12
 
 from scalekd.errors import UserError
 from scalekd.models import Classifier
+from scalekd.models.fitting import load_weights
+from scalekd.models.folders import CONFIG, WEIGHTS
 from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file, timm_config
-from scalekd.models.weights import file_hash, load_weights, read_weights
+from scalekd.models.weights import file_hash, read_weights
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What timm's configuration of an architecture says of its modules, rather than of weights that it was published with.
 _STRUCTURE = ("fixed_input_size", "first_conv", "classifier")
 
@@ -112,12 +113,12 @@ def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Class
         args |= {"img_size": resolution}
     overlay = {"pretrained_cfg_overlay": images, "num_classes": classes}
     module = create(name, pretrained=False, model_args=args | overlay)
-    load_weights(module, state, folder / WEIGHTS)
+    notes = load_weights(module, state, folder / WEIGHTS)
     try:
         classifier = Classifier(module, resolution=resolution)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
-    classifier.name, classifier.model_args = name, args
+    classifier.name, classifier.model_args, classifier.notes = name, args, notes
     names = said.get("label_names") or (card.classes if card else ())
     classifier.classes = tuple(names.values() if isinstance(names, dict) else names)
     if classifier.classes and len(classifier.classes) != classifier.num_classes:

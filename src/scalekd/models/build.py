@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import timm
 import torch
@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.models.failure import naming_model
-from scalekd.models.sources import PYTHON, TORCHVISION, create, may_come_from_a_file, timm_config
-from scalekd.models.weights import (
-    EXPORTED,
-    Card,
-    head_width,
-    load_weights,
-    read_weights,
-    save_weights,
-    stored_resolution,
-)
+from scalekd.models.families import has_patch_tokens
+from scalekd.models.fitting import fit_keys, likely_head_width, load_fitted, stored_resolution
+from scalekd.models.folders import weights_of
+from scalekd.models.sources import PYTHON, TORCHVISION, create, described, may_come_from_a_file, timm_config
+from scalekd.models.weights import FILE_ENDINGS, Card, read_weights, save_weights
 
 T = TypeVar("T")
 
@@ -31,17 +26,26 @@ class ImageModel(nn.Module):
     """A model that takes RGB images in [0, 1] and applies its own normalisation and resolution.
 
     Args:
-        model: A timm name, `torchvision:NAME`, `python:module.callable`, a safetensors file written by scalekd, or a
-            module (normalised as its timm configuration says, or for ImageNet).
+        model: A timm name, `hf-hub:NAME`, `torchvision:NAME`, `python:module.callable`, a safetensors file written by
+            scalekd, a folder (see `weights_of`), or a module (normalised as its timm configuration says, or for
+            ImageNet).
         weights: A safetensors file for `model`.
         num_classes: Width of the head; by default the weights' or the architecture's own.
         resolution: Image side in pixels the model runs at; by default the weights' or the architecture's own.
         pretrained: Whether a name without `weights` loads the hub's weights.
         model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
 
+    Attributes:
+        classes: Class names in the order of the logits; empty where nothing names them.
+        weights: The file that it was read from; None for a name without one.
+        notes: What was done to the file's keys and head, one line each.
+        resolution_given: Whether the resolution is the user's choice.
+
     Raises:
         UserError: For an unknown name, or weights that are missing or do not fit.
     """
+
+    takes_fresh_head: ClassVar[bool] = False  # whether weights with another head, or none, are a start all the same
 
     mean: Tensor
     std: Tensor
@@ -59,6 +63,10 @@ class ImageModel(nn.Module):
         **model_args: Any,
     ) -> None:
         super().__init__()
+        self.classes: tuple[str, ...] = ()
+        self.weights: Path | None = None
+        self.notes: tuple[str, ...] = ()
+        self.resolution_given = resolution is not None
         if isinstance(model, nn.Module):
             if weights is not None or num_classes is not None or model_args:
                 raise UserError(
@@ -78,7 +86,6 @@ class ImageModel(nn.Module):
             )
         self.model = module
         config = timm.data.resolve_model_data_config(module)
-        self.classes: tuple[str, ...] = card.classes if card else ()
         self.num_classes = int(getattr(module, "num_classes", self._head_width or 0))
         own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
         self.resolution = int(resolution or own)
@@ -97,46 +104,46 @@ class ImageModel(nn.Module):
         pretrained: bool,
         model_args: dict[str, Any],
     ) -> tuple[Card | None, nn.Module]:
-        if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", *EXPORTED)):
-            name, weights = "", name
+        """The module that a name stands for with its weights, and their card."""
+        name, weights = _located(name, weights)
         state, card = read_weights(weights) if weights else (None, None)
-        if not name:
-            if card is None:
-                raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
-            if not may_come_from_a_file(card.architecture):
-                raise UserError(f"weights: {weights} belongs to {card.architecture}; name that as the model beside it")
-            name = card.architecture
-        if card is not None and _untagged(card.architecture) != _untagged(name):
-            raise UserError(f"weights: {weights} holds a {card.architecture}, not a {name}")
+        name = name or _named_by(card, weights)
+        about = described(name)
+        self.name, self.weights = about.architecture if about else name, Path(weights) if weights else None
+        if card is not None and _untagged(card.architecture) != _untagged(self.name):
+            raise UserError(f"weights: {weights} holds a {card.architecture}, not a {self.name}")
+        config = about.config if about else timm_config(name)
+        stated = (about.args if about else {}) | (card.args if card else {})
+        model_args = {key: value for key, value in stated.items() if key != "img_size" or not resolution} | model_args
+        guess = num_classes
         if card is not None:
-            own = {key: value for key, value in card.args.items() if not (key == "img_size" and resolution)}
-            model_args = own | model_args
             resolution = resolution or card.resolution
-        self.name = name
-        config = timm_config(name)
-        if num_classes is None and state is not None:
-            num_classes = card.num_classes if card else head_width(state, config.classifier)
-        if num_classes is None and name.startswith(TORCHVISION):
-            num_classes = 1000
-        if resolution and config.fixed_input_size and "img_size" not in model_args:
-            model_args = model_args | {"img_size": resolution}
-        self.model_args = model_args
-        if num_classes is not None:
-            model_args = model_args | {"num_classes": num_classes}
-        self._head_width = num_classes
-        module = create(name, pretrained=pretrained and state is None, model_args=model_args)
-        trained_at = stored_resolution(module, state) if state is not None and card is None and not resolution else None
-        if trained_at is not None:
-            return self._create(
-                name,
-                weights=weights,
-                num_classes=num_classes,
-                resolution=trained_at,
-                pretrained=pretrained,
-                model_args=self.model_args,
-            )
+            guess = card.num_classes if num_classes is None else num_classes
+        elif state is not None and num_classes is None:
+            guess = likely_head_width(state, config.classifier)
+
+        def build(classes: int | None, side: int | None) -> nn.Module:
+            sized = side and config.fixed_input_size and "img_size" not in model_args
+            self.model_args = model_args | ({"img_size": side} if sized else {})
+            self._head_width = 1000 if classes is None and name.startswith(TORCHVISION) else classes
+            width = {} if self._head_width is None else {"num_classes": self._head_width}
+            return create(name, pretrained=pretrained and state is None, model_args=self.model_args | width)
+
+        module = build(guess, resolution)
         if state is not None:
-            load_weights(module, state, str(weights))
+            fitted = fit_keys(module, state)
+            if card is None:  # its head and position embeddings say what a card would
+                told = (
+                    fitted.head_width if num_classes is None else num_classes,
+                    resolution or stored_resolution(module, fitted.plain),
+                )
+                if told != (getattr(module, "num_classes", self._head_width), resolution):
+                    module = build(*told)
+                    fitted = fit_keys(module, state)
+            self.notes = load_fitted(module, fitted, state, str(weights), fresh_head=self.takes_fresh_head)
+        trained = pretrained or state is not None
+        names = card.classes if card is not None else about.classes if about and trained else ()
+        self.classes = names if len(names) == getattr(module, "num_classes", self._head_width) else ()
         return card, module
 
     @property
@@ -175,12 +182,22 @@ class ImageModel(nn.Module):
         """
         if self.num_classes != len(classes):
             has = f"{self.num_classes} classes" if self.num_classes else "no head"
-            raise UserError(
-                f"model: {self.name} has {has}, the data {len(classes)} classes; `scalekd adapt` fits a head for them"
-            )
+            unknown = [name for name in classes if name not in self.classes] if self.classes else []
+            which = f" ({unknown[0]!r} is none of the model's)" if unknown else ""
+            if not self.classes and self.num_classes > len(classes):
+                which = " (its own have no names, by which a part of them could be told)"
+            raise UserError(f"model: {self.name} has {has}, the data {len(classes)} classes{which}; {self.head_advice}")
         differ = [(own, other) for own, other in zip(self.classes, classes, strict=False) if own != other]
         if differ:
             raise UserError(f"model: {self.name} knows class {differ[0][0]!r} where the data has {differ[0][1]!r}")
+
+    @property
+    def head_advice(self) -> str:
+        """What gives this model a head for other classes."""
+        if hasattr(self.model, "forward_head") and (self.weights is not None or has_patch_tokens(self.model)):
+            return "`scalekd adapt` fits a head for them"
+        start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"
+        return f"train it on them with `scalekd distill --method none --student {self.name} {start}`"
 
     def save(
         self,
@@ -221,6 +238,26 @@ class ImageModel(nn.Module):
     def __str__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
         return f"{self.name} ({parameters / 1e6:.2f} M parameters, {self.resolution} px, {self.num_classes} classes)"
+
+
+def _located(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:
+    """What the user calls the model -> its name, empty where its weights say it, and its weights."""
+    if Path(name).is_dir():
+        if weights is not None:
+            raise UserError(f"weights: the folder {name} brings its own weights along; leave {weights} out")
+        return weights_of(Path(name))
+    if name.endswith(FILE_ENDINGS):
+        return "", name
+    return name, weights
+
+
+def _named_by(card: Card | None, weights: str | Path | None) -> str:
+    """The model that weights say they belong to."""
+    if card is None:
+        raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
+    if not may_come_from_a_file(card.architecture):
+        raise UserError(f"weights: {weights} belongs to {card.architecture}; name that as the model beside it")
+    return card.architecture
 
 
 def _untagged(name: str) -> str:

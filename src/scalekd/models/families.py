@@ -128,6 +128,11 @@ class RotaryFamily(_PositionalFamily):
         return [{"rope": rope[index] if per_block else rope, "attn_mask": mask} for index in indices]
 
 
+def has_patch_tokens(model: nn.Module) -> bool:
+    """Whether a model is of a family that can teach."""
+    return isinstance(model, SwinTransformer | SwinTransformerV2 | Beit | Eva | VisionTransformer)
+
+
 def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Family:
     """The family of a timm model.
 

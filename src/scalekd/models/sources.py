@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 
 import scalekd.models.extra  # noqa: F401 (registers its models with timm)
 from scalekd.errors import UserError, did_you_mean
+from scalekd.models.described import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
+_FLAGS = " (--teacher-weights or --student-weights; --weights of evaluate and predict)"
 # Arguments of the builders that say where weights come from, or give something else than a classifier. Neither a
 # weights file nor a recipe may set them: weights are `weights`, and are read without running code.
 FIXED_ARGS = {
@@ -56,39 +59,45 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
         if name.startswith(PYTHON):
             if pretrained:
-                raise UserError(f"student_pretrained: there are no hub weights of {name}; give student_weights")
+                raise UserError(f"weights: there are no hub weights of {name}; give a weights file{_FLAGS}")
             return _own_code(name.removeprefix(PYTHON), model_args)
-        module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
+        asks = pretrained or is_described(name)
+        with answered_at_once() if asks and not name.startswith(LOCAL) else nullcontext():
+            module: nn.Module = timm.create_model(name, pretrained=pretrained, **model_args)
         return module
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not pretrained or isinstance(error, TypeError | AssertionError):
-            raise UserError(f"model: {name} cannot be built with {model_args}: {reason}") from error
+            raise UserError(f"model: {name} cannot be built with {model_args}: {reason_of(error)}") from error
         raise UserError(
-            f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason}); "
-            "give a local safetensors file (--teacher-weights, --student-weights) instead, or train a teacher of your "
-            "own with --method none"
+            f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason_of(error)}); "
+            f"give a local safetensors file{_FLAGS} instead, or train a teacher of your own with --method none"
         ) from error
 
 
 def timm_config(name: str) -> Any:
-    """Timm's pretrained configuration of a name.
+    """Timm's pretrained configuration of a name in its registry; an empty one for models that are none of timm's.
 
     Raises:
         UserError: If timm does not know the name; suggests the nearest.
     """
     if not is_timm(name):
         return timm.models.PretrainedCfg()
-    architecture = name.rsplit(":", maxsplit=1)[-1] if ":" in name else name.split(".", maxsplit=1)[0]
-    if Path(name).is_dir():
-        files = sorted(file.name for file in Path(name).glob("*.safetensors"))
-        raise UserError(f"model: {name} is a folder; give a weights file" + (f": {name}/{files[0]}" if files else ""))
-    if ":" not in name and not timm.is_model(architecture):
+    architecture = name.split(".", maxsplit=1)[0]
+    if not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
         raise UserError(f"model: timm has no {name!r}{hint}")
     return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
+
+
+def described(name: str) -> Described | None:
+    """What the hub's or a folder's configuration says of a model; None for all other names.
+
+    Raises:
+        UserError: See `read_description`.
+    """
+    return read_description(name, FIXED_ARGS) if is_described(name) else None
 
 
 def _torchvision(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ class Student(ImageModel):
             they may give). By default timm models choose as the paper does (see `map_indices`).
         num_classes: Width of the head; by default the weights' or the architecture's own.
         weights: A safetensors file to start from.
-        resolution: Image side in pixels; by default the architecture's own.
+        resolution: Image side in pixels; by default the weights' or the architecture's own. Images of another size
+            are resized to it, with a warning where it was not given.
         pretrained: Whether to start from the hub's weights.
         model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
+
+    Weights with another number of classes than `num_classes`, or without a head, are taken with a fresh head.
 
     Attributes:
         maps: Shapes of (S_prev, S_last).
@@ -39,6 +43,8 @@ class Student(ImageModel):
     Raises:
         UserError: If the name is unknown, the weights do not fit, or the model gives no such maps or no logits.
     """
+
+    takes_fresh_head = True
 
     def __init__(
         self,
@@ -118,6 +124,18 @@ class Student(ImageModel):
                 return error
         reason = first_line(error.__cause__ or error)
         return UserError(f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}")
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """See `ImageModel.prepare`; warns of a change of size that nobody asked for."""
+        height, width = images.shape[-2:]
+        if not self.resolution_given and (height, width) != (self.resolution, self.resolution):
+            warnings.warn(
+                f"student: images of {height}x{width} pixels are resized to the {self.resolution} that {self.name} "
+                f"runs at by default; give Student(..., resolution={min(height, width)}) to train at their size, or "
+                f"resolution={self.resolution} to resize them",
+                stacklevel=2,
+            )
+        return super().prepare(images)
 
     def forward(self, images: Tensor) -> StudentOutputs:
         """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""

@@ -14,13 +14,18 @@ from scalekd.method.outputs import MapShape, TeacherOutputs
 from scalekd.models.build import ImageModel
 from scalekd.models.families import TAIL_BLOCKS, family_of
 from scalekd.models.pairing import paper_heads
+from scalekd.models.sources import TORCHVISION, create, described, is_timm, timm_config
+from scalekd.models.weights import FILE_ENDINGS
+
+_USUAL, _DEAR = 224, 1.5  # pixels that costs are compared with, and how many times the tokens are worth a line
 
 
 class Teacher(ImageModel):
     """A pre-trained vision transformer that teaches; always frozen and in eval mode.
 
     Args:
-        model: A timm name (its hub weights are loaded), a weights file written by scalekd, or a timm module.
+        model: A timm name or `hf-hub:NAME` (its hub weights are loaded), a weights file written by scalekd, the folder
+            of `adapt`, of a finished run or of timm's, or a timm module.
         weights: A safetensors file for a timm name, instead of its hub weights.
         num_classes: Width of the head; by default what the weights have.
         resolution: Image side in pixels it sees; images of another size are resized (bicubic, antialiased).
@@ -44,6 +49,8 @@ class Teacher(ImageModel):
         pretrained: bool = True,
         **model_args: Any,
     ) -> None:
+        if not isinstance(model, nn.Module) and pretrained and weights is None:
+            check_architecture(str(model), model_args)
         super().__init__(
             model,
             weights=weights,
@@ -118,6 +125,59 @@ class Teacher(ImageModel):
     def tail(self, tokens: Tensor) -> Tensor:
         """The last stage and final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""
         return self._family.tail(tokens)
+
+
+def check_architecture(name: str, model_args: dict[str, Any]) -> None:
+    """Make sure that a name is of an architecture that can teach, before its weights are fetched.
+
+    Args:
+        name: As the user gives it; files and folders pass, as they are at hand and are checked when they are read.
+        model_args: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    if name.startswith(TORCHVISION):
+        raise UserError(f"teacher: {name} is none of timm's, whose tokens are known; name timm's own of this kind")
+    if (model := outline(name, model_args)) is not None:
+        family_of(model, name)
+
+
+def outline(name: str, model_args: dict[str, Any]) -> nn.Module | None:
+    """A model of timm's without memory for its weights; None where it is not named, or can only be built in full.
+
+    Raises:
+        UserError: If timm does not know the name.
+    """
+    if not is_timm(name) or name.endswith(FILE_ENDINGS) or Path(name).exists():
+        return None
+    about = described(name)
+    if about is not None:
+        name, model_args = about.architecture, about.args | model_args
+    timm_config(name)
+    try:
+        with torch.device("meta"):
+            return create(name, pretrained=False, model_args=model_args)
+    except UserError:
+        return None
+
+
+def resolution_note(model: ImageModel, flag: str) -> str | None:
+    """A line on a vision transformer that takes much longer than at 224 pixels, where nobody chose its resolution.
+
+    Args:
+        model: The transformer.
+        flag: What chooses the resolution.
+    """
+    times = (model.resolution / _USUAL) ** 2
+    if model.resolution_given or times < _DEAR:
+        return None
+    patch = int(model.model.patch_embed.feat_ratio())
+    return (
+        f"it sees {model.resolution} px, its default: {(model.resolution // patch) ** 2:,} tokens an image, "
+        f"{times:.1f} times as many as at {_USUAL} px, and at least as many times the time; "
+        f"{flag} {_USUAL // patch * patch} takes less"
+    )
 
 
 def check_patches(model: ImageModel, key: str = "teacher_resolution") -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,13 +14,14 @@ import torch
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalekd.errors import UserError
 from scalekd.models.sources import FIXED_ARGS
 
 CARD_KEY = "scalekd"
 EXPORTED = (".onnx", ".pt2")  # programs, which hold no state dict
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", *EXPORTED)  # a model so named is a file
 
 
 @dataclass(frozen=True)
@@ -139,67 +138,3 @@ def read_card(text: str, source: str | Path) -> Card:
     if foreign:
         raise UserError(f"weights: {source} wants to set {foreign[0]}, which a weights file must not; do not trust it")
     return card
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load a whole state dict, resampling position embeddings to the model's grid the way timm does.
-
-    Args:
-        model: A timm model.
-        state: Its state dict, at any resolution and floating-point type.
-        source: Where the weights are from, for the message.
-
-    Raises:
-        UserError: If keys or shapes do not match; says which.
-    """
-    wanted = model.state_dict()
-    missing, foreign = wanted.keys() - state.keys(), state.keys() - wanted.keys()
-    if not missing and not foreign:
-        adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        try:
-            resized = dict(state) if adapt is None else adapt(dict(state), model)
-        except (RuntimeError, ValueError, LookupError, TypeError):  # position embeddings of no image
-            resized = state
-        wrong = [k for k in wanted if resized[k].shape != wanted[k].shape]
-        if not wrong:
-            model.load_state_dict(resized)
-            return
-        shapes = ", ".join(f"{k} {list(state[k].shape)} (model: {list(wanted[k].shape)})" for k in sorted(wrong)[:3])
-        raise UserError(f"weights: {source} does not fit the model; {len(wrong)} shapes differ: {shapes}")
-    parts = [
-        f"{len(keys)} keys {what}: {', '.join(sorted(keys)[:3])}{', ...' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("not in the model", foreign))
-        if keys
-    ]
-    raise UserError(f"weights: {source} belongs to another architecture; {'; '.join(parts)}")
-
-
-def head_width(state: Mapping[str, Tensor], classifier: str) -> int:
-    """Number of classes that a state dict's head (`classifier`, a module name) gives; 0 without one."""
-    weight = state.get(f"{classifier}.weight")
-    return 0 if weight is None else len(weight)
-
-
-def stored_resolution(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Image side in pixels that weights without a card were trained at, where their position embeddings tell it.
-
-    Args:
-        model: A timm model of any resolution.
-        state: The weights.
-
-    Returns:
-        None where nothing tells, or it is the model's own resolution.
-    """
-    own, stored = dict(model.named_parameters()).get("pos_embed"), state.get("pos_embed")
-    patches: Any = getattr(model, "patch_embed", None)
-    if (
-        own is None
-        or stored is None
-        or not own.ndim == stored.ndim == 3
-        or own.shape == stored.shape
-        or not hasattr(patches, "feat_ratio")
-    ):
-        return None
-    positions = stored.shape[1] - (own.shape[1] - patches.num_patches)  # class tokens have no place in the grid
-    side = isqrt(max(positions, 0))
-    return int(side * patches.feat_ratio()) if side and side**2 == positions else None

@@ -21,9 +21,11 @@ from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models import Classifier, Teacher
-from scalekd.models.families import family_of
+from scalekd.models.families import has_patch_tokens
+from scalekd.models.folders import TEACHER
 from scalekd.models.layout import prepare_classifier
-from scalekd.models.teacher import check_patches
+from scalekd.models.sources import is_timm
+from scalekd.models.teacher import check_patches, outline, resolution_note
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import RunFolder, read_json, write_json
@@ -32,8 +34,6 @@ from scalekd.tasks.distill.inputs import check_output, evaluation_images
 from scalekd.tasks.distill.measuring import PROBED
 from scalekd.tasks.distill.run import distill
 
-FILE = "teacher.safetensors"
-
 
 def probe(
     recipe: Recipe, output: str | Path, *, resolution: int | None = None, console: Console | None = None
@@ -41,7 +41,8 @@ def probe(
     """Fit a linear head on frozen features and save the whole teacher.
 
     Args:
-        recipe: `teacher`, its weights and arguments, `data` and how to load; the rest is not read.
+        recipe: `teacher` (a vision transformer's name, or weights of any timm model), its
+            weights and arguments, `data` and how to load; the rest is not read.
         output: Folder for `teacher.safetensors` and `adapt.json`.
         resolution: Image side in pixels; by default the weights' or the architecture's own.
         console: Where the progress bars go.
@@ -62,6 +63,8 @@ def probe(
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     console = console or Console(stderr=True)
     corrupt = CorruptImages(recipe.max_corrupt, partial(console.print, highlight=False, soft_wrap=True, markup=False))
+    if recipe.teacher_weights is None:  # weights may be of a student that was trained without labels
+        _check_kind(recipe.teacher, recipe.teacher_args)
     classifier = Classifier(
         recipe.teacher,
         weights=recipe.teacher_weights,
@@ -69,9 +72,10 @@ def probe(
         resolution=resolution,
         **recipe.teacher_args,
     )
-    console.print(f"teacher   {classifier}", highlight=False, soft_wrap=True, markup=False)
-    if not Path(recipe.teacher).is_file():  # a file may hold a student that was trained without labels
-        family_of(classifier.model, classifier.name, tail_blocks=1)
+    teaches = has_patch_tokens(classifier.model)
+    for line in _about(classifier, teaches=teaches):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if teaches:
         check_patches(classifier, "resolution")
     for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -98,10 +102,11 @@ def probe(
             autocast=cast,
             corrupt=corrupt,
         )
-        digest = classifier.save(output / FILE, train.classes, round(accuracy.top1, 2))
+        digest = classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2))
         result = {
-            "teacher": FILE,
+            "teacher": TEACHER,
             "mode": "probe",
+            "teaches": teaches,
             "top1": round(accuracy.top1, 3),
             "heldout_top1": round(head.heldout, 3),
             "regularisation": head.regularisation,
@@ -143,6 +148,7 @@ def finetune(
         if not isinstance(result.get("top1"), float):
             raise UserError(f"run: {run.result} is damaged; start anew with --overwrite")
     else:
+        _check_kind(recipe.teacher or "", recipe.teacher_args)
         teacher = Teacher(
             recipe.teacher or "",
             weights=recipe.teacher_weights,
@@ -150,6 +156,8 @@ def finetune(
             pretrained=False,
             **recipe.teacher_args,
         )
+        if slow := resolution_note(teacher, "--resolution"):
+            (console or Console(stderr=True)).print(f"teacher   {slow}", highlight=False, soft_wrap=True, markup=False)
         settings = recipe.model_copy(
             update={
                 "method": "none",
@@ -161,5 +169,26 @@ def finetune(
             }
         )
         result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
-    shutil.copyfile(run.student, output / FILE)
-    return result | {"teacher": FILE, "mode": "finetune"}
+    shutil.copyfile(run.student, output / TEACHER)
+    return result | {"teacher": TEACHER, "mode": "finetune", "teaches": True}
+
+
+def _check_kind(name: str, model_args: dict[str, Any]) -> None:
+    """Make sure that a name is of a vision transformer, before its weights are fetched.
+
+    Raises:
+        UserError: If it is none; says how it is trained on the data's classes instead.
+    """
+    model = outline(name, model_args)
+    if not is_timm(name) or (model is not None and not has_patch_tokens(model)):
+        raise UserError(
+            f"adapt: {name} is no vision transformer of timm's, so it could not teach; train it on your classes with "
+            f"`scalekd distill --method none --student {name} --student-pretrained`"
+        )
+
+
+def _about(classifier: Classifier, *, teaches: bool) -> list[str]:
+    """What a user should know of the model before it takes its time."""
+    slow = resolution_note(classifier, "--resolution") if teaches else None
+    role = "teacher" if teaches else "student"
+    return [f"{role}   {line}" for line in (str(classifier), *classifier.notes, *([slow] if slow else []))]

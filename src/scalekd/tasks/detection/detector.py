@@ -10,7 +10,8 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.failure import naming_model
-from scalekd.models.weights import load_weights, read_weights
+from scalekd.models.fitting import load_weights
+from scalekd.models.weights import read_weights
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.model import build_detector

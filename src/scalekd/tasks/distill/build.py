@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from scalekd.errors import UserError
@@ -19,7 +20,25 @@ from scalekd.method.objective import TaskLoss
 from scalekd.method.task import binary_cross_entropy, cross_entropy
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
+from scalekd.models.folders import weights_of
+from scalekd.models.teacher import resolution_note
 from scalekd.recipes import Recipe
+
+
+def with_files(recipe: Recipe) -> Recipe:
+    """The recipe with weights files in place of the folders that it names as models, so that a run knows their hashes.
+
+    Raises:
+        UserError: If a folder holds no model.
+    """
+    changes: dict[str, Any] = {}
+    for role in ("teacher", "student") if recipe.method != "none" else ("student",):
+        model, weights = getattr(recipe, role), getattr(recipe, f"{role}_weights")
+        if model is None or weights is not None or not Path(model).is_dir():
+            continue
+        found = weights_of(Path(model).absolute())
+        changes |= {role: found.name, f"{role}_weights": found.weights} if found.name else {role: str(found.weights)}
+    return recipe.model_copy(update=changes)
 
 
 def build_teacher(
@@ -88,8 +107,8 @@ def head_width(recipe: Recipe, teacher: Teacher | None, classes: tuple[str, ...]
     return len(classes) or (teacher.num_classes if teacher is not None else 0)
 
 
-def build_student(recipe: Recipe, num_classes: int) -> Student:
-    """The recipe's student with a head of `num_classes`.
+def build_student(recipe: Recipe, num_classes: int, classes: tuple[str, ...] = ()) -> Student:
+    """The recipe's student with a head of `num_classes`, for `classes` where they are known.
 
     Raises:
         UserError: If none is named or it cannot be built.
@@ -106,6 +125,11 @@ def build_student(recipe: Recipe, num_classes: int) -> Student:
         **recipe.student_args,
     )
     student.crop_fraction = recipe.crop_fraction
+    differ = next((pair for pair in zip(student.classes, classes, strict=False) if pair[0] != pair[1]), None)
+    if differ is not None and len(classes) == num_classes:
+        what = "in another order" if set(student.classes) == set(classes) else "other ones"
+        note = f"its head is kept, but the file's classes are {what}: {differ[0]!r} where the data has {differ[1]!r}"
+        student.notes = (*student.notes, note)
     return student
 
 
@@ -160,8 +184,19 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
 
 
 def describe(method: Method) -> str:
-    """What was joined, for people: ScaleKD's plan, or teacher and student."""
+    """What was joined, human-readable: ScaleKD's plan, or teacher and student; and what a user should know of them."""
+    teacher, student = method.teacher, method.student
     if isinstance(method, ScaleKD):
-        return str(method.plan)
-    teacher = [] if method.teacher is None else [f"teacher   {method.teacher}"]
-    return "\n".join([*teacher, f"student   {method.student}"])
+        lines = [str(method.plan)]
+    else:
+        lines = [*([] if teacher is None else [f"teacher   {teacher}"]), f"student   {student}"]
+    assert isinstance(student, Student)
+    if isinstance(teacher, Teacher):
+        lines += remarks(teacher)
+    return "\n".join([*lines, *(f"student   {note}" for note in student.notes)])
+
+
+def remarks(teacher: Teacher) -> list[str]:
+    """What a user should know of a teacher: how its weights were read, and a resolution that costs much."""
+    slow = resolution_note(teacher, "--teacher-resolution")
+    return [f"teacher   {note}" for note in (*teacher.notes, *([slow] if slow else []))]

@@ -24,7 +24,7 @@ from scalekd.method import TeacherOutputs
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
 from scalekd.recipes import DataKeys, Recipe
-from scalekd.tasks.distill.build import build_teacher
+from scalekd.tasks.distill.build import build_teacher, remarks
 from scalekd.tasks.distill.inputs import check_output, read_data, training_images
 
 # Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.
@@ -98,8 +98,7 @@ def fill_cache(
     identity, layout = describe_cache(recipe, teacher, train, dtype)
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
-    say(f"teacher   {teacher}")
-    for line in left_out({recipe.train_split: train.aside}):
+    for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
         say(line)
     say(
         f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} an image as "

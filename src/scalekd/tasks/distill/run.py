@@ -17,6 +17,7 @@ from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.runs.folder import cut_freely
 from scalekd.runs.group import Group
+from scalekd.tasks.distill.build import with_files
 from scalekd.tasks.distill.fit import fit
 from scalekd.tasks.distill.inputs import check_output
 from scalekd.tasks.distill.live import Live
@@ -98,6 +99,7 @@ def _distill(
 ) -> list[dict[str, Any]]:
     quieten_timm()
     check_output(recipes[0], group.path)
+    recipes = [with_files(recipe) for recipe in recipes]
     if recipes[0].devices > 1 and not launched():
         raise UserError(f"devices: {recipes[0].devices} need as many processes; start them with torchrun")
     with Stop() as stop, joined() as processes, ExitStack() as stack:

@@ -149,7 +149,7 @@ class Setup:
         with naming(name):
             # Seeded here and again below, so that all methods start from the same student.
             seed_all(recipe.seed)
-            student = build_student(recipe, head_width(recipe, self.teacher, self.classes))
+            student = build_student(recipe, head_width(recipe, self.teacher, self.classes), self.classes)
             seed_all(recipe.seed)
             return build_method(recipe, self.teacher, student)
 

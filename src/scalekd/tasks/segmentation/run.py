@@ -14,8 +14,9 @@ from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.models.fitting import load_weights
 from scalekd.models.layout import choose_attention, choose_convolutions
-from scalekd.models.weights import file_hash, load_weights, read_weights
+from scalekd.models.weights import file_hash, read_weights
 from scalekd.progress import watched
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder, write_json

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.models.build import ImageModel
+from scalekd.models.fitting import load_weights
 from scalekd.models.sources import create, is_timm
-from scalekd.models.weights import Card, load_weights, save_weights
+from scalekd.models.weights import Card, save_weights
 
 STRIDES = (4, 8, 16, 32)
 _SINGLE = (8, 16, 32)  # the one stride of a ViT or Mixer that a pyramid can be made from

@@ -1,0 +1,105 @@
+"""Models that a configuration of timm's describes, on the hub (`hf-hub:NAME`) or in a folder (`local-dir:FOLDER`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import timm
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from timm.models import PretrainedCfg
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+from scalekd.errors import UserError
+
+HUB, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"
+_PATIENCE = 5.0  # seconds that a hub may take to answer at all
+
+
+@dataclass(frozen=True)
+class Described:
+    """What `config.json` says of a model.
+
+    Attributes:
+        architecture: timm's name of the architecture.
+        args: Arguments of `timm.create_model` beyond it.
+        config: Resolution, normalisation, classes and the like.
+        classes: Class names in the order of the logits; empty where it names none.
+    """
+
+    architecture: str
+    args: dict[str, Any]
+    config: PretrainedCfg
+    classes: tuple[str, ...]
+
+
+def is_described(name: str) -> bool:
+    """Whether a name is of the hub or of a folder of timm's."""
+    return name.startswith((*HUB, LOCAL))
+
+
+def read_description(name: str, fixed: set[str]) -> Described:
+    """Read a model's `config.json`, from the hub or a folder.
+
+    Args:
+        name: `hf-hub:OWNER/NAME` or `local-dir:FOLDER`.
+        fixed: Arguments that no file may set.
+
+    Raises:
+        UserError: If it cannot be fetched, names no model of timm's, or asks for what a file must not.
+    """
+    place = name.partition(":")[2]
+    try:
+        if name.startswith(LOCAL):
+            config, architecture, args = load_model_config_from_path(place)
+        else:
+            with answered_at_once():
+                config, architecture, args = load_model_config_from_hf(place)
+        known = {field.name for field in fields(PretrainedCfg)}
+        parsed = PretrainedCfg(**{key: value for key, value in config.items() if key in known})
+        labels = config.get("label_names") or ()
+        classes = tuple(map(str, labels.values() if isinstance(labels, dict) else labels))
+        args = {str(key): value for key, value in args.items() if key != "num_classes"}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model: the config.json of {name} is none of timm's ({error}); name a timm model") from None
+    except Exception as error:
+        raise UserError(f"model: the config.json of {name} cannot be read: {reason_of(error)}") from error
+    if not timm.is_model(architecture):
+        raise UserError(f"model: the config.json of {name} names {architecture!r}, which timm does not know")
+    if foreign := sorted(args.keys() & fixed):
+        raise UserError(f"model: {name} wants to set {foreign[0]}, which a configuration must not; do not trust it")
+    return Described(architecture, args, parsed, classes if len(classes) == parsed.num_classes else ())
+
+
+@contextmanager
+def answered_at_once() -> Iterator[None]:
+    """Take the hub's files from its cache where the hub does not answer, instead of asking again for a minute."""
+    if constants.HF_HUB_OFFLINE or _answers():
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _answers() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # whichever library the hub's client uses
+        return False
+    return True
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was not fetched, in a part of a line."""
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        return f"it is not in the local cache, and {offline}"
+    if isinstance(error, EntryNotFoundError):
+        return "the hub has no such file there"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
