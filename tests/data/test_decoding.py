@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zlib
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -149,3 +150,28 @@ def test_absurdly_long_images_take_little_memory(tmp_path: Path, size: tuple[int
     for transform in (evaluation_transform(224), training_transform(224)):
         with seeded(0), open_image(lambda: path) as image:
             assert transform(image).shape == (3, 224, 224)
+
+
+def forbidden() -> str:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_the_reason_why_a_file_cannot_be_read_is_its_own(tmp_path: Path) -> None:
+    path = Path(written(tmp_path, photograph(240, 180)))
+    content = path.read_bytes()
+    for name, data in (("empty.jpg", b""), ("half.jpg", content[: len(content) // 2]), ("text.jpg", b"no image")):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder.jpg").mkdir()
+    reasons: dict[str, str] = {}
+    for name in ("missing.jpg", "empty.jpg", "half.jpg", "text.jpg", "folder.jpg"):
+        with pytest.raises(UnreadableImageError) as raised, open_image(partial(str, tmp_path / name)) as image:
+            read_crop(image, (0, 0, 240, 180), 24)
+        reasons[name] = raised.value.reason
+    with pytest.raises(UnreadableImageError) as raised, open_image(forbidden):
+        pytest.fail("it was opened")
+    assert raised.value.reason == "no permission to read it"
+    assert reasons["missing.jpg"] == "no such file"
+    assert reasons["empty.jpg"] == "the file is empty"
+    assert reasons["half.jpg"] == "the file is truncated"
+    assert reasons["folder.jpg"] == "it is a folder"
+    assert "truncated" not in reasons["text.jpg"]

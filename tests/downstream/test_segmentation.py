@@ -69,7 +69,8 @@ def settings(scenes: Path, **keys: object) -> Segmentation:
 
 
 def test_a_student_learns_to_segment_and_leaves_its_run(run: Cli, cli: Cli, tmp_path: Path) -> None:
-    outcome = run("--steps", "40", "--json", "--overwrite", "--scale-range", "1,1")
+    # Fewer steps or a higher rate amplify rounding to tens of points.
+    outcome = run("--steps", "100", "--lr", "0.004", "--json", "--overwrite", "--scale-range", "1,1")
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     assert result["miou"] > 60

@@ -40,12 +40,36 @@ class UnreadableImageError(Exception):
 def _naming_what_is_unreadable() -> Iterator[None]:
     try:
         yield
+    except UnreadableImageError:
+        raise
     except PixelsError as error:
         raise UnreadableImageError(error, str(error)) from error
     except FileNotFoundError as error:
         raise UnreadableImageError(error, "no such file") from error
+    except PermissionError as error:
+        raise UnreadableImageError(error, "no permission to read it") from error
     except Exception as error:  # PIL's readers meet nearly any in a corrupt file
-        raise UnreadableImageError(error) from error
+        raise UnreadableImageError(error, _kind_of_damage(error)) from error
+
+
+def _kind_of_damage(error: Exception) -> str:
+    """What is wrong with a file that PIL cannot read, where its message tells; empty where it is corrupt in some way."""
+    return "the file is truncated" if "truncated" in str(error).lower() else ""
+
+
+def _check_regular(path: str) -> None:
+    """Make sure that there is something to read: no folder, nothing that would be waited for, not empty.
+
+    Raises:
+        UnreadableImageError: If it is not; says which.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise UnreadableImageError(path, "it is a folder")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise UnreadableImageError(path, "it is no regular file")
+    if not status.st_size:
+        raise UnreadableImageError(path, "the file is empty")
 
 
 @dataclass(frozen=True)
@@ -97,8 +121,8 @@ def open_image(
         Image.MAX_IMAGE_PIXELS = None
         with _naming_what_is_unreadable():
             file = source()
-            if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
-                raise ValueError("no regular file")
+            if isinstance(file, str):
+                _check_regular(file)
             image = _identified(file, name or (file if isinstance(file, str) else ""))
         Image.MAX_IMAGE_PIXELS = max_pixels  # for what is inside of other images
         with image:

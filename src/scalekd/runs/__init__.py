@@ -1,0 +1,1 @@
+"""The folder of a run and what lies in it: lock, settings, checkpoints, logs. It knows no model and no training."""
