@@ -53,7 +53,7 @@ def _naming_what_is_unreadable() -> Iterator[None]:
 
 
 def _kind_of_damage(error: Exception) -> str:
-    """What is wrong with a file that PIL cannot read, where its message tells; empty where it is corrupt in some way."""
+    """What is wrong with a file that PIL cannot read, if its message tells; empty where it is corrupt in some way."""
     return "the file is truncated" if "truncated" in str(error).lower() else ""
 
 
