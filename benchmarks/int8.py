@@ -52,7 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=positive, default=128, help="training images; default 128")
     parser.add_argument("--rounds", type=positive, default=15, help="alternate runs of one image each; default 15")
     parser.add_argument("--runtimes", nargs="+", choices=tuple(RUNTIMES), default=tuple(RUNTIMES))
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the JSON to this file; what is in it stays"
+    )
     return parser.parse_args()
 
 
@@ -204,8 +206,12 @@ def main() -> int:
             "calibration_images": arguments.calibration,
             "students": {},
         }
+        if arguments.output is not None and arguments.output.is_file():
+            result["students"] = json.loads(arguments.output.read_text("utf-8"))["students"]
         for path in arguments.students:
-            result["students"][path.stem] = measure_student(path, arguments)
+            found = measure_student(path, arguments)
+            earlier = result["students"].get(path.stem, {}).get("runtimes", {})
+            result["students"][path.stem] = found | {"runtimes": earlier | found["runtimes"]}
             if arguments.output is not None:
                 write_json(arguments.output, result)
     except UserError as error:

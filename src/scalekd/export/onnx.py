@@ -81,7 +81,7 @@ def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int
             except OSError:  # a full disk is not the model's fault
                 raise
             except Exception as error:  # exporters raise kinds of their own, of many parents
-                reasons.append(first_line(error))
+                reasons.append(first_line(error).rstrip("."))
                 continue
             for file in Path(scratch).iterdir():
                 file.replace(path.parent / file.name)
