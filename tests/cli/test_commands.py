@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY_RUN, Cli, newest_checkpoint
 
 from scalekd.cli.quickstart import write_digits
@@ -119,9 +120,22 @@ def test_inspect_says_what_training_would_cost(cli: Cli) -> None:
     assert costs["gpu_hours"] == pytest.approx(36000 / costs["images_per_second"] / 3600)
     assert costs["student"]["parameters"] == 11_689_512
     assert 0 < costs["memory"]["weights"] < costs["memory_total"]
-    text = cli(*pair, "--hours").out
+    text = cli(*pair, "--hours", "--device", "h100").out
     for part in ("MACs", "FLOPs", "memory", "images a second", "GPU-hours on an NVIDIA H100"):
         assert part in text
+
+
+def test_inspect_plans_for_this_machine_where_no_device_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalekd.planner.here.pick_device", lambda _name: torch.device("cpu"))
+    monkeypatch.setattr("scalekd.planner.here.available_memory", lambda _device: 3 * 2**30)
+    pair = ("inspect", "vit_tiny_patch16_224", "resnet18", "--resolution", "64", "--teacher-resolution", "64")
+    text = cli(*pair, "--hours", "--precision", "float32").out
+    assert "of the 3 GiB of this machine's CPU" in text
+    assert "\nHours on this machine's CPU" in text
+    other = cli(*pair, "--json", "--peak", "2", "--images", "1000", "--epochs", "1").out
+    costs = json.loads(other)["costs"]
+    assert costs["images_per_second"] == pytest.approx(2e12 * 0.35 / costs["flops_total"])
+    cli(*pair, "--device", "here2").refused("device", "here2", "here (this machine)")
 
 
 def test_inspect_measures_beside_the_prediction(cli: Cli) -> None:

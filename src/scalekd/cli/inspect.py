@@ -16,7 +16,8 @@ from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.method import Method, ScaleKD
 from scalekd.models.layout import prepare
-from scalekd.planner import Estimate, UnpredictableError, estimate, find_device, measure, step_memory
+from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
+from scalekd.planner.here import this_machine
 from scalekd.planner.hours import GIB
 from scalekd.progress import working
 from scalekd.recipes import Recipe, load
@@ -30,7 +31,10 @@ _MEASURED_BATCH = 8
     "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "teacher_resolution",
     "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema",
     "precision",
-    told={"precision": "Autocast type of the run that is planned; auto is bf16.  [default: auto]"},
+    told={
+        "precision": "Autocast type of the planned run; auto is bf16, but as in distill for --device here.  "
+        "[default: auto]"
+    },
 )  # fmt: skip
 def inspect(
     teacher: Annotated[str | None, typer.Argument(help="timm name or a weights file. Default: the recipe's.")] = None,
@@ -39,8 +43,12 @@ def inspect(
     recipe: Annotated[str | None, typer.Option(help="Take further settings from this recipe.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the data. Default: the teacher's.")] = None,
     hours: Annotated[bool, typer.Option("--hours", help="Show how the GPU-hours come about.")] = False,
-    device: Annotated[str, typer.Option(help="Device to plan for: a100, h100, h200, l4, l40s, rtx4090, ...")] = "h100",
-    peak: Annotated[float | None, typer.Option(help="Its peak in TFLOP/s. Default: the data sheet's.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Device to plan for: here (this machine), a100, h100, h200, l4, l40s, rtx4090, ...")
+    ] = "here",
+    peak: Annotated[
+        float | None, typer.Option(help="Its peak in TFLOP/s. Default: the data sheet's, or measured here.")
+    ] = None,
     utilisation: Annotated[float, typer.Option(help="Part of the peak that a run reaches.")] = 0.35,
     images: Annotated[int, typer.Option(help="Training images. Default: ImageNet-1K's.")] = _IMAGENET,
     measured: Annotated[bool, typer.Option("--measure", help="Run a few steps here, beside the prediction.")] = False,
@@ -58,17 +66,12 @@ def inspect(
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
     settings = load(recipe, flags | models, partial(typer.echo, err=True))
-    target = find_device(device)
-    if peak is not None:
-        target = replace(target, peak_flops=peak * 1e12)
-    elif settings.precision == "float32":
-        raise UserError("peak: data sheets are known for bf16 only; give the peak for float32 in TFLOP/s with --peak")
-    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+    dtype, target = _target(device, settings.precision, peak)
     # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
     with working("measuring a few steps"):
         outcome = _measure(settings, num_classes) if measured else None
     with working("planning: building the pair, counting its operations and memory"):
-        method = _join(settings, num_classes, torch.device("cuda"), dtype)
+        method = _join(settings, num_classes, torch.device(target.kind), dtype)
         costs = estimate(
             method,
             batch=settings.batch,
@@ -87,7 +90,8 @@ def inspect(
     typer.echo(describe(method))
     typer.echo(str(costs))
     if hours:
-        typer.echo(f"\nGPU-hours on an {target.name}\n{costs.hours.arithmetic()}")
+        what = "GPU-hours" if target.kind == "cuda" else "Hours"
+        typer.echo(f"\n{what} on {target.article}\n{costs.hours.arithmetic()}")
     if outcome:
         predicted = ""
         if outcome["predicted_bytes"]:
@@ -98,6 +102,23 @@ def inspect(
             f"{outcome['images_per_second']:.2f} images a second; "
             f"peak {outcome['peak_bytes'] / GIB:.2f} GiB{predicted}"
         )
+
+
+def _target(name: str, precision: str, peak: float | None) -> tuple[torch.dtype, Device]:
+    """The autocast type and the device to plan for.
+
+    Raises:
+        UserError: If its rate in that type is not known.
+    """
+    if name.lower() == "here":
+        dtype = pick_dtype(precision, pick_device("auto"))
+        target = this_machine(dtype)
+    else:
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        target = find_device(name)
+        if peak is None and dtype == torch.float32:
+            raise UserError("peak: data sheets are known for bf16 only; give the float32 peak in TFLOP/s with --peak")
+    return dtype, target if peak is None else replace(target, peak_flops=peak * 1e12)
 
 
 def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype) -> Method:

@@ -99,7 +99,9 @@ def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Class
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"model: {folder / CONFIG} cannot be right: {where}: {first['msg']}") from None
+        raise UserError(
+            f"model: {folder / CONFIG} cannot be right: {where}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     classes = said.get("num_classes", args.get("num_classes", 1000))
     args = {key: value for key, value in args.items() if key != "num_classes"}
     if not may_come_from_a_file(str(name)):

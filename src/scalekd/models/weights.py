@@ -129,7 +129,8 @@ def read_card(text: str, source: str | Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"weights: {source} has a card this version cannot read: {key}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"weights: {source} has a card this version cannot read: {key}: {reason}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"weights: {source} has a card this version cannot read: {error}") from None
     if card.num_classes and len(card.classes) not in (0, card.num_classes):

@@ -83,7 +83,7 @@ class Estimate:
             at_once = f"{self.micro_batch} images at once, {times} times for the batch of {self.batch}"
         return (
             f"memory    {at_once}: {spent} = {self.memory.total / GIB:.3g} of the "
-            f"{self.device.memory_bytes / GIB:.0f} GiB of an {self.device.name}"
+            f"{self.device.memory_bytes / GIB:.0f} GiB of {self.device.article}"
         )
 
 
@@ -128,7 +128,7 @@ def estimate(
     hours = gpu_hours(flops.total, images, epochs, device.peak_flops, utilisation)
     memory = None
     if not student_of(method).is_own_code:
-        settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "dtype": dtype, "device": "cuda"}
+        settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "dtype": dtype, "device": device.kind}
         if micro_batch is None:
             budget = round(USABLE * device.memory_bytes)
             micro_batch = largest_batch(method, budget_bytes=budget, batch=batch, **settings)

@@ -16,12 +16,19 @@ class Device:
         peak_flops: Dense bf16 FLOP/s, without sparsity; fp16 where the device has no bf16.
         memory_bytes: Memory.
         number_format: The format of the peak.
+        kind: `cuda` or `cpu`, whose steps take different memory.
     """
 
     name: str
     peak_flops: float
     memory_bytes: int
     number_format: str = "bf16"
+    kind: str = "cuda"
+
+    @property
+    def article(self) -> str:
+        """The name as it stands in a sentence: `an NVIDIA L4`, but `this machine's CPU`."""
+        return self.name if self.name.startswith("this ") else f"an {self.name}"
 
 
 GIB = 2**30
@@ -45,7 +52,7 @@ def find_device(name: str) -> Device:
     """
     key = name.lower()
     if key not in DEVICES:
-        hint = did_you_mean(key, DEVICES) or f"; known are {', '.join(DEVICES)}"
+        hint = did_you_mean(key, DEVICES) or f"; known are here (this machine), {', '.join(DEVICES)}"
         raise UserError(f"device: no data sheet of {name!r} is known{hint}")
     return DEVICES[key]
 
