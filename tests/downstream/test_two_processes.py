@@ -68,7 +68,9 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path: Path, task: str) 
         assert ended.returncode == 0, ended.stderr
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
-        assert json.loads((output / "result.json").read_text())["processes"] == devices
+        result = json.loads((output / "result.json").read_text())
+        assert result["processes"] == devices
+        assert result.get("images", 2) == 2, "each validation image is counted once"
         assert list((output / "pictures").iterdir())
         assert ended.stdout.count("pictures in") == 1, "one process prints"
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -28,7 +28,7 @@ def detection(
     *,
     output: Annotated[Path, typer.Option(help="Folder for weights, logs, pictures and checkpoints.")],
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
     evaluate: Annotated[
         bool,

@@ -36,7 +36,7 @@ def distill(
     check: Annotated[
         bool, typer.Option("--check", help="Only try it out: random weights, one step on 2 generated images.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     auto_resume: Annotated[
         bool,
         typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scalekd.data.sources.joined import Joined
@@ -44,6 +44,12 @@ def refuse_shared(training: Split, validation: Split, names: tuple[str, str]) ->
             f"{names[0]!r}, too, such as {first}: accuracy on them would say nothing of new images. Take images out of "
             "the training split for validation (a tenth of each class, say)"
         )
+
+
+def shared_files(training: Iterable[Path], validation: Iterable[Path]) -> list[Path]:
+    """The validation files that are training files too; links are followed."""
+    known = {os.path.realpath(path) for path in training}
+    return [path for path in validation if os.path.realpath(path) in known]
 
 
 def _places(store: Store) -> Iterator[str]:

@@ -56,6 +56,7 @@ class Learner(nn.Module):
         context: What each forward in training runs in (see `batchnorm_over`).
         logs: Where its figures go.
         name: What it is called beside other learners of the run; empty where it is alone.
+        role: What messages call it: `student` or `model`.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Learner(nn.Module):
         context: AbstractContextManager[Any] | None = None,
         logs: Sequence[MetricsLog] = (),
         name: str = "",
+        role: str = "model",
     ) -> None:
         super().__init__()
+        self._role = role
         self.model, self.ema, self.name = model, average, name
         self.keys, self.optimizer, self.schedule = keys, optimizer, schedule
         self.processes, self.logs = processes or Processes(), tuple(logs)
@@ -221,7 +224,8 @@ class Learner(nn.Module):
         for name, parameter in self.final.named_parameters():
             if not torch.isfinite(own_part(parameter)).all():
                 raise NonFiniteLossError(
-                    f"student: {name} became NaN or infinite by step {step}; the last checkpoint is kept. {_ADVICE}"
+                    f"{self._role}: {name} became NaN or infinite by step {step}; "
+                    f"the last checkpoint is kept. {_ADVICE}"
                 )
 
     def log_training(self, step: int) -> None:

@@ -267,7 +267,7 @@ class Loop:
         """Keep the work that an error would lose: a checkpoint, if a step had just ended, and a line that says so."""
         if isinstance(error, Interrupted):
             return
-        may_save = self._processes.count == 1 and not isinstance(error, NonFiniteLossError)
+        may_save = self.step and self._processes.count == 1 and not isinstance(error, NonFiniteLossError)
         if may_save and self._at_step_end and self._saved_step != self.step:
             try:
                 self._write_checkpoint()

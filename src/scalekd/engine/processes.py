@@ -131,6 +131,21 @@ class Wish(NamedTuple):
         return signal.Signals(self.stop)
 
 
+def check_devices(processes: Processes, accelerator: str, device: torch.device) -> None:
+    """Make sure that several processes find a device each.
+
+    Raises:
+        UserError: If there are more of them here than GPUs, or the device trains in one process only.
+    """
+    if processes.count == 1:
+        return
+    if accelerator == "mps" or device.type == "mps":
+        raise UserError(f"accelerator: mps trains in one process, not in {processes.count}; set it to cpu")
+    here, gpus = processes.local_count, torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise UserError(f"devices: {here} processes here for {gpus} GPU(s); start one for each")
+
+
 class Vote:
     """What any of the processes wants: asked at every step and answered at the next, so that none waits for the answer.
 

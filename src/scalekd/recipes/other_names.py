@@ -129,7 +129,7 @@ TABLE = (
     Meaning("sync_bn sync_batchnorm split_bn dist_bn", ("batchnorm_over",), "process, all or a number of images"),
     Meaning("torchcompile torch_compile torchscript", ("compile",)),
     Meaning("local_rank rank world_size dist_url dist_backend num_nodes nnodes node_rank master_addr master_port",
-            instead="torchrun and SLURM are seen by themselves; see docs/cluster.md"),
+            instead="several machines are started with torchrun, under SLURM too; see docs/cluster.md"),
     # Runs.
     Meaning("out out_dir output_dir save_dir save_path project name experiment exp_name run_name run_dir logdir "
             "log_dir default_root_dir work_dir workdir", ("output",)),

@@ -1,1 +1,1 @@
-"""The folder of a run and what lies in it: lock, settings, checkpoints, logs. It knows no model and no training."""
+"""The folder of a run and what lies in it: lock, settings, checkpoints, logs. It knows no task and no training loop."""

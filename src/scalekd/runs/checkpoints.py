@@ -45,8 +45,8 @@ class Checkpoint:
             then, now = (list(shapes[differ[0]]) if differ[0] in shapes else "none" for shapes in (self.shapes, built))
             raise UserError(
                 f"resume: the models are built otherwise than when {self.path} was written: {differ[0]} is {now}, was "
-                f"{then}; their code or a package changed (see environment.json): restore it, or start anew with "
-                "--overwrite"
+                f"{then}; their code or a package changed (see environment.json): restore it, or start from "
+                "scratch with --overwrite"
             )
 
     def state(self) -> dict[str, Any]:
@@ -126,7 +126,9 @@ class Checkpoints:
         if damaged:
             path, fault = damaged[0]
             others = f", nor can the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
-            raise UserError(f"resume: {path} cannot be read ({_reason(fault)}){others}; start anew with --overwrite")
+            raise UserError(
+                f"resume: {path} cannot be read ({_reason(fault)}){others}; start from scratch with --overwrite"
+            )
         return None
 
     def look(self) -> tuple[Path, int, dict[str, Tensor]]:
@@ -140,6 +142,7 @@ class Checkpoints:
         path = self.files[-1]
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            _check_revision(content)
             return path, content[RUN]["step"], content["state_dict"]
         except Exception as error:  # damage shows as any of them
             raise UserError(f"checkpoint: {path} cannot be read ({_reason(error)})") from None
@@ -152,6 +155,12 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
+def _check_revision(content: dict[str, Any]) -> None:
+    """Make sure that a checkpoint's content is laid out as this revision does it."""
+    if "optimizers" not in content:
+        raise ValueError("it is of an earlier revision of scalekd")
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
     """A checkpoint's `run` and `shapes`, if all of it is as it was written; nothing in it is executed."""
     with zipfile.ZipFile(path) as archive:
@@ -161,6 +170,5 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if RUN not in content or "state_dict" not in content:
         raise ValueError("it is whole, but of another program")
-    if "optimizers" not in content:
-        raise ValueError("it is of an earlier revision of scalekd")
+    _check_revision(content)
     return content[RUN], {name: tensor.shape for name, tensor in content["state_dict"].items()}

@@ -93,7 +93,7 @@ class RunFolder:
                 raise UserError(
                     f"resume: the run in {self.path} was started by a version of scalekd that reads pictures otherwise "
                     f"({stored.get('decoding', 'as stored, EXIF orientation ignored')} then, {DECODING} now); resume "
-                    "it with that version, or start anew with --overwrite"
+                    "it with that version, or start from scratch with --overwrite"
                 )
             if changed:
                 raise UserError(self._changed(changed[0], stored.get(changed[0]), inputs.get(changed[0])))
@@ -120,7 +120,7 @@ class RunFolder:
         perhaps = f", perhaps because packages did: {', '.join(packages)}" if packages else ""
         return (
             f"resume: {name} changed since the run in {self.path} was started ({then} then, {now} now){perhaps}; "
-            "restore it, or start anew with --overwrite"
+            "restore it, or start from scratch with --overwrite"
         )
 
     def changed_packages(self) -> list[str]:
@@ -185,7 +185,7 @@ class RunFolder:
     def _refuse(self, key: str, stored: object, wanted: object) -> None:
         raise UserError(
             f"resume: {key} is {wanted!r} but the run in {self.path} was started with {stored!r}; "
-            "leave it out, or start anew with --overwrite"
+            "leave it out, or start from scratch with --overwrite"
         )
 
     def stored_keys(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class RunFolder:
         """
         result = read_json(self.result)
         if not isinstance(result.get("top1", ""), float | int | None) or not isinstance(result.get("student"), str):
-            raise UserError(f"run: {self.result} is damaged; start anew with --overwrite")
+            raise UserError(f"run: {self.result} is damaged; start from scratch with --overwrite")
         return result
 
     def sync_logs(self) -> dict[str, int]:
@@ -301,11 +301,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"run: {path} cannot be read: {error.strerror}; start anew with --overwrite") from None
+        raise UserError(f"run: {path} cannot be read: {error.strerror}; start from scratch with --overwrite") from None
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"run: {path} is damaged; start anew with --overwrite")
+        raise UserError(f"run: {path} is damaged; start from scratch with --overwrite")
     return content
 
 

@@ -80,7 +80,7 @@ class Group:
             return []
         students = read_json(file).get("students")
         if not isinstance(students, list):
-            raise UserError(f"run: {file} is damaged; delete {path} and start anew")
+            raise UserError(f"run: {file} is damaged; delete {path} and start from scratch")
         return [str(student) for student in students]
 
     @property
@@ -160,12 +160,12 @@ class Group:
         former = Group(self.path, self.stored_students(self.path))
         if former.students and former.started and not overwrite:
             raise UserError(
-                f"output: {self.path} holds a group of runs; add --resume to go on or --overwrite to replace it"
+                f"output: {self.path} holds a group of runs; add --resume to resume it or --overwrite to replace it"
             )
         half = {run.path for run in former.runs if not former.started}
         for run in (RunFolder(self.path), *self.runs):
             if run.exists and not overwrite and run.path not in half:
-                kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to go on or ")
+                kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to resume it or ")
                 raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
             if run.metrics.exists() and not run.exists:
                 raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
@@ -183,7 +183,7 @@ class Group:
         if all(run.finished for run in self.runs):
             what = "runs" if self.students else "run"
             are = "are" if self.students else "is"
-            raise UserError(f"resume: the {what} in {self.path} {are} finished; start anew with --overwrite")
+            raise UserError(f"resume: the {what} in {self.path} {are} finished; start from scratch with --overwrite")
 
     def prepare(self, recipes: Sequence[Keys], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
         """Clear former runs away and write what these start from; resumed ones must start from the same.

@@ -134,7 +134,7 @@ def finetune(
         recipe: The run's settings, with `teacher` and its weights and arguments.
         output: Folder for the run and `teacher.safetensors`.
         resolution: Image side in pixels; by default the weights' or the architecture's own.
-        resume: Whether to go on with the run in `output`.
+        resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print.
 
@@ -146,7 +146,7 @@ def finetune(
     if resume and run.finished:  # stopped between its end and the copy below
         result = read_json(run.result)
         if not isinstance(result.get("top1"), float):
-            raise UserError(f"run: {run.result} is damaged; start anew with --overwrite")
+            raise UserError(f"run: {run.result} is damaged; start from scratch with --overwrite")
     else:
         _check_kind(recipe.teacher or "", recipe.teacher_args)
         teacher = Teacher(

@@ -28,7 +28,8 @@ def learned_classes(file: Path, content: Content, also: Content, say: Say) -> tu
         UserError: If two categories have the same id, or the same name and objects.
     """
     names = _distinct(file, content)
-    parents = {c.get("supercategory") for c in content["categories"] if c.get("supercategory") != c["name"]}
+    pairs = ((category.get("supercategory"), category["name"]) for category in content["categories"])
+    parents = {parent for parent, own in pairs if isinstance(parent, str) and parent != own}
     used = {name for part in (content, also) for name in _used_names(part)}
     headings = {name for name in names.values() if name in parents and name not in used}
     for category in content["categories"]:

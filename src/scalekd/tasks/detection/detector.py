@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
+from scalekd.data import seeded
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.failure import naming_model
 from scalekd.models.fitting import load_weights
@@ -89,7 +90,7 @@ def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None
         "masks": torch.ones(1, side, side, dtype=torch.uint8),
         "masked": torch.ones(1, dtype=torch.bool),
     }
-    with torch.random.fork_rng(), naming_model("backbone", backbone, (count, 3, side, side), "be trained on"):
+    with seeded(recipe.seed), naming_model("backbone", backbone, (count, 3, side, side), "be trained on"):
         trial = copy.deepcopy(detector).to(device).train()
         targets = [{name: value.to(device) for name, value in target.items()} for _ in range(count)]
         with autocast(device, pick_dtype(recipe.precision, device)):

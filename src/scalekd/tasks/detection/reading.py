@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scalekd.data.overlap import shared_files
 from scalekd.errors import UserError
 from scalekd.tasks.detection.categories import labels_by_name, learned_classes, tell_differences
 from scalekd.tasks.detection.coco import CocoSplit, Remark, build_split, read_source
@@ -95,8 +96,7 @@ def _why_nothing(split: CocoSplit, *, training: bool) -> str:
 
 
 def _refuse_shared(train: CocoSplit, val: CocoSplit) -> None:
-    learned = {picture.path for picture in train.pictures}
-    shared = [picture.path for picture in val.pictures if picture.path in learned]
+    shared = shared_files((picture.path for picture in train.pictures), (picture.path for picture in val.pictures))
     if shared:
         raise UserError(
             f"val_split: {len(shared)} of its {len(val)} images are training images, too, the first {shared[0]}: "

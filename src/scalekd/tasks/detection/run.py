@@ -26,7 +26,7 @@ from scalekd.tasks.detection.reading import facts, read_data, read_validation
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.detection.task import DetectionTask, step_schedule
 from scalekd.tasks.detection.testing import Tally, draw
-from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, fit
+from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, find_checkpoint, fit
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     Args:
         recipe: The run's settings, `backbone` and `data` among them.
         output: Folder for everything the run leaves (see `RunFolder`).
-        resume: Whether to go on with the run in `output`.
+        resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
@@ -113,6 +113,7 @@ def _finds_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit, say: Cal
 
 def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
     device, processes, steps = pick_device(recipe.accelerator), run.processes, len(learned) // recipe.batch
+    checkpoint = find_checkpoint(run)
     learner = build_learner(run, detector, partial(step_schedule, recipe, steps), device)
     task = DetectionTask(run, recipe, learner, val)
     schedule = Schedule(
@@ -132,6 +133,7 @@ def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit
         schedule,
         lambda start: training_batches(learned, recipe, run.say, processes, masks=masks, start=start),
         evaluation_batches(val, recipe, run.say, processes),
+        checkpoint=checkpoint,
     )
     result = {
         **{kind: asdict(measured) for kind, measured in task.figures.items()},

@@ -38,7 +38,7 @@ def distill(
     Args:
         recipe: The run's settings, `data` and `student` among them.
         output: Folder for everything the run leaves (see `RunFolder`).
-        resume: Whether to go on with the run in `output`.
+        resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
         live: What shows more than figures in TensorBoard at each validation, as `scalekd.report.live.live_figures`.
@@ -70,7 +70,7 @@ def distill_students(
         recipe: The settings of all; its `student` is not read.
         students: Two or more, each as the recipe's `student`.
         output: Folder for a run folder each and their common checkpoint (see `Group`).
-        resume: Whether to go on with the group in `output`.
+        resume: Whether to resume the group in `output`.
         overwrite: Whether to delete what is in `output`.
         console: Where to print; standard error by default.
         live: What shows more than figures in TensorBoard at each validation, as `scalekd.report.live.live_figures`.

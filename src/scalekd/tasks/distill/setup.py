@@ -16,7 +16,7 @@ from scalekd.data import Batch, CorruptImages, evaluation_loader, seed_all, seed
 from scalekd.data.aside import left_out
 from scalekd.data.cache import TeacherCache, open_cache
 from scalekd.engine.batchnorm import batchnorm_over
-from scalekd.engine.processes import Processes
+from scalekd.engine.processes import Processes, check_devices
 from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
@@ -128,11 +128,7 @@ class Setup:
             return
         if len(self.recipes) > 1:
             raise UserError(f"student: several students train in one process, not in {count}; give one --student")
-        if recipe.accelerator == "mps":
-            raise UserError(f"accelerator: mps trains in one process, not in {count}; set it to cpu")
-        here, gpus = self.processes.local_count, torch.cuda.device_count()
-        if self.device.type == "cuda" and here > gpus:
-            raise UserError(f"devices: {here} processes here for {gpus} GPU(s); start one for each")
+        check_devices(self.processes, recipe.accelerator, self.device)
         if recipe.batch % (count * (recipe.micro_batch or 1)):
             at_once = f" with {recipe.micro_batch} images at once (micro_batch)" if recipe.micro_batch else ""
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {count} processes{at_once}")

@@ -44,7 +44,7 @@ class StudentLearner(Learner):
         **others: Any,
     ) -> None:
         assert isinstance(method.student, Student)
-        super().__init__(method, method.student, keys=recipe, **others)
+        super().__init__(method, method.student, keys=recipe, role="student", **others)
         self.recipe, self.method, self.folder, self._watch = recipe, method, folder, watch
         classes, device = method.student.num_classes, method.student.mean.device
         self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none

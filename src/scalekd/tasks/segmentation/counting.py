@@ -94,7 +94,9 @@ class Count:
                 )
 
 
-def check_labels(pairs: Pairs, recipe: Segmentation, say: Callable[[str], object], console: Console) -> None:
+def check_labels(
+    pairs: Pairs, recipe: Segmentation, say: Callable[[str], object], console: Console, *, fewest: int = 2
+) -> None:
     """Count the labelled pixels of each class and say what was found; classes that never occur are a warning.
 
     A sample is counted, evenly spread; all are where a class is missing in the sample.
@@ -104,9 +106,10 @@ def check_labels(pairs: Pairs, recipe: Segmentation, say: Callable[[str], object
         recipe: How to read them.
         say: Prints a line.
         console: Where the progress bar goes.
+        fewest: Classes that must occur: one is enough to be measured on, not to be trained on.
 
     Raises:
-        UserError: If values stand for no class, or fewer than two classes occur: names the values and the flags.
+        UserError: If values stand for no class, or fewer than `fewest` classes occur: names the values and the flags.
     """
     coding = Coding(recipe)
     count = _counted(pairs, recipe, coding, console, as_colours=coding.as_colours)
@@ -114,7 +117,7 @@ def check_labels(pairs: Pairs, recipe: Segmentation, say: Callable[[str], object
         everything = _counted(pairs, recipe, coding, console, as_colours=True)
         everything.coloured = count.coloured  # without those whose colours are greys, which are numbers
         count = everything
-    _refuse(count, coding, recipe, pairs)
+    _refuse(count, coding, recipe, pairs, fewest)
     _announce(count, coding, recipe, pairs, say)
 
 
@@ -152,7 +155,7 @@ def _classes(count: Count, coding: Coding) -> dict[int, int]:
     return pixels
 
 
-def _refuse(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs) -> None:
+def _refuse(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs, fewest: int) -> None:
     if not count.files:
         raise UserError(f"data: no label image of {pairs.split} can be read; {count.unreadable[0]}")
     what = f"values in {count.extent} of {pairs.split}: {count.describe()}"
@@ -166,7 +169,7 @@ def _refuse(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs) ->
         value = max(unknown)
         raise UserError(f"{coding.refusal(count.example[value], value, coding.as_colours)}; {what}; {how}")
     found = _classes(count, coding)
-    if len(found) < 2:
+    if len(found) < fewest:
         only = f"only {coding.names[next(iter(found))]!r} occurs" if found else "no pixel has a class"
         unlabelled = [
             colour_in_words(v) if count.coloured else str(v) for v in sorted(count.pixels) if coding.index(v) == IGNORED
@@ -176,7 +179,7 @@ def _refuse(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs) ->
             if unlabelled
             else ""
         )
-        raise UserError(f"data: {only} in the labels of {pairs.split}: at least two classes must; {what}{rule}; {how}")
+        raise UserError(f"data: {only} in the labels of {pairs.split}: at least {fewest} must; {what}{rule}; {how}")
 
 
 def _announce(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs, say: Callable[[str], object]) -> None:

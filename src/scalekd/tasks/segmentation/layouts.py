@@ -44,6 +44,14 @@ def _roboflow(data: Path) -> str:
     )
 
 
+def _train_and_val(splits: list[str]) -> tuple[str, str]:
+    """Which splits are for training and validation, by their names; the first and the next where those do not tell."""
+    train = next((split for split in splits if split.startswith("train")), splits[0])
+    others = [split for split in splits if split != train]
+    val = next((split for split in others if split.startswith("val")), others[0] if others else train)
+    return train, val
+
+
 def _supervisely(data: Path) -> str:
     """Supervisely's project: one folder a data set."""
     sets = sorted(path.parent.name for path in data.glob("*/img") if path.is_dir())
@@ -52,7 +60,8 @@ def _supervisely(data: Path) -> str:
     masks = next((name for name in ("masks_machine", "masks_human") if (data / sets[0] / name).is_dir()), None)
     if masks is None:
         return f"{data} looks like a Supervisely project whose labels are JSON; export it as masks (masks_machine)"
-    splits = f"--train-split {sets[0]} --val-split {sets[-1]}"
+    train, val = _train_and_val(sets)
+    splits = f"--train-split {train} --val-split {val}"
     more = "" if len(sets) > 1 else ", after moving some images and masks into a second data set's folder"
     return (
         f"{data} looks like Supervisely's layout: give --image-folder '{{split}}/img' --label-folder "
@@ -66,8 +75,7 @@ def _camvid(data: Path) -> str:
     splits = [split for split in splits if (data / split).is_dir()]
     if not splits:
         return ""
-    train = "train" if "train" in splits else splits[0]
-    val = next((split for split in splits if split != train), train)
+    train, val = _train_and_val(splits)
     return (
         f"{data} looks like CamVid's layout: give --image-folder '{{split}}' --label-folder '{{split}}annot' "
         f"--train-split {train} --val-split {val}"

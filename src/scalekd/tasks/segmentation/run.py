@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from scalekd.data import CorruptImages
+from scalekd.data.overlap import shared_files
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
@@ -28,7 +29,7 @@ from scalekd.tasks.segmentation.schema import Segmentation
 from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
 from scalekd.tasks.segmentation.testing import Figures, draw, measure
 from scalekd.tasks.transfer.backbone import Backbone, card_of
-from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, fit
+from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, find_checkpoint, fit
 
 
 def train(
@@ -44,7 +45,7 @@ def train(
     Args:
         recipe: The run's settings, `data` and `backbone` among them.
         output: Folder for everything the run leaves.
-        resume: Whether to go on with the run in `output`.
+        resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
@@ -62,6 +63,10 @@ def train(
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
         if not recipe.class_names:
             raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+        _refuse_shared(*pairs)
+        share = recipe.batch // run.processes.count
+        if min(recipe.micro_batch or share, share) < 2:
+            raise UserError(f"batch: UPerNet's batch norms need at least 2 images at once in each process, not {share}")
         if not resume:  # otherwise the run that goes on has done so
             for split in pairs:
                 check_labels(split, recipe, run.say, run.console)
@@ -71,6 +76,16 @@ def train(
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         run.prepare(segmenter.backbone, inputs)
         return _train(run, recipe, segmenter, *pairs)
+
+
+def _refuse_shared(train: Pairs, val: Pairs) -> None:
+    """Make sure that no validation image is trained on."""
+    shared = shared_files(map(Path, train.images), map(Path, val.images))
+    if shared:
+        raise UserError(
+            f"val_split: {len(shared)} of its {len(val)} images are training images, too, the first {shared[0]}: "
+            "figures would be those of training; take them out of one of the splits"
+        )
 
 
 def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -90,7 +105,7 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
     device = pick_device(recipe.accelerator)
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    check_labels(pairs, recipe, say, console)
+    check_labels(pairs, recipe, say, console, fewest=1)
     corrupt = CorruptImages(recipe.max_corrupt, say)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     segmenter.to(device).eval()
@@ -144,6 +159,7 @@ def _announce(run: Run, segmenter: Segmenter, pairs: list[Pairs]) -> None:
 
 def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
     device, processes = pick_device(recipe.accelerator), run.processes
+    checkpoint = find_checkpoint(run)
     task = SegmentationTask(run, recipe, build_learner(run, segmenter, partial(poly_schedule, recipe), device))
     schedule = Schedule(
         steps=recipe.steps,
@@ -161,6 +177,7 @@ def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, v
         schedule,
         lambda start: training_loader(train, recipe, run.say, processes, start=start),
         testing_loader(val, recipe, run.say, processes),
+        checkpoint=checkpoint,
     )
     assert task.figures is not None
     result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}

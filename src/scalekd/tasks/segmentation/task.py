@@ -13,6 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scalekd.data import seeded
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
@@ -139,7 +140,7 @@ def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
         ModelError: If the step fails; names the backbone and the images' shape.
     """
     device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # the fewest that UPerNet takes
-    with torch.random.fork_rng(), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
+    with seeded(recipe.seed), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
         trial = copy.deepcopy(segmenter).to(device).train()
         images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=device)
         with autocast(device, pick_dtype(recipe.precision, device)):

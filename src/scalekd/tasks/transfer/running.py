@@ -24,7 +24,7 @@ from scalekd.engine.display import Display
 from scalekd.engine.learner import Learner
 from scalekd.engine.loop import Loop, Schedule
 from scalekd.engine.optimisation import build_optimizer, quieten_timm
-from scalekd.engine.processes import Processes, joined, launched
+from scalekd.engine.processes import Processes, check_devices, joined, launched
 from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype
@@ -92,7 +92,7 @@ def begun(
     Args:
         recipe: The run's settings.
         output: Its folder.
-        resume: Whether to go on with the run in `output`.
+        resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
@@ -109,6 +109,7 @@ def begun(
         if processes.first:
             stack.enter_context(run.group.claimed(run.say, resume=resume))
         processes.first_says(lambda: run.group.check([recipe], resume=resume, overwrite=overwrite))
+        check_devices(processes, recipe.accelerator, pick_device(recipe.accelerator))
         if recipe.batch % (processes.count * (recipe.micro_batch or 1)):
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {processes.count} processes")
         yield run
@@ -197,6 +198,8 @@ def fit(
     schedule: Schedule,
     training: Callable[[int], Iterable[Any]],
     validation: Iterable[Any],
+    *,
+    checkpoint: Checkpoint | None,
 ) -> dict[str, Any]:
     """Train and validate.
 
@@ -206,6 +209,7 @@ def fit(
         schedule: What happens at which step.
         training: The training micro-batches of this process from one of them on.
         validation: The validation batches of this process.
+        checkpoint: Where to resume, from `find_checkpoint`.
 
     Returns:
         What the result says of the training: steps, samples, seconds and so on.
@@ -230,7 +234,6 @@ def fit(
         meter=EnergyMeter(processes.local_count if device.type == "cuda" else 0),
         resume_with=f"the same command and --resume (the run is in {run.folder.path})",
     )
-    checkpoint = _find_checkpoint(run)
     processes.gather(None)
     processes.training = True
     facts = loop.run(training, validation, checkpoint)
@@ -245,8 +248,11 @@ def fit(
     }
 
 
-def _find_checkpoint(run: Run) -> Checkpoint | None:
-    """The newest checkpoint of a run to be resumed, with its logs cut to what they were then."""
+def find_checkpoint(run: Run) -> Checkpoint | None:
+    """The newest checkpoint of a run to be resumed, with its logs cut to what they were then.
+
+    It comes before `build_learner`, which names the new file of events by those that are left.
+    """
     if not run.resume:
         return None
     checkpoint = run.processes.first_says(lambda: run.group.checkpoints.newest(run.say))
