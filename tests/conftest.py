@@ -30,6 +30,10 @@ settings.load_profile("scalekd")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = ("blue", "green", "red")
+# The first backward of a process decides which threads autograd starts; under fake tensors it would start GPUs' too,
+# and no process that is forked later could run a backward (see scalekd.child).
+torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+
 TINY_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
 TINY_CNN: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "output_stride": 8}
 TINY_STUDENT = ("--student", "resnet18", "--student-args", str(TINY_CNN).replace("'", ""))

@@ -63,7 +63,7 @@ def test_unreadable_images_are_told_at_the_end_and_the_rest_is_done(cli: Cli, da
     assert len(outcome.out.splitlines()) == 6
     assert outcome.err.splitlines()[-3:] == [
         f"cannot be read: {missing} (no such file)",
-        f"cannot be read: {spoilt}",
+        f"cannot be read: {spoilt} (the file is truncated)",
         "2 of 8 images could not be read",
     ]
 

@@ -22,7 +22,7 @@ from scalekd.engine.skipping import IN_A_ROW, Skipper
 from scalekd.errors import UserError
 from scalekd.runs.logs import MetricsLog
 
-_ADVICE = "A lower lr, a longer warm-up or clip usually mends it"
+ADVICE = "A lower lr, a longer warm-up or clip usually mends it"
 
 
 class NonFiniteLossError(UserError):
@@ -192,7 +192,7 @@ class Learner(nn.Module):
         if self._skipper.in_a_row == IN_A_ROW:
             raise NonFiniteLossError(
                 f"loss: the gradients of {IN_A_ROW} steps in a row were NaN or infinite, the last of step {step}; "
-                f"the last checkpoint is kept. {_ADVICE}"
+                f"the last checkpoint is kept. {ADVICE}"
             )
 
     def _check_loss(self) -> None:
@@ -211,7 +211,7 @@ class Learner(nn.Module):
         bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
         raise NonFiniteLossError(
             f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
-            f"the last checkpoint is kept. {_ADVICE}"
+            f"the last checkpoint is kept. {ADVICE}"
         )
 
     def check_finite(self, step: int) -> None:
@@ -224,8 +224,7 @@ class Learner(nn.Module):
         for name, parameter in self.final.named_parameters():
             if not torch.isfinite(own_part(parameter)).all():
                 raise NonFiniteLossError(
-                    f"{self._role}: {name} became NaN or infinite by step {step}; "
-                    f"the last checkpoint is kept. {_ADVICE}"
+                    f"{self._role}: {name} became NaN or infinite by step {step}; the last checkpoint is kept. {ADVICE}"
                 )
 
     def log_training(self, step: int) -> None:

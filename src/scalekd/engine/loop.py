@@ -317,7 +317,7 @@ class Loop:
         self.step = self._saved_step = run["step"]
         self._validation_due, self._log_sizes = run["validation_due"], run["logs"]
         self._seconds_before = run["seconds"]
-        self._meter.resume(run["energy"])
+        self._meter.resume(run.get("energy"))
         self.task.corrupt.paths.update(run["corrupt_images"])
         self.task.restore_progress(run["task"])
         for learner, progress in zip(self.task.learners, run["learners"], strict=True):

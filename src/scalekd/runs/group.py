@@ -135,7 +135,8 @@ class Group:
             except Interrupted:
                 raise
             except Exception:
-                if self._prepared and not self.checkpoints.files and not any(run.metrics.exists() for run in self.runs):
+                written = self.checkpoints.files or any(run.metrics.exists() for run in self.runs)
+                if self._prepared and not resume and not written:
                     self._clear()
                 raise
 

@@ -11,7 +11,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from scalekd.data import Batch, CorruptImages, seeded
-from scalekd.engine.learner import Learner, NonFiniteLossError, StepLosses
+from scalekd.engine.learner import ADVICE, Learner, NonFiniteLossError, StepLosses
 from scalekd.engine.sharding import whole
 from scalekd.engine.task import Task
 from scalekd.evaluation import accuracy_metrics, percentages
@@ -78,7 +78,7 @@ class StudentLearner(Learner):
         logits = self.final_student(images).logits.float()
         if not torch.isfinite(logits).all():
             raise NonFiniteLossError(
-                f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept"
+                f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {ADVICE}"
             )
         assert self.metrics is not None
         self.metrics.update(logits, labels)
