@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
     flags = ("--method", "none", "--micro-batch", "6")
     outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, *flags)
     outcome.refused("loss: task became nan at step 2", "lr")
-    assert torch.load(newest_checkpoint(output), weights_only=True)["global_step"] == 2
+    assert torch.load(newest_checkpoint(output), weights_only=True)["run"]["step"] == 2
     monkeypatch.undo()
     assert not (output / "result.json").exists()
 
