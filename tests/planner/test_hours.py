@@ -25,7 +25,7 @@ def test_arithmetic_names_every_factor() -> None:
 def test_unknown_device() -> None:
     with pytest.raises(UserError, match="did you mean 'a100'"):
         find_device("a1000")
-    with pytest.raises(UserError, match="known are a100, h100"):
+    with pytest.raises(UserError, match=r"known are here \(this machine\), a100, h100"):
         find_device("abacus")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.engine.processes import joined, launched
-from scalekd.errors import UserError
-from scalekd.recipes import load_as
-from scalekd.runs.folder import RunFolder
+from scalekd.cli.running import train_or_evaluate
 from scalekd.tasks.segmentation import GROUPS, Segmentation
 
 
@@ -47,21 +41,11 @@ def segmentation(
     """
     from scalekd.tasks.segmentation import run  # noqa: PLC0415 (needs the extra `downstream`)
 
-    if evaluate and (resume or overwrite or recipe):
-        raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
-    if resume:
-        RunFolder(output).check_given(Segmentation, flags)
-    stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
-    settings = load_as(Segmentation, stored, flags, partial(typer.echo, err=True))
-    if settings.devices > 1 and not evaluate and not launched():
-        raise SystemExit(launch(settings.devices, sys.argv[1:]))
-    with joined() as processes:
-        if evaluate:
-            result = run.evaluate(settings, output)
-        else:
-            result = run.train(settings, output, resume=resume, overwrite=overwrite)
-        if not processes.first:
-            return
+    result = train_or_evaluate(
+        run, Segmentation, output, flags, recipe=recipe, resume=resume, overwrite=overwrite, evaluate=evaluate
+    )
+    if result is None:
+        return
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -40,6 +40,8 @@ class DetectionTask(TransferTask):
         seen: Images that it could read.
     """
 
+    name = "detection"
+
     def __init__(self, run: Run, recipe: Detection, learner: Learner, val: CocoSplit) -> None:
         super().__init__(learner, run.corrupt())
         self.figures: dict[str, AveragePrecision] = {}

@@ -41,6 +41,8 @@ class SegmentationTask(TransferTask):
         figures: Of the last validation; None before the first.
     """
 
+    name = "segmentation"
+
     def __init__(self, run: Run, recipe: Segmentation, learner: Learner) -> None:
         super().__init__(learner, run.corrupt())
         self.figures: Figures | None = None

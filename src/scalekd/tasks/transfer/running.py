@@ -97,7 +97,7 @@ def begun(
         console: Where to print; standard error by default.
 
     Raises:
-        UserError: If the folder is another run's or cannot be written, or there is nothing to go on with.
+        UserError: If the folder is another run's or cannot be written, or there is nothing to resume.
     """
     quieten_timm()
     if recipe.devices > 1 and not launched():
@@ -232,7 +232,7 @@ def fit(
         ),
         say=run.say,
         meter=EnergyMeter(processes.local_count if device.type == "cuda" else 0),
-        resume_with=f"the same command and --resume (the run is in {run.folder.path})",
+        resume_with=f"scalekd transfer {task.name} --resume --output {run.folder.path}",
     )
     processes.gather(None)
     processes.training = True

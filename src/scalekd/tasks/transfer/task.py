@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,10 +15,15 @@ from scalekd.engine.task import Task
 class TransferTask(Task):
     """Trains one model and measures it; a task says what its losses and its figures are.
 
+    Attributes:
+        name: What the command calls it: `scalekd transfer NAME`.
+
     Args:
         learner: The model in training.
         corrupt: Counter of unreadable images.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, learner: Learner, corrupt: CorruptImages) -> None:
         self.learners = (learner,)

@@ -1,0 +1,70 @@
+"""What the commands of `transfer` do before they print: train a run, or measure the one that is there."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import typer
+
+from scalekd.cli.launch import launch
+from scalekd.cli.options import Flags
+from scalekd.engine.processes import joined, launched
+from scalekd.errors import UserError
+from scalekd.recipes import load_as
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.transfer.keys import Transfer
+
+
+class Runs(Protocol):
+    """The module of a task: `scalekd.tasks.detection.run`, say."""
+
+    def train(self, recipe: Any, output: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]: ...
+
+    def evaluate(self, recipe: Any, output: Path) -> dict[str, Any]: ...
+
+
+def train_or_evaluate(
+    runs: Runs,
+    schema: type[Transfer],
+    output: Path,
+    flags: Flags,
+    *,
+    recipe: str | None,
+    resume: bool,
+    overwrite: bool,
+    evaluate: bool,
+) -> dict[str, Any] | None:
+    """The result of a run of `transfer`, trained in these processes or in those that `devices` asks for.
+
+    Args:
+        runs: Trains and measures.
+        schema: The kind of recipe.
+        output: The run's folder.
+        flags: Keys that the user gave; they win over the recipe's.
+        recipe: A shipped recipe's name or a YAML file.
+        resume: Whether to resume the run in `output`.
+        overwrite: Whether to delete a run that is in `output`.
+        evaluate: Whether to measure the run in `output` only.
+
+    Returns:
+        The result; None in all but the first process, which alone prints.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    if evaluate and (resume or overwrite or recipe):
+        raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
+    if resume:
+        RunFolder(output).check_given(schema, flags)
+    stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
+    settings = load_as(schema, stored, flags, partial(typer.echo, err=True))
+    if evaluate:
+        return runs.evaluate(settings, output)
+    if settings.devices > 1 and not launched():
+        raise SystemExit(launch(settings.devices, sys.argv[1:]))
+    with joined() as processes:
+        result = runs.train(settings, output, resume=resume, overwrite=overwrite)
+        return result if processes.first else None
