@@ -61,6 +61,20 @@ def test_what_is_wrong_is_listed_and_ends_with_1(cli: Cli, spoilt: Path) -> None
     assert (free["splits"]["train"]["images"], free["splits"]["train"]["classes"]) == (16, {})
 
 
+def test_empty_and_single_classes_are_told_however_the_labels_are_used(cli: Cli, data: Path) -> None:
+    """The rest of the data is looked at all the same; a run refuses each of them."""
+    (data / "val" / "violet").mkdir()
+    for labels in ("folders", "none"):
+        outcome = cli("data", "check", data, "--workers", "0", "--labels", labels)
+        assert outcome.code == 1, outcome.err
+        assert "empty     val: no images in violet; a run refuses that" in outcome.out
+    for name in ("violet", "red", "green"):
+        shutil.rmtree(data / "val" / name)
+    outcome = cli("data", "check", data, "--workers", "0", "--labels", "none")
+    assert outcome.code == 1, outcome.err
+    assert "blue alone in val, where at least two classes are needed; a run refuses that" in outcome.out
+
+
 def test_the_table_shows_names_as_they_are(cli: Cli, spoilt: Path) -> None:
     outcome = cli("data", "check", spoilt, "--workers", "0")
     assert outcome.code == 1, outcome.err

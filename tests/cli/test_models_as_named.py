@@ -44,6 +44,19 @@ def test_a_part_of_the_classes_is_measured_by_name(cli: Cli, data: Path, cnn_fil
     assert right == 2 * round(whole["top1"] * 6 / 100)
 
 
+def test_a_test_set_of_one_class_is_measured(cli: Cli, data: Path, cnn_file: Path) -> None:
+    """Its three accuracies are those of the classes, whose mean is that of all."""
+    whole = json.loads(cli("evaluate", cnn_file, "--data", data, *QUICK, "--json").out)
+    alone = []
+    for name in CLASSES:
+        shutil.copytree(data / "val" / name, data.parent / name / "val" / name)
+        outcome = cli("evaluate", cnn_file, "--data", data.parent / name, *QUICK, "--json")
+        assert outcome.code == 0, outcome.err
+        assert "the data has 1 of the model's 3, measured by name" in outcome.err
+        alone.append(json.loads(outcome.out)["top1"])
+    assert sum(alone) / 3 == pytest.approx(whole["top1"], abs=1e-4)
+
+
 def test_imagenets_ids_are_a_part_of_a_timm_models_classes(cli: Cli, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "thousand.safetensors"
     save_file(timm.create_model("resnet18", num_classes=1000, **TINY_CNN).state_dict(), path)

@@ -35,11 +35,23 @@ def test_an_empty_split_a_single_class_and_an_empty_class_are_refused(data: Path
     with pytest.raises(UserError, match="holds no folder"):
         read_split(data, "none")
     (data / "none" / "red").mkdir()
-    with pytest.raises(UserError, match="one class, 'red'"):
+    with pytest.raises(UserError, match=r"no images in .*none"):
         read_split(data, "none")
+    shutil.copytree(data / "train" / "red", data / "none" / "red", dirs_exist_ok=True)
+    for splits in (("none", "val"), ("train", "none")):
+        with pytest.raises(UserError, match="one class, 'red'"):
+            read_splits(data, *splits)
     (data / "val" / "violet").mkdir()
     with pytest.raises(UserError, match=r"no images in .*violet"):
-        read_split(data, "val")
+        read_splits(data, "train", "val")
+
+
+def test_one_class_and_an_empty_class_are_enough_to_measure_on(data: Path) -> None:
+    shutil.copytree(data / "val" / "red", data / "one" / "red")
+    one = read_split(data, "one")
+    assert (one.classes, set(one.labels.tolist())) == (("red",), {0})
+    (data / "val" / "violet").mkdir()
+    assert read_split(data, "val").aside.empty == ["violet"]
 
 
 def test_different_classes_in_the_splits_are_named(data: Path) -> None:

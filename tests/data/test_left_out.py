@@ -12,7 +12,7 @@ import pytest
 from conftest import Cli
 from PIL import Image
 
-from scalekd.data import Split, evaluation_transform, read_split
+from scalekd.data import Split, evaluation_transform, read_split, read_splits
 from scalekd.data.aside import left_out
 from scalekd.data.decoding import UnreadableImageError, read
 from scalekd.data.endings import is_image
@@ -133,7 +133,7 @@ def test_an_empty_class_is_refused_with_what_was_in_it(tmp_path: Path) -> None:
     (folder(tmp_path) / "train" / "fish").mkdir()
     (tmp_path / "train" / "fish" / "a.cr2").touch()
     with pytest.raises(UserError, match=r"no images in .*/fish \(1 file \(1 \.cr2\) left out, for example fish/a\.cr2"):
-        read_split(tmp_path, "train")
+        read_splits(tmp_path, "train", "train")
 
 
 def test_a_rare_format_is_read_under_its_own_ending_only(tmp_path: Path) -> None:

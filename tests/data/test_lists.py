@@ -30,7 +30,6 @@ from scalekd.errors import UserError
             "line 3: 'none/x.png' is not there .No such file",
         ),
         ("path,label,split\nx.png,blue,train\n", "none of its 1 files is there; line 2 names 'x.png', which is not in"),
-        ("path,label,split\nTRAIN,blue,train\n", "one class, 'blue'"),
         ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
         ("path,label,split\n\udcff,blue,val\n", "no text in UTF-8"),
     ],

@@ -36,7 +36,6 @@ def test_wrong_tables_are_refused(data: Path, tmp_path: Path) -> None:
         ({"picture": [picture], "label": [1]}, "no column 'image'"),
         ({"image": [picture], "klass": ["a"]}, "no column 'label'"),
         ({"image": [picture] * 2, "label": ["a", None]}, "row 1 has no label"),
-        ({"image": [picture] * 2, "label": ["a", "a"]}, "one class"),
         ({"image": [picture] * 2, "label": [0.5, 1.5]}, "holds 0.5, neither text"),
         ({"image": [{"bytes": None, "path": "/etc/passwd"}] * 2, "label": ["a", "b"]}, "names files instead"),
     ):

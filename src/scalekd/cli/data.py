@@ -94,19 +94,29 @@ def check(
 def _splits(recipe: Recipe) -> tuple[dict[str, Split], list[str]]:
     """The splits that are there, by name; and how their classes differ, which a run would refuse."""
     assert recipe.data is not None
-    source = open_data(recipe.data, recipe, empty_classes=True)
+    source = open_data(recipe.data, recipe)
     train, val, unlabelled = recipe.train_split, recipe.val_split, recipe.unlabelled_split
     if recipe.labels == "none":
         training, validation = read_label_free(recipe.data, train, val, unlabelled, recipe)
-        return {train: training} | ({val: validation} if len(validation) else {}), []
-    if not source.has(train) and source.has(val):  # as for `evaluate`
+        return {train: training} | ({val: validation} if len(validation) else {}), _too_few(validation, val)
+    if not source.has(train) and source.has(val):  # as for `evaluate`, for which one class is enough
         return {val: source.read(val)}, []
     training, validation = source.read(train), source.read(val)
     differences = class_differences(training, validation, (train, val))
+    differences += _too_few(training, train) + _too_few(validation, val)
     splits = {train: training, val: validation}
     if source.has(unlabelled):
         splits[unlabelled] = source.read(unlabelled, labelled=False)
     return splits, differences
+
+
+def _too_few(split: Split, name: str) -> list[str]:
+    """What to say of a split with one class only; empty for any other."""
+    return (
+        [f"{split.classes[0]} alone in {name}, where at least two classes are needed"]
+        if len(split.classes) == 1
+        else []
+    )
 
 
 def _bar() -> Progress:

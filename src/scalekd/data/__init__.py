@@ -25,6 +25,7 @@ from scalekd.data.sources import (
     read_split,
     read_splits,
     read_unlabelled,
+    with_filled_classes,
 )
 from scalekd.data.split import Files, Split, Store
 
@@ -58,4 +59,5 @@ __all__ = [
     "shared_images",
     "training_loader",
     "training_transform",
+    "with_filled_classes",
 ]

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from scalekd.data.endings import is_image
-from scalekd.data.index import list_classes, list_unlabelled
+from scalekd.data.index import Listing, list_classes, list_unlabelled
 from scalekd.data.layouts import convert, other_name
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
@@ -52,30 +52,23 @@ def _has_images(folder: Path) -> bool:
         return False
 
 
-def read_split(data: str | Path, name: str, *, empty_classes: bool = False) -> Split:
+def read_split(data: str | Path, name: str) -> Split:
     """List `data/name/<class>/*`; files that are no images by their ending are left out and counted.
 
     Args:
         data: The folder of all splits.
         name: The split's.
-        empty_classes: Whether a class may be without images.
 
     Raises:
-        UserError: If the folder is missing, or holds fewer than two classes or no images in a class.
+        UserError: If the folder is missing, or holds no folder or no image.
     """
     data = Path(data)
     root = _folder(data, name)
     listing = list_classes(root)
     if not listing.classes:
         raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class{convert(data)}")
-    if len(listing.classes) < 2:
-        raise UserError(f"data: {root} has one class, {listing.classes[0]!r}; at least two are needed")
-    empty, found = listing.aside.empty, listing.aside.described()
-    if empty and not empty_classes:
-        raise UserError(
-            f"data: no images in {', '.join(str(root / name) for name in empty[:3])}{f' ({found})' if found else ''}; "
-            "add some, or remove the folder"
-        )
+    if not len(listing.names):
+        raise _no_images(root, listing)
     return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
 
 
@@ -89,6 +82,10 @@ def read_unlabelled(data: str | Path, name: str) -> Split:
     root = _folder(data, name)
     listing = list_unlabelled(root)
     if not len(listing.names):
-        found = listing.aside.described()
-        raise UserError(f"data: no images in {root}{f' ({found})' if found else ''}")
+        raise _no_images(root, listing)
     return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
+
+
+def _no_images(root: Path, listing: Listing) -> UserError:
+    found = listing.aside.described()
+    return UserError(f"data: no images in {root}{f' ({found})' if found else ''}")

@@ -9,7 +9,7 @@ from scalekd.data.sources.opening import (
     read_splits,
     read_unlabelled,
 )
-from scalekd.data.sources.source import Source, in_order
+from scalekd.data.sources.source import Source, in_order, with_filled_classes
 
 __all__ = [
     "Source",
@@ -21,4 +21,5 @@ __all__ = [
     "read_split",
     "read_splits",
     "read_unlabelled",
+    "with_filled_classes",
 ]

@@ -13,7 +13,7 @@ from scalekd.data.sources.hub import HubSource
 from scalekd.data.sources.joined import join
 from scalekd.data.sources.lists import SUFFIXES, ListFile, is_list
 from scalekd.data.sources.shards import ShardFolder, ShardPattern
-from scalekd.data.sources.source import Source, same_classes
+from scalekd.data.sources.source import Source, same_classes, with_filled_classes
 from scalekd.data.sources.vision import VisionSource
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError
@@ -36,8 +36,8 @@ _OTHER_FILES = {
 class Directory:
     """A folder: for each split a list, shards, or a folder of images; see `Source`."""
 
-    def __init__(self, path: Path, keys: ListKeys = AS_USUAL, *, empty_classes: bool = False) -> None:
-        self.path, self.keys, self.empty_classes = path, keys, empty_classes
+    def __init__(self, path: Path, keys: ListKeys = AS_USUAL) -> None:
+        self.path, self.keys = path, keys
 
     def has(self, name: str) -> bool:
         return self._kept_otherwise(name) is not None or (self.path / name).is_dir()
@@ -50,7 +50,7 @@ class Directory:
             return source.read(name, labelled=labelled)
         if not labelled:
             return folder.read_unlabelled(self.path, name)
-        return folder.read_split(self.path, name, empty_classes=self.empty_classes)
+        return folder.read_split(self.path, name)
 
     def _kept_otherwise(self, name: str) -> Source | None:
         """The split's source where it is no folder of images."""
@@ -66,13 +66,12 @@ class Directory:
         return next((file for file in files if file.is_file()), None)
 
 
-def open_data(data: str | Path, keys: ListKeys = AS_USUAL, *, empty_classes: bool = False) -> Source:
+def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
     """The source that `data` names; see docs/data.md for what it may be.
 
     Args:
         data: The text.
         keys: Columns and separator of lists.
-        empty_classes: Whether the folder of a class may be without images, for a look at the data.
 
     Raises:
         UserError: If it names none.
@@ -80,7 +79,7 @@ def open_data(data: str | Path, keys: ListKeys = AS_USUAL, *, empty_classes: boo
     text = os.fspath(data)
     path = Path(text)
     if path.is_dir():
-        return Directory(path, keys, empty_classes=empty_classes)
+        return Directory(path, keys)
     if is_list(path) and "{" not in text and "://" not in text:
         return ListFile(path, keys=keys)
     _refuse_list_keys(keys, text)
@@ -113,10 +112,10 @@ def absolute(data: str) -> str:
 
 
 def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
-    """The images of a split, with labels and classes.
+    """The images of a split, with labels and classes, to measure on: one class is enough, and classes may be empty.
 
     Raises:
-        UserError: If there is no such split, it has no images, or fewer than two classes.
+        UserError: If there is no such split, or it has no images.
     """
     return open_data(data, keys).read(name)
 
@@ -125,11 +124,12 @@ def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUA
     """Both splits, with the same classes in the same order.
 
     Raises:
-        UserError: See `read_split`; also if the two do not have the same classes.
+        UserError: See `read_split`; also if one has fewer than two classes or a class without images, or if the two do
+            not have the same classes.
     """
     source = open_data(data, keys)
-    training = source.read(train)
-    return training, same_classes(training, source.read(val), (train, val))
+    training = with_filled_classes(source.read(train))
+    return training, same_classes(training, with_filled_classes(source.read(val)), (train, val))
 
 
 def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:

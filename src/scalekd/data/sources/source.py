@@ -66,8 +66,7 @@ class Labelling:
             labelled: Whether labels are wanted.
 
         Raises:
-            UserError: If there are no images, an image has no label or one of no class, or there are fewer than two
-                classes.
+            UserError: If there are no images, or an image has no label or one of no class.
         """
         if not len(self):
             raise UserError(f"data: no images in {store.root}")
@@ -77,8 +76,6 @@ class Labelling:
             raise UserError(f"data: {store.root}: {self.missing} has no label; give it one, or set labels to none")
         texts = [label for label in self._numbers if isinstance(label, str)]
         names = tuple(classes) or tuple(sorted(texts, key=_order(texts)))
-        if len(names) < 2:
-            raise UserError(f"data: {store.root} has one class, {names[0]!r}; at least two are needed")
         if len(set(names)) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
             raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
@@ -118,6 +115,23 @@ def _order(labels: Iterable[str]) -> Callable[[str], int | str]:
 
 def _is_number(label: str) -> bool:
     return label.isdecimal() and len(label) < _DIGITS and label == str(int(label))
+
+
+def with_filled_classes(split: Split) -> Split:
+    """The same split, which must have at least two classes, each with an image.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if len(split.classes) == 1:
+        raise UserError(f"data: {split.root} has one class, {split.classes[0]!r}; at least two are needed")
+    if empty := split.aside.empty:
+        found = split.aside.described()
+        raise UserError(
+            f"data: no images in {', '.join(str(split.root / name) for name in empty[:3])}"
+            f"{f' ({found})' if found else ''}; add some, or remove the folder"
+        )
+    return split
 
 
 def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> Split:

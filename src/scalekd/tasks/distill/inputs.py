@@ -17,6 +17,7 @@ from scalekd.data import (
     read_unlabelled,
     refuse_shared,
     training_transform,
+    with_filled_classes,
 )
 from scalekd.errors import UserError
 from scalekd.method import TeacherOutputs
@@ -41,7 +42,8 @@ def _read_data(recipe: Recipe) -> tuple[Split, Split]:
             "data: none is given; give --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
         )
     if recipe.labels == "none":
-        return read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split, recipe)
+        train, val = read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split, recipe)
+        return train, with_filled_classes(val) if len(val) else val
     train, val = read_splits(data, recipe.train_split, recipe.val_split, recipe)
     if recipe.method != "none" and open_data(data, recipe).has(recipe.unlabelled_split):
         train = join(train, read_unlabelled(data, recipe.unlabelled_split, recipe))
