@@ -22,30 +22,37 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scalekd.data import EvaluationOrder, TrainingStream
 from scalekd.models.weights import read_weights
 
-# 3 steps an epoch, 51 in all. Small steps: tiny networks with random teachers amplify the last bit by 1e5 otherwise.
+# 3 steps an epoch, 6 in all: enough for a learning rate that is wrong by a hundredth to move the losses by 1e-4, too
+# few for training to amplify rounding beyond 1e-6.
 SETTINGS = (
     *("--resolution", "32", "--crop-fraction", "1", "--workers", "0", "--log-every", "1", "--precision", "float32"),
-    *("--batch", "8", "--epochs", "17", "--validate-every", "17", "--warmup-epochs", "0", "--no-check-teacher"),
-    *("--optimizer", "sgd", "--lr", "0.0002", "--clip", "1"),
+    *("--batch", "8", "--epochs", "2", "--validate-every", "2", "--warmup-epochs", "0", "--no-check-teacher"),
+    *("--optimizer", "sgd", "--lr", "0.02", "--clip", "1"),
 )
+ADAMW = ("--optimizer", "adamw", "--lr", "0.0002")
+# AdamW moves a weight whose gradient is all rounding by its whole rate: only the mean over a tensor can be compared.
+# Lost moments, or weight decay of what has no gradient, change it by half of the rate a step.
+ADAMW_MEAN = 2e-5
 VIT = (
     *("--student", "vit_tiny_patch16_224", "--stem-norm", "layernorm2d"),
     *("--student-args", "{patch_size: 8, depth: 4, embed_dim: 24, num_heads: 2}"),
 )
-HEADLESS = (*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--epochs", "1", "--validate-every", "1")
+HEADLESS = (
+    *(*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--epochs", "1", "--validate-every", "1"),
+    *("--batch", "16", *ADAMW, "--weight-decay", "0.5"),
+)
 SHARDED = (*VIT, "--strategy", "fsdp")
 STOPPED = (
-    *("--epochs", "2", "--validate-every", "1", "--optimizer", "adamw", "--ema", "0.9", "--nonfinite", "skip"),
-    *("--mixup", "0.2"),
+    *("--epochs", "2", "--validate-every", "1", *ADAMW, "--ema", "0.9", "--nonfinite", "skip", "--mixup", "0.2"),
 )
 # What is trained by 2 processes, each with 4 images at once.
 RUNS = {
     "groups": (*TINY_STUDENT, "--batchnorm-over", "4"),
-    "all": (*TINY_STUDENT, "--batchnorm-over", "all", "--lr", "0.00005"),
+    "all": (*TINY_STUDENT, "--batchnorm-over", "all", "--lr", "0.005"),
     "vit": VIT,
-    "headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5"),
+    "headless": HEADLESS,
     "sharded": SHARDED,
-    "sharded headless": (*HEADLESS, "--batch", "16", "--optimizer", "adamw", "--weight-decay", "0.5", *SHARDED[-2:]),
+    "sharded headless": (*HEADLESS, *SHARDED[-2:]),
     "stopped": (*SHARDED, *STOPPED),
 }
 SCRIPT = """
@@ -129,12 +136,23 @@ def furthest(one: Path, other: Path) -> float:
     return max(abs(a - b) / abs(a) for a, b in losses)
 
 
+def floats(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and running statistics; how many forwards those took is counted, and may differ."""
+    return {k: v for k, v in read_weights(run / "student.safetensors")[0].items() if v.is_floating_point()}
+
+
 def assert_close(one: Path, other: Path) -> None:
-    """Weights and running statistics of two runs; how many forwards those took is counted, and may differ."""
-    state, others = (read_weights(run / "student.safetensors")[0] for run in (one, other))
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=name)
+    """Each weight of two runs."""
+    others = floats(other)
+    for name, tensor in floats(one).items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def assert_close_in_the_mean(one: Path, other: Path) -> None:
+    """Each tensor of two runs of AdamW."""
+    others = floats(other)
+    for name, tensor in floats(one).items():
+        assert (tensor - others[name]).abs().mean() < ADAMW_MEAN, name
 
 
 @pytest.fixture(scope="module")
@@ -167,19 +185,20 @@ def alone(cli: Cli, images: Path, teacher: Path, output: Path, *more: str) -> Pa
     return output
 
 
-# The ViT's 51 steps add up the rounding of products of 8 and of 4 images, which depends on the processor.
-@pytest.mark.parametrize(("name", "tolerance"), [("groups", 1e-4), pytest.param("vit", 1e-3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["groups", "vit"])
 def test_however_the_batch_is_cut_the_curve_is_the_same(
-    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path, name: str, tolerance: float
+    cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path, name: str
 ) -> None:
     whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS[name], "--micro-batch", "8")
     cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS[name], "--micro-batch", "4")
-    assert len([line for line in lines(whole) if "train/loss" in line]) == 51
+    assert len([line for line in lines(whole) if "train/loss" in line]) == 6
     for other in (cut, together / name):
-        assert furthest(whole, other) < tolerance
+        assert furthest(whole, other) < 2e-5
+        assert_close(whole, other)
     assert result(together / name)["processes"] == 2
     assert result(together / name)["teacher_top1"] == result(whole)["teacher_top1"]
-    assert_close(cut, together / name)
+    faster = alone(cli, images, teacher_file, tmp_path / "faster", *RUNS[name], "--lr", "0.0202", "--micro-batch", "8")
+    assert furthest(whole, faster) > 1e-4, "the comparison sees a hundredth of the learning rate"
     if name == "groups":  # what `batchnorm_over` is for
         apart = ("--batchnorm-over", "process", "--micro-batch", "8")
         other = alone(cli, images, teacher_file, tmp_path / "apart", *RUNS[name], *apart)
@@ -187,23 +206,21 @@ def test_however_the_batch_is_cut_the_curve_is_the_same(
             assert furthest(whole, other) < 1e-4
 
 
-@pytest.mark.slow  # rounding decides it on some processors; to be looked into
 def test_batch_norm_over_all_processes_is_that_of_one(
     cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
 ) -> None:
     whole = alone(cli, images, teacher_file, tmp_path / "whole", *RUNS["all"], "--micro-batch", "8")
-    assert furthest(whole, together / "all") < 1e-4
+    assert furthest(whole, together / "all") < 2e-5
     assert_close(whole, together / "all")
 
 
-@pytest.mark.slow  # rounding decides it on some processors; to be looked into
 def test_sharded_models_train_as_whole_ones(together: Path) -> None:
-    assert furthest(together / "vit", together / "sharded") < 1e-4
+    assert furthest(together / "vit", together / "sharded") < 2e-5
     assert_close(together / "vit", together / "sharded")
     assert result(together / "sharded")["teacher_top1"] == result(together / "vit")["teacher_top1"]
     size = {"patch_size": 8, "depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 32, "num_classes": 3}
     timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(together / "sharded" / "student.safetensors"), **size)
-    assert_close(together / "headless", together / "sharded headless")
+    assert_close_in_the_mean(together / "headless", together / "sharded headless")
 
 
 def test_the_first_process_draws_unless_models_are_sharded(together: Path) -> None:
@@ -224,29 +241,27 @@ def test_each_process_holds_about_half_of_sharded_models(together: Path) -> None
         assert first + second == pytest.approx(1)
 
 
-@pytest.mark.slow  # rounding decides it on some processors; to be looked into
 def test_a_sharded_run_goes_on_sharded_or_whole(
     cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
 ) -> None:
     """With the moving average and AdamW's state; from a checkpoint in the middle."""
     flags = (*VIT, *STOPPED, "--micro-batch", "4")
     undisturbed = alone(cli, images, teacher_file, tmp_path / "undisturbed", *flags)
-    assert_close(undisturbed, together / "kept")
-    assert_close(undisturbed, together / "stopped")
+    assert_close_in_the_mean(undisturbed, together / "kept")
+    assert result(together / "kept")["sha256"] == result(together / "stopped")["sha256"]
     run = tmp_path / "run"
     shutil.copytree(together / "kept", run)
     (run / "result.json").unlink()
     newest_checkpoint(run).unlink()
-    assert_close(undisturbed, alone(cli, images, teacher_file, run, *flags, "--resume"))
+    assert_close_in_the_mean(undisturbed, alone(cli, images, teacher_file, run, *flags, "--resume"))
 
 
-@pytest.mark.slow  # rounding decides it on some processors; to be looked into
 def test_parameters_without_gradient_are_left_alone_as_in_one_process(
     cli: Cli, images: Path, teacher_file: Path, tmp_path: Path, together: Path
 ) -> None:
     """The last norm of a ViT whose logits nobody reads; 2 x 2 micro-batches of 4."""
     cut = alone(cli, images, teacher_file, tmp_path / "cut", *RUNS["headless"], "--micro-batch", "4")
-    assert_close(cut, together / "headless")
+    assert_close_in_the_mean(cut, together / "headless")
 
 
 def test_a_wrong_input_gives_one_line_and_its_code(images: Path, tmp_path: Path) -> None:
@@ -282,6 +297,8 @@ def test_a_signal_leaves_a_checkpoint_that_one_process_goes_on_from(
         *RUNS["groups"],
         "--ema",
         "0.9",
+        "--lr",
+        "0.0002",
     )
     flags = (*base, "--epochs", "30", "--validate-every", "30", "--micro-batch", "4")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
@@ -338,7 +355,7 @@ def test_processes_that_are_killed_in_a_validation_go_on_with_it(cli: Cli, image
     again = ("--auto-resume", "--devices", "1")
     assert cli(*flags, "--output", stopped, *again).code == 0
     assert cli(*flags, "--output", whole).code == 0
-    assert furthest(stopped, whole) < 1e-4
+    assert furthest(stopped, whole) < 2e-5
 
 
 def test_what_cannot_be_shared_is_refused(cli: Cli, images: Path, tmp_path: Path) -> None:
