@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_is_valid_and_says_how_much_is_lacking(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         patch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 600))
-        with pytest.raises(UserError, match=r"is full; 232 bytes more are needed.*goes on"):
+        with pytest.raises(UserError, match=r"is full; 232 bytes more are needed.*to continue"):
             filled.run()  # 26 images of 32 bytes were missing
     assert len(filled.files()) == 4, "no half file, no lock"
     assert not filled.cache.faulty(VIEWS)

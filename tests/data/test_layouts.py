@@ -49,7 +49,7 @@ def test_splits_that_are_called_otherwise_are_named(
 ) -> None:
     folders(tmp_path, *splits)
     assert flags in row(tool)
-    assert f"; give {flags}; it holds" in refusal(tmp_path, "val")
+    assert f"; pass {flags}; it holds" in refusal(tmp_path, "val")
     for split in splits:
         assert len(read_split(str(tmp_path), split)) == 10
 

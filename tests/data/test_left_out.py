@@ -224,7 +224,7 @@ def test_companions_of_shards_and_tables_are_not_looked_at(tmp_path: Path) -> No
 
 
 def test_two_images_of_one_label_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="are one sample"):
+    with pytest.raises(UserError, match="are images of the same sample"):
         shard(tmp_path, {"a.left.jpg": None, "a.right.jpg": None, "a.cls": b"x"})
 
 

@@ -85,9 +85,9 @@ def test_separators_have_names(data: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("filename,image_path,label,split", "paths: 'filename', 'image_path'; say which with path_column"),
-        ("path,class,category,split", "labels: 'class', 'category'; say which with label_column"),
-        ("path,label,set,subset", "splits: 'set', 'subset'; say which with split_column"),
+        ("filename,image_path,label,split", "paths: 'filename', 'image_path'; specify one as path_column"),
+        ("path,class,category,split", "labels: 'class', 'category'; specify one as label_column"),
+        ("path,label,set,subset", "splits: 'set', 'subset'; specify one as split_column"),
         ("path,label,split,label", "two columns 'label'; remove one"),
     ],
 )
@@ -123,16 +123,16 @@ def test_paths_begin_at_the_list_or_the_working_folder(
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("C:\\photos\\0.png", "a path of a Windows machine"),
+        ("C:\\photos\\0.png", "it is a Windows path"),
         ("https://example.org/0.png", "it is a URL"),
-        ("train/blue/0", "'0.png' is: give the paths with their endings"),
-        ("blue/0.png", "it is in .*train: the paths must begin at the list's folder"),
+        ("train/blue/0", "'0.png' is: write the paths with their endings"),
+        ("blue/0.png", "it is in .*train: make the paths relative to the list's folder"),
         ("/nowhere/0.png", "'/nowhere/0.png', which is not$"),
     ],
 )
 def test_where_no_file_is_there_it_says_so(data: Path, path: str, told: str) -> None:
     file = write(data / "list.csv", "path,label,split", [(path, "a", "train")])
-    with pytest.raises(UserError, match=f"none of its 1 files is there; line 2 names .*{told}"):
+    with pytest.raises(UserError, match=f"none of its 1 files exists; line 2 names .*{told}"):
         read_split(file, "train")
 
 
@@ -191,7 +191,9 @@ def test_a_text_beside_an_image_folder_is_no_list_of_it(data: Path) -> None:
 
 def test_a_list_without_a_column_of_splits_says_what_to_do(data: Path) -> None:
     file = write(data / "all.csv", "path,label", [(BLUE, "blue")])
-    with pytest.raises(UserError, match=r"no column of splits. Name it with split_column, or write a list a split"):
+    with pytest.raises(
+        UserError, match=r"no column of splits. Specify it as split_column, or write one list per split"
+    ):
         read_split(file, "train")
     write(file, "path,label,is_valid", [(BLUE, "a", False), (GREEN, "b", False)])
     assert len(read_split(file, "False", ListKeys(split_column="is_valid"))) == 2
@@ -203,7 +205,7 @@ def test_utf_16_is_read_and_other_encodings_are_named(data: Path) -> None:
         (data / "list.txt").write_bytes(encoded)
         assert read_split(data / "list.txt", "train").classes == ("grün", "rot")
     (data / "list.txt").write_bytes(text.encode("cp1252"))
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_split(data / "list.txt", "train")
 
 
@@ -220,5 +222,5 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, told: str) -
 
 def test_columns_are_refused_for_what_is_no_list(data: Path) -> None:
     for place in (data, "torchvision:CIFAR10", "/data/{split}-{0..1}.tar"):
-        with pytest.raises(UserError, match="label_column: is for lists"):
+        with pytest.raises(UserError, match="label_column: applies to lists only"):
             read_split(place, "train", ListKeys(label_column="class"))

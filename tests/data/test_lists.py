@@ -27,11 +27,11 @@ from scalekd.errors import UserError
         ("path,label,split\n,blue,train\n", "line 2 has no path"),
         (
             "path,label,split\nTRAIN,blue,train\nnone/x.png,red,train\n",
-            "line 3: 'none/x.png' is not there .No such file",
+            "line 3: 'none/x.png' does not exist .No such file",
         ),
-        ("path,label,split\nx.png,blue,train\n", "none of its 1 files is there; line 2 names 'x.png', which is not in"),
+        ("path,label,split\nx.png,blue,train\n", "none of its 1 files exists; line 2 names 'x.png', which is not in"),
         ("path,label,split\nTRAIN,blue,val\n", "no rows of split 'train'"),
-        ("path,label,split\n\udcff,blue,val\n", "no text in UTF-8"),
+        ("path,label,split\n\udcff,blue,val\n", "is not UTF-8 text"),
     ],
 )
 def test_a_wrong_list_is_refused(data: Path, text: str, told: str) -> None:
@@ -43,7 +43,7 @@ def test_a_wrong_list_is_refused(data: Path, text: str, told: str) -> None:
 
 def test_wrong_json_lines_and_unknown_labels_are_refused(data: Path) -> None:
     file = data / "list.jsonl"
-    for text, told in (("{", "line 1 is no JSON"), ("[1]", "no JSON object"), ("[" * 100_000, "no JSON")):
+    for text, told in (("{", "line 1 is not JSON"), ("[1]", "not a JSON object"), ("[" * 100_000, "not JSON")):
         file.write_text(text)
         with pytest.raises(UserError, match=told):
             read_split(file, "train")

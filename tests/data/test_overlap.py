@@ -133,7 +133,9 @@ def test_every_command_that_measures_after_fitting_refuses(
         ("cache", "--teacher", teacher_file, "--cache", tmp_path / "caches"),
         ("evaluate", teacher_file, "--knn"),
     ):
-        cli(*command, *same).refused("12 of 12 images of the validation split '.'", "Take images out")
+        cli(*command, *same).refused(
+            "12 of 12 images of the validation split '.'", "Move images from the training split"
+        )
     assert not {"run", "t", "caches"} & set(os.listdir(tmp_path))
     assert cli("evaluate", teacher_file, "--data", data, "--val-split", "train").code == 0, "measuring it is no leak"
 
@@ -145,4 +147,4 @@ def test_classes_without_splits_are_told_how_to_be_split(cli: Cli, data: Path, t
     assert "val-split" not in outcome.err
     (data / "train").mkdir()
     outcome = cli("distill", "--method", "none", "--data", data, "--train-split", "dev", "--output", data / "run")
-    outcome.refused("no folder 'dev'", "another one for validation")
+    outcome.refused("no folder 'dev'", "one for validation")

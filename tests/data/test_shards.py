@@ -48,7 +48,7 @@ def test_labels_of_shards_are_integers_names_or_json(data: Path, tmp_path: Path)
     (tmp_path / "t" / "classes.txt").write_text("blue\ngreen\nred\n")
     assert read_split(tmp_path / "t", "train").classes == ("blue", "green", "red")
     (tmp_path / "t" / "classes.txt").write_text("blue\ngreen\n")
-    with pytest.raises(UserError, match=r"'2', which is none of its classes"):
+    with pytest.raises(UserError, match=r"'2', which is not one of its classes"):
         read_split(tmp_path / "t", "train")
     for key, value in (("label", lambda p: p.parent.name), ("cls", lambda p: int(number[p.parent.name]))):
         members = [m for p in paths for m in ((f"{p.parent.name}{p.stem}.json", json.dumps({key: value(p)}).encode()),
@@ -86,7 +86,7 @@ def test_classes_that_are_called_by_numbers_are_not_merged(data: Path, tmp_path:
         split = read_split(tmp_path, "train")
         assert (split.classes, split.labels.tolist()) == (("1", "2", "3"), [0] * 4 + [1] * 4 + [2] * 4)
     write_tar(tmp_path / "train-0.tar", samples(paths, lambda p: "1" if p.parent.name == "red" else "2"))
-    with pytest.raises(UserError, match=r"'[12]' is a class's name and another one's index"):
+    with pytest.raises(UserError, match=r"'[12]' is the name of one class and the index of another"):
         read_split(tmp_path, "train")
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_sample_is_refused_or_left_out(data: Path, tmp_path: Path) ->
     good = samples(images_of(data, "train"))
     for extra, told in (
         ([("lone.cls", b"red")], "'lone' has a label but no image"),
-        ([("two.png", b"x"), ("two.jpg", b"x")], "'two.png' and 'two.jpg' are one sample"),
+        ([("two.png", b"x"), ("two.jpg", b"x")], "'two.png' and 'two.jpg' are images of the same sample"),
         ([("bare.png", b"x")], "bare.png has no label"),
         ([("odd.png", b"x"), ("odd.cls", b"\xff")], "'odd.cls' holds no label"),
         ([("odd.png", b"x"), ("odd.json", b"{")], "'odd.json' holds no label"),
@@ -215,7 +215,7 @@ def test_an_index_with_any_bit_flipped_is_made_again(data: Path, tmp_path: Path)
 
 def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train-0.tar")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_split(tmp_path, "train")
 
 

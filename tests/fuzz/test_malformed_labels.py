@@ -260,4 +260,4 @@ def test_the_command_line_refuses_it_too(cli: Cli, tmp_path: Path, case: int) ->
 @pytest.mark.parametrize("name", ["list.csv", "list.jsonl"])
 def test_what_is_no_file_is_no_list(cli: Cli, tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    cli("data", "check", tmp_path / name).refused("no regular file")
+    cli("data", "check", tmp_path / name).refused("not a regular file")

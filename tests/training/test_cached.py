@@ -214,7 +214,9 @@ def test_what_differs_is_named(
     other.save(tmp_path / "other.safetensors")
     refused(cli, common, filled, "--teacher", tmp_path / "other.safetensors")("teacher weights ")
     refused(cli, common, filled, "--mixup", "0.2")("cache: mixup")
-    cli("distill", *common, "--cache", tmp_path, "--output", tmp_path / "run").refused("holds none;", "scalekd cache")
+    cli("distill", *common, "--cache", tmp_path, "--output", tmp_path / "run").refused(
+        "holds no cache;", "scalekd cache"
+    )
 
 
 def test_a_changed_data_folder_is_told(cli: Cli, common: list[str | Path], filled: Path, data: Path) -> None:
@@ -259,7 +261,7 @@ def test_what_else_lies_in_the_folder_does_no_harm(cli: Cli, common: list[str | 
     for name, text in (("a", "{"), ("b", "[]"), ("c", '{"ingredients": 3}')):
         (filled.parent / name).mkdir()
         (filled.parent / name / "cache.json").write_text(text)
-    refused(cli, common, filled)("holds none;", "scalekd cache")
+    refused(cli, common, filled)("holds no cache;", "scalekd cache")
     assert "complete" in passed(cli("cache", *common, "--cache", filled.parent)).out
     passed(cli("distill", *common, "--cache", filled.parent, "--output", filled.parent / "run"))
 

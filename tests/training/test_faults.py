@@ -315,7 +315,7 @@ def test_workers_that_are_killed_are_replaced_and_the_run_ends_the_same(
     at_call(monkeypatch, Learner, during, 2, kill_workers)
     outcome = distill("run", "--workers", "2")
     assert outcome.code == 0, outcome.err
-    assert "warning: a process that loads images was killed; new ones go on from the same batch" in outcome.err
+    assert "warning: a process that loads images was killed; new ones continue from the same batch" in outcome.err
     assert_same(tmp_path / "run", whole)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL, "torch's would raise in mid-step"
 
@@ -333,7 +333,7 @@ def test_workers_that_always_die_end_the_run(
     monkeypatch.setattr(Split, "open", dies)
     outcome = distill("run", "--workers", "1")
     outcome.refused("workers: a process that loads images was killed", "memory")
-    assert outcome.err.count("new ones go on") == 3
+    assert outcome.err.count("new ones continue") == 3
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, *when: int) -> None:

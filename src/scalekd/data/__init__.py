@@ -1,4 +1,7 @@
-"""Sources, augmentation and loaders."""
+"""Everything from the key `data` to batches: image sources, augmentation, loaders and the cache of teacher outputs.
+
+Knows nothing of training: no optimiser, no loss, no run folder.
+"""
 
 from scalekd.data.augmentation import evaluation_transform, training_transform
 from scalekd.data.loader import (

@@ -1,4 +1,4 @@
-"""What is in a split's place and not among its images: counted while they are listed, so that it can be told."""
+"""Count the files that a split's listing skips (other file types, hidden files), so that they can be reported."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scalekd.errors import printable
 
 _KINDS_SHOWN = 6
 NO_ENDING = "without an ending"
-Counts = dict[str, tuple[int, str]]  # by kind: how many, and the first of their paths
+Counts = dict[str, tuple[int, str]]  # by kind: the number of files, and the first of their paths in sorted order
 
 
 @dataclass
 class Aside:
-    """What a listing passes over.
+    """Files and folders that a listing skips.
 
     Attributes:
-        left_out: Files that are no images by the endings of their names, by ending.
-        hidden: Hidden files and folders, and those that systems leave behind, by what they are.
-        empty: Folders of classes that hold no image.
+        left_out: Files whose ending is not that of an image, by ending.
+        hidden: Hidden files and folders, and those that operating systems leave behind, by kind.
+        empty: Class folders that hold no image.
     """
 
     left_out: Counts = field(default_factory=dict)
@@ -31,17 +31,17 @@ class Aside:
     empty: list[str] = field(default_factory=list)
 
     def leave_out(self, path: str, kind: str = "") -> None:
-        """Count a file that is no image, by its ending if no other kind is given."""
+        """Count a file that is not an image, under `kind` or by default under its ending."""
         _count(self.left_out, kind or ending(os.path.basename(path)) or NO_ENDING, path)
 
     def hide(self, path: str, *, folder: bool) -> None:
-        """Count a file or folder that is nobody's picture."""
+        """Count a hidden file or folder."""
         name = os.path.basename(path)
         companion = "._* files" if name.startswith("._") else f"{name} files"
         _count(self.hidden, f"{name} folders" if folder else companion, path)
 
     def joined(self, other: Aside) -> Aside:
-        """What is beside the images of two listings."""
+        """Return the counts of this listing and of another one, added up."""
         both = Aside(dict(self.left_out), dict(self.hidden), self.empty + other.empty)
         for mine, theirs in ((both.left_out, other.left_out), (both.hidden, other.hidden)):
             for kind, (number, first) in theirs.items():
@@ -49,7 +49,7 @@ class Aside:
         return both
 
     def described(self) -> str:
-        """The files left out, as a line; empty where there are none."""
+        """Describe the files left out in one line; empty if there are none."""
         if not self.left_out:
             return ""
         line = f"{_listed(self.left_out, 'file')} left out, for example {printable(_first(self.left_out))}"
@@ -57,24 +57,24 @@ class Aside:
         return f"{line}; {' and '.join(unread)} {NEEDS_HEIF}" if unread else line
 
     def described_hidden(self) -> str:
-        """The hidden files and folders, as a line; empty where there are none."""
+        """Describe the hidden files and folders in one line; empty if there are none."""
         if not self.hidden:
             return ""
         return f"{_listed(self.hidden, 'hidden entry')} not looked at, for example {printable(_first(self.hidden))}"
 
     def dump(self) -> str:
-        """As text for an index."""
+        """Serialise to text, as an index stores it."""
         return json.dumps([self.left_out, self.hidden, self.empty])
 
     @staticmethod
     def load(text: str) -> Aside:
-        """What `dump` has written."""
+        """Restore what `dump` wrote."""
         left_out, hidden, empty = json.loads(text)
         counts: list[Counts] = [{kind: (each[0], each[1]) for kind, each in c.items()} for c in (left_out, hidden)]
         return Aside(counts[0], counts[1], empty)
 
     def plain(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """Return plain values for JSON."""
         counts = {"left_out": self.left_out, "hidden": self.hidden}
         return {
             name: {kind: {"count": number, "example": first} for kind, (number, first) in kinds.items()}
@@ -83,7 +83,7 @@ class Aside:
 
 
 def left_out(asides: Mapping[str, Aside]) -> list[str]:
-    """A line for each split of which files are left out, given what is beside its images."""
+    """Return one line for each split that has files left out, given the skipped files of each split by name."""
     return [f"left out  {name}: {line}" for name, aside in asides.items() if (line := aside.described())]
 
 
@@ -93,12 +93,12 @@ def _count(counts: Counts, kind: str, path: str, number: int = 1) -> None:
 
 
 def _first(counts: Counts) -> str:
-    """An example of what there is most of."""
+    """Return an example path of the most frequent kind."""
     return max(counts.values(), key=lambda value: value[0])[1]
 
 
 def _listed(counts: Counts, what: str) -> str:
-    """As `12 files (10 .avif, 2 .txt)`."""
+    """Format counts as `12 files (10 .avif, 2 .txt)`."""
     total = sum(number for number, _ in counts.values())
     most = sorted(counts.items(), key=lambda item: -item[1][0])
     parts = [f"{number} {printable(kind)}" for kind, (number, _) in most[:_KINDS_SHOWN]]

@@ -1,4 +1,4 @@
-"""Image transforms: opened image, which need not be decoded yet -> float32 RGB in [0, 1], `[3, size, size]`."""
+"""Image transforms: from an opened image, not necessarily decoded, to float32 RGB in [0, 1], `[3, size, size]`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def training_transform(
     rand_augment: str | None = None,
     erasing: float = 0.0,
 ) -> Transform:
-    """Random resized crop, flip, RandAugment and erasing, as timm does them.
+    """Build the training transform: random resized crop, flip, RandAugment and random erasing, as in timm.
 
-    The crop is drawn from the image's size, before it is decoded.
+    The crop is drawn from the image's size before decoding, so that only the part needed is decoded.
 
     Raises:
         UserError: If `rand_augment` is not in timm's notation.
@@ -53,7 +53,7 @@ def training_transform(
             ) from None
     steps.append(to_float)
     if erasing:
-        # Erased areas are normal noise in normalised space, as in the released recipes.
+        # Erased areas are filled with normal noise in normalised space, as in the released recipes.
         normalise = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         undo = transforms.Normalize(
             [-m / s for m, s in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)],
@@ -65,9 +65,9 @@ def training_transform(
 
 
 def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Transform:
-    """Resize the short side to `resolution / crop_fraction` (bicubic), cut the centre.
+    """Build the evaluation transform: resize the short side to `resolution / crop_fraction` (bicubic), centre crop.
 
-    Of an absurdly long image the middle is taken first, see `trim`.
+    Extremely elongated images are cut to their middle part first, see `trim`.
     """
     short = round(resolution / crop_fraction)
     composed: Transform = transforms.Compose(
@@ -84,12 +84,12 @@ def random_crop(
     side: int,
     read: Callable[[OpenedImage, Box, int], Tensor] = read_crop,
 ) -> Tensor:
-    """A random crop with timm's draws: `[3, side, side]`, uint8."""
-    size = torch.empty(1).expand(1, image.height, image.width)  # without memory of its own: timm asks only for its size
+    """Take a random crop with timm's random draws: `[3, side, side]`, uint8."""
+    size = torch.empty(1).expand(1, image.height, image.width)  # allocates no pixels: timm only reads the shape
     top, left, height, width = RandomResizedCropAndInterpolation.get_params(size, scale, ratio)
     return read(image, (left, top, left + width, top + height), side)
 
 
 def to_float(image: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
+    """Convert uint8 to float32 in [0, 1]."""
     return image.contiguous().float().div_(255)

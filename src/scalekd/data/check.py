@@ -1,4 +1,4 @@
-"""Reading every image of a split once, and what is to be said of them."""
+"""Read every image of a split once, and collect what `scalekd data check` reports."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _BATCH = 32
 _LARGEST = 1 << 30  # bytes of an image file
 
 
-class Look(NamedTuple):
-    """What one image is.
+class CheckedImage(NamedTuple):
+    """What was found out about one image.
 
     Attributes:
-        digest: A hash of its bytes; empty where there are none.
-        mode: PIL's name for the kind of its pixels; empty where it cannot be read.
-        width, height: Its size, upright.
-        turned: Whether it is stored turned or mirrored.
-        values: The least and the largest number in it, of a kind whose range is not given by its mode.
-        reason: Why it cannot be read, where we know better than that it is corrupt.
+        digest: A hash of its bytes; empty if there are none.
+        mode: PIL's name for its kind of pixels; empty if it cannot be read.
+        width, height: Its size when upright.
+        turned: Whether it is stored rotated or mirrored.
+        values: Its smallest and largest value if the mode does not determine the range, otherwise None.
+        reason: Why it cannot be read, if more is known than that it is corrupt.
     """
 
     digest: bytes
@@ -49,34 +49,34 @@ class Look(NamedTuple):
     reason: str = ""
 
 
-class _Looks(Dataset[Look]):
+class _CheckedImages(Dataset[CheckedImage]):
     def __init__(self, split: Split, max_pixels: int, patience: float) -> None:
         self.split, self.max_pixels, self.patience = split, max_pixels, Patience(patience)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Look:
+    def __getitem__(self, index: int) -> CheckedImage:
         digest = b""
         try:
             content = self.patience.read(self.split.root, partial(self._bytes, index))
             digest = hashlib.blake2b(content, digest_size=16).digest()
             name = self.split.store.names[index]
             with open_image(lambda: io.BytesIO(content), self.max_pixels, name=name) as image:
-                look = Look(digest, image.mode, *image.size, turned=image.turn != AS_STORED)
+                checked = CheckedImage(digest, image.mode, *image.size, turned=image.turn != AS_STORED)
                 read(image)
                 if is_deep(image.stored):
                     values = numbers(image.stored)
-                    look = look._replace(values=(float(values.min()), float(values.max())))
+                    checked = checked._replace(values=(float(values.min()), float(values.max())))
         except UnreadableImageError as error:
-            return Look(digest, reason=error.reason)
-        return look
+            return CheckedImage(digest, reason=error.reason)
+        return checked
 
     def _bytes(self, index: int) -> bytes:
         try:
             source = self.split.store.open(index)
             if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
-                raise UnreadableImageError("no regular file", "no regular file")
+                raise UnreadableImageError("not a regular file", "not a regular file")
             with open(source, "rb") if isinstance(source, str) else source as file:
                 content = file.read(_LARGEST + 1)
         except OSError as error:
@@ -88,16 +88,16 @@ class _Looks(Dataset[Look]):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a split holds.
+    """What was found in a split.
 
     Attributes:
-        split: Its images.
-        digests: `[n]`, a hash of each image's bytes; of no meaning for those that cannot be read.
-        modes: Images of each of PIL's modes.
-        sizes: `[m, 2]`, widths and heights of those that can be read, upright, in pixels.
-        corrupt: Numbers of the others, each with the reason where we know better than that it is corrupt.
-        turned: How many are stored turned or mirrored.
-        values: By mode, the least and the largest number of images whose mode does not say what is black and white.
+        split: The split's images.
+        digests: `[n]`, a hash of each image's bytes; not meaningful for unreadable images.
+        modes: Number of images by PIL mode.
+        sizes: `[m, 2]`, widths and heights of the readable images when upright, in pixels.
+        corrupt: The indices of the unreadable images, each with the reason if more is known than that it is corrupt.
+        turned: Number of images that are stored rotated or mirrored.
+        values: The smallest and largest value, by mode, for modes that do not determine what is black and white.
     """
 
     split: Split
@@ -110,17 +110,17 @@ class Findings:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each class."""
+        """Number of images by class."""
         labels = self.split.labels[self.split.labels != UNLABELLED]
         counts = np.bincount(labels, minlength=len(self.split.classes))
         return dict(zip(self.split.classes, counts.tolist(), strict=True))
 
     def locate(self, images: Iterable[int]) -> list[str]:
-        """Where images are."""
+        """Return the locations of images, given by index, for messages."""
         return [self.split.locate(index) for index in images]
 
     def duplicates(self) -> list[list[int]]:
-        """The images that have equal bytes, a list for each such set."""
+        """Return the indices of images with equal bytes, one list per group of duplicates."""
         order = np.argsort(self.digests, kind="stable")
         ordered = self.digests[order]
         starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -128,7 +128,7 @@ class Findings:
         return sorted(group.tolist() for group in groups if len(group) > 1 and self.digests[group[0]])
 
     def leaks(self, other: Findings) -> list[tuple[int, int]]:
-        """The images that another split holds, too: the first one there for each one here."""
+        """Return the images that another split also holds, as pairs: the index here, and the first index there."""
         first = {digest: index for index, digest in reversed(list(enumerate(other.digests.tolist())))}
         return [(index, first[d]) for index, d in enumerate(self.digests.tolist()) if d and d in first]
 
@@ -142,17 +142,17 @@ def check_split(
     max_pixels: int = MAX_PIXELS,
     patience: float = 0,
 ) -> Findings:
-    """Read every image of a split, in processes of their own.
+    """Read every image of a split in worker processes.
 
     Args:
         split: The images.
         workers: Processes that read and decode.
-        progress: Called with the number of images that were read since the last call.
-        report: Called with a line when processes that died are replaced.
-        max_pixels: Larger images count as corrupt.
-        patience: Seconds to wait for data that is gone.
+        progress: Called with the number of images read since the last call.
+        report: Called with a line when workers that died are replaced.
+        max_pixels: Images with more pixels count as corrupt.
+        patience: Seconds to wait for data that has become unavailable.
     """
-    digests = np.zeros(len(split), "S32")  # as hexadecimal digits: numpy's strings end at a zero byte
+    digests = np.zeros(len(split), "S32")  # hexadecimal digits, because numpy's strings end at a zero byte
     modes: Counter[str] = Counter()
     corrupt: dict[int, str] = {}
     values: dict[str, tuple[float, float]] = {}
@@ -160,30 +160,30 @@ def check_split(
     sizes: list[tuple[int, int]] = []
     index = 0
     batches = BatchSampler(range(len(split)), _BATCH, drop_last=False)
-    for looks in _loader(_Looks(split, max_pixels, patience), batches, workers, report):
-        for look in looks:
-            digests[index] = look.digest.hex()
-            if look.mode:
-                modes[look.mode] += 1
-                sizes.append((look.width, look.height))
-                turned += look.turned
-                if look.values is not None:
-                    least, largest = values.get(look.mode, look.values)
-                    values[look.mode] = min(least, look.values[0]), max(largest, look.values[1])
+    for checked in _loader(_CheckedImages(split, max_pixels, patience), batches, workers, report):
+        for image in checked:
+            digests[index] = image.digest.hex()
+            if image.mode:
+                modes[image.mode] += 1
+                sizes.append((image.width, image.height))
+                turned += image.turned
+                if image.values is not None:
+                    least, largest = values.get(image.mode, image.values)
+                    values[image.mode] = min(least, image.values[0]), max(largest, image.values[1])
             else:
-                corrupt[index] = look.reason
+                corrupt[index] = image.reason
             index += 1
-        progress(len(looks))
+        progress(len(checked))
     every = np.array(sizes, np.int32).reshape(-1, 2)
     return Findings(split, digests, modes, every, corrupt, turned, values)
 
 
 def _loader(
-    looks: _Looks, batches: BatchSampler, workers: int, report: Callable[[str], object] | None
-) -> SteadyLoader[list[Look], int]:
-    def load(given: Iterable[list[int]]) -> DataLoader[Look]:
+    images: _CheckedImages, batches: BatchSampler, workers: int, report: Callable[[str], object] | None
+) -> SteadyLoader[list[CheckedImage], int]:
+    def load(given: Iterable[list[int]]) -> DataLoader[CheckedImage]:
         return DataLoader(
-            looks,
+            images,
             batch_sampler=given,
             num_workers=workers,
             worker_init_fn=leave_stopping_to_the_main_process,

@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a transform needs: upright, as 8-bit RGB tensors."""
+"""Decode image files into the pixels that a transform needs: upright, as 8-bit RGB tensors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from scalekd.data.endings import formats, why_unidentified
 from scalekd.data.orientation import Box, Turn, read_turn, stored_box, turned, turned_size
 from scalekd.data.pixels import PixelsError, is_deep, to_rgb
 
-# How files become pixels, for runs and caches to be told apart by it: changed whenever the same files give others.
-DECODING = "EXIF orientation applied"  # before there was this line, pictures were taken as they are stored
-MAX_PIXELS = 178_956_970  # where PIL refuses of its own accord
-_LONGEST = 100  # times the short side
+# How files become pixels. Part of the identity of runs and caches: change it whenever the same files give other pixels.
+DECODING = "EXIF orientation applied"  # runs without this entry used images as stored
+MAX_PIXELS = 178_956_970  # PIL's own limit
+_LONGEST = 100  # longest side of an image that is resized, as a multiple of its short side
 
 
 class UnreadableImageError(Exception):
-    """A file that is missing, no image, corrupt, or of a kind that is not read.
+    """A file that is missing, not an image, corrupt, or of an unsupported kind.
 
     Attributes:
-        reason: What is wrong, for users; empty where PIL finds it corrupt.
+        reason: What is wrong, for users; empty if PIL only reports that the file is corrupt.
     """
 
     def __init__(self, error: object, reason: str = "") -> None:
@@ -48,38 +48,38 @@ def _naming_what_is_unreadable() -> Iterator[None]:
         raise UnreadableImageError(error, "no such file") from error
     except PermissionError as error:
         raise UnreadableImageError(error, "no permission to read it") from error
-    except Exception as error:  # PIL's readers meet nearly any in a corrupt file
+    except Exception as error:  # PIL's readers raise nearly any exception on a corrupt file
         raise UnreadableImageError(error, _kind_of_damage(error)) from error
 
 
 def _kind_of_damage(error: Exception) -> str:
-    """What is wrong with a file that PIL cannot read, if its message tells; empty where it is corrupt in some way."""
+    """Return what is wrong with a file that PIL cannot read, if its message says so; otherwise empty."""
     return "the file is truncated" if "truncated" in str(error).lower() else ""
 
 
 def _check_regular(path: str) -> None:
-    """Make sure that there is something to read: no folder, nothing that would be waited for, not empty.
+    """Check that a path is a regular file and not empty.
 
     Raises:
-        UnreadableImageError: If it is not; says which.
+        UnreadableImageError: If it is not; the reason says which.
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise UnreadableImageError(path, "it is a folder")
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-        raise UnreadableImageError(path, "it is no regular file")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        raise UnreadableImageError(path, "it is not a regular file")
     if not status.st_size:
         raise UnreadableImageError(path, "the file is empty")
 
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """An image whose header is read and whose pixels are not decoded yet.
+    """An image whose header has been read and whose pixels are not decoded yet.
 
     Attributes:
-        stored: The image as its file stores it, perhaps turned.
-        turn: What makes it upright.
-        size: Width and height of the upright picture.
+        stored: The image as stored in its file, possibly rotated or mirrored.
+        turn: The transformation that makes it upright.
+        size: Width and height of the upright image.
     """
 
     stored: Image.Image
@@ -88,17 +88,17 @@ class OpenedImage:
 
     @property
     def mode(self) -> str:
-        """PIL's name for the kind of its pixels."""
+        """PIL's name for its kind of pixels."""
         return self.stored.mode
 
     @property
     def width(self) -> int:
-        """Columns of the upright picture."""
+        """Width of the upright image in pixels."""
         return self.size[0]
 
     @property
     def height(self) -> int:
-        """Rows of the upright picture."""
+        """Height of the upright image in pixels."""
         return self.size[1]
 
 
@@ -109,12 +109,12 @@ def open_image(
     """Open an image and read its header: size, mode and orientation are known, pixels are not decoded yet.
 
     Args:
-        source: Gives its path or its bytes; may raise OSError.
-        max_pixels: Pixels that it may have; meanwhile this is PIL's limit, too, which is a global.
-        name: Its file's name where the source gives bytes; some formats are read under their own ending only.
+        source: Returns the image's path or bytes; may raise OSError.
+        max_pixels: Upper limit of its pixels. PIL's limit, a global, is set to it while the image is open.
+        name: The file's name if the source returns bytes; some formats are read only under their own ending.
 
     Raises:
-        UnreadableImageError: If it is missing, no image of a kind that is read, or too large.
+        UnreadableImageError: If the file is missing, not an image of a supported kind, or too large.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -124,7 +124,7 @@ def open_image(
             if isinstance(file, str):
                 _check_regular(file)
             image = _identified(file, name or (file if isinstance(file, str) else ""))
-        Image.MAX_IMAGE_PIXELS = max_pixels  # for what is inside of other images
+        Image.MAX_IMAGE_PIXELS = max_pixels  # applies to images embedded in this one
         with image:
             width, height = image.size
             if width * height > max_pixels:
@@ -139,11 +139,11 @@ def open_image(
 
 
 def _identified(file: str | IO[bytes], name: str) -> Image.Image:
-    """PIL's image of a file.
+    """Open a file with PIL.
 
     Raises:
-        PixelsError: If it is of a kind that we know and cannot read.
-        UnidentifiedImageError: If it is of none.
+        PixelsError: If the file is of a known kind that cannot be read.
+        UnidentifiedImageError: If the file is of no known kind.
     """
     try:
         return Image.open(file, formats=formats(name))
@@ -160,10 +160,10 @@ def _identified(file: str | IO[bytes], name: str) -> Image.Image:
 
 
 def read(image: OpenedImage) -> Tensor:
-    """Decode the whole of an opened image of any mode: `[3, h, w]`, uint8, upright.
+    """Decode a whole opened image of any mode: `[3, h, w]`, uint8, upright.
 
     Raises:
-        UnreadableImageError: If the file is corrupt, or its values have no agreed black and white.
+        UnreadableImageError: If the file is corrupt, or its mode does not define which values are black and white.
     """
     with _naming_what_is_unreadable():
         image.stored.load()
@@ -171,26 +171,26 @@ def read(image: OpenedImage) -> Tensor:
 
 
 def read_crop(image: OpenedImage, box: Box, side: int, *, remain: int = 2) -> Tensor:
-    """Decode an opened image and resize what is in `box` to a square, bicubic: `[3, side, side]`, uint8, upright.
+    """Decode an opened image and resize the part in `box` to a square, bicubic: `[3, side, side]`, uint8, upright.
 
-    JPEG files are decoded at a half, a quarter or an eighth of their size where enough pixels remain; at the box's
-    edges the interpolation then sees what lies outside. The square is turned last, which costs least.
+    JPEG files are decoded at a half, a quarter or an eighth of their size if enough pixels remain; the interpolation
+    then also reads pixels just outside the box. The square is made upright last, when it is smallest.
 
     Args:
         image: From `open_image`.
-        box: What to take, in pixels of the upright image.
-        side: Rows and columns wanted.
-        remain: Times as many of them as reduced decoding must leave; PIL's thumbnails take 2, too.
+        box: The part to take, in pixels of the upright image.
+        side: Rows and columns of the result.
+        remain: Reduced decoding must leave at least `remain * side` pixels per side; PIL's thumbnails use 2, too.
 
     Raises:
-        UnreadableImageError: If the file is corrupt, or its values have no agreed black and white.
+        UnreadableImageError: If the file is corrupt, or its mode does not define which values are black and white.
     """
     stored = image.stored
     left, upper, right, lower = part = stored_box(box, image.size, image.turn)
     width, height = stored.size
     shrink = min(right - left, lower - upper) // (remain * side)
     with _naming_what_is_unreadable():
-        # HEIF's draft would be the file's thumbnail.
+        # For HEIF, draft would select the file's embedded thumbnail.
         if (
             shrink >= 2
             and stored.format != "HEIF"
@@ -201,14 +201,14 @@ def read_crop(image: OpenedImage, box: Box, side: int, *, remain: int = 2) -> Te
             scaled = (left / scale, upper / scale, right / scale, lower / scale)
             square = to_tensor(to_rgb(stored).resize((side, side), Image.Resampling.BICUBIC, box=scaled))
         else:
-            # What the values of all pixels decide is decided before the crop.
+            # Conversion of deep images depends on the values of all pixels, so it comes before the crop.
             whole = to_rgb(stored) if is_deep(stored) else stored
             square = resize(to_tensor(whole.crop(part)), [side, side])
         return turned(square, image.turn)
 
 
 def trim(image: Tensor) -> Tensor:
-    """The middle of an image that is absurdly long, for enlarged to a usual height it would not fit into memory."""
+    """Cut an extremely elongated image to its middle; resized by its short side, it would not fit in memory."""
     height, width = image.shape[-2:]
     longest = _LONGEST * min(height, width)
     if max(height, width) <= longest:
@@ -218,12 +218,15 @@ def trim(image: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, size: list[int]) -> Tensor:
-    """Bicubic, with antialiasing; as PIL does it up to rounding, in a third of the time. `size` as in torchvision."""
+    """Resize with antialiased bicubic interpolation; `size` as in torchvision.
+
+    Equals PIL's result up to rounding, in a third of the time.
+    """
     resized: Tensor = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
     return resized
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An image of any mode as `[3, h, w]`, uint8."""
+    """Convert an image of any mode to `[3, h, w]`, uint8."""
     tensor: Tensor = F.pil_to_tensor(to_rgb(image))
     return tensor

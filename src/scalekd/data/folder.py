@@ -1,4 +1,4 @@
-"""Image folders: one folder a split, one folder a class; and folders of images without labels."""
+"""Image folders: one folder per split with one folder per class, and folders of unlabelled images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from scalekd.data.layouts import convert, other_name
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
 
-_LOOKED_AT = 20  # folders of the data, and files of each, to see what they are
+_LOOKED_AT = 20  # folders, and files in each, that are examined to find out what they are
 
 
 def _folder(data: Path, name: str) -> Path:
-    """`data/name`, which must be there."""
+    """Return `data/name`.
+
+    Raises:
+        UserError: If it is not a folder; suggests what may have been meant.
+    """
     if not data.is_dir():
         raise UserError(f"data: no such folder: {data}")
     root = data / name
@@ -32,12 +36,12 @@ def _folder(data: Path, name: str) -> Path:
         if classes > 1 and not hint and not convert(data):
             raise UserError(
                 f"data: {data} has no folder {name!r}; {holds}, which hold images: classes that are not split yet. "
-                f"Move a tenth or so of each class to {data}/val/<class>/ and the rest to {data}/train/<class>/, or "
+                f"Move about a tenth of each class to {data}/val/<class>/ and the rest to {data}/train/<class>/, or "
                 "list the images with their splits in a CSV file (docs/data.md)"
             )
         raise UserError(
-            f"data: {data} has no folder {name!r}{hint}; {holds}. It needs a folder for training and another one for "
-            "validation; if they are called otherwise, give their names as train_split and val_split (--train-split, "
+            f"data: {data} has no folder {name!r}{hint}; {holds}. It needs one folder for training and one for "
+            "validation; if they have other names, specify them as train_split and val_split (--train-split, "
             f"--val-split){convert(data)}"
         )
     return root
@@ -53,11 +57,11 @@ def _has_images(folder: Path) -> bool:
 
 
 def read_split(data: str | Path, name: str) -> Split:
-    """List `data/name/<class>/*`; files that are no images by their ending are left out and counted.
+    """List `data/name/<class>/*`; files whose ending is not that of an image are left out and counted.
 
     Args:
         data: The folder of all splits.
-        name: The split's.
+        name: The split's name.
 
     Raises:
         UserError: If the folder is missing, or holds no folder or no image.
@@ -73,7 +77,7 @@ def read_split(data: str | Path, name: str) -> Split:
 
 
 def read_unlabelled(data: str | Path, name: str) -> Split:
-    """List all images in `data/name` and the folders in it, none of them labelled.
+    """List all images in `data/name` and its subfolders, without labels.
 
     Raises:
         UserError: If the folder is missing or holds no image.

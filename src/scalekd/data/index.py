@@ -1,8 +1,9 @@
-"""What is in a folder of images: listed once, then read from an index that is kept in the user's cache.
+"""List the images in a folder once, then read the listing from an index in the user's cache folder.
 
-An index is trusted while every folder that was listed has the times of change that it had then. A folder that changed
-just before it was listed may change again within the same tick of its clock, so that nobody could tell; its index is
-not kept. Not noticed is only what changes no folder: another kind of thing behind a link that has an image's name.
+An index is valid while every listed folder still has the modification times that it had when it was listed. If a folder
+changed just before it was listed, it may change again within the same tick of the file system's clock, which could not
+be detected; such an index is not kept. The only undetected change is one that modifies no folder: the target of a link
+with an image's name becomes another kind of file.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Listing:
     """The images in a folder.
 
     Attributes:
-        names: Their paths in it.
-        labels: Class index of each `[n]`, -1 for an unlabelled one.
+        names: Their paths relative to the folder.
+        labels: Class index of each image `[n]`, -1 if unlabelled.
         classes: Class names.
-        aside: What is there beside them.
+        aside: The files and folders that were skipped.
     """
 
     names: Names
@@ -57,9 +58,9 @@ class Listing:
 
 
 def list_classes(root: Path) -> Listing:
-    """Images in folders of `root`, one a class, and in the folders in them; in torchvision's order.
+    """List the images in the class folders of `root` and their subfolders, in torchvision's order.
 
-    Hidden files and folders are none of them.
+    Hidden files and folders are skipped.
 
     Raises:
         OSError: If `root` cannot be listed.
@@ -68,7 +69,7 @@ def list_classes(root: Path) -> Listing:
 
 
 def list_unlabelled(root: Path) -> Listing:
-    """All images in `root` and the folders in it, sorted.
+    """List all images in `root` and its subfolders, sorted.
 
     Raises:
         OSError: If `root` cannot be listed.
@@ -77,12 +78,12 @@ def list_unlabelled(root: Path) -> Listing:
 
 
 class _Walk:
-    """Lists folders, given as paths in `root`, and notes how each was before.
+    """Lists folders, given as paths relative to `root`, and records their modification times before listing.
 
     Attributes:
-        aside: What is no image.
-        times: By folder, its times of change; for a link that leads to no folder, that it did not.
-        complete: Whether all could be listed.
+        aside: The files and folders that were skipped.
+        times: Modification times by folder; a skipped link that does not lead to a folder has `_NO_FOLDER`.
+        complete: Whether every folder could be listed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -91,7 +92,7 @@ class _Walk:
         self.complete, self.aside = True, Aside()
 
     def read(self, folder: str) -> tuple[list[str], list[str]]:
-        """The folders and the images in a folder, hidden ones left out, in no order; links are followed."""
+        """Return the names of the folders and images in a folder, without hidden ones, unsorted; follows links."""
         folders: list[str] = []
         images: list[str] = []
         self.times[folder] = _times(self.root, folder)
@@ -112,9 +113,9 @@ class _Walk:
         return folders, images
 
     def images(self, top: str) -> Iterator[tuple[str, list[str]]]:
-        """Each folder in `top`, itself included, and the images in it.
+        """Yield `top` and each folder below it, with the names of the images in it.
 
-        What may not be listed is left out, and links to a folder that they are in, which would have no end.
+        Skips folders that cannot be listed, and links to a folder above them, which would recurse forever.
         """
         pending: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
         while pending:
@@ -135,7 +136,7 @@ class _Walk:
 
     @property
     def settled(self) -> bool:
-        """Whether any later change would be seen."""
+        """Whether any later change would be detected."""
         return self.complete and max(map(max, self.times.values())) < self.started - _TICK
 
 
@@ -163,35 +164,35 @@ def _walk_all(walk: _Walk) -> Listing:
     return Listing(Names.pack(paths), np.full(len(paths), UNLABELLED, np.int32), (), walk.aside)
 
 
-def _indexed(root: Path, kind: str, list_anew: Callable[[_Walk], Listing]) -> Listing:
-    """The listing in the index where that can be trusted, or a new one."""
+def _indexed(root: Path, kind: str, walk_folders: Callable[[_Walk], Listing]) -> Listing:
+    """Return the listing from the index if it is still valid, otherwise a new one."""
     file = _file(root, kind)
     known = _load(file, root)
     if known is not None:
         return known
     walk = _Walk(root)
     with working(f"listing the images of {printable(root)}"):
-        listing = list_anew(walk)
+        listing = walk_folders(walk)
     if walk.settled and file.is_absolute():
         _save(file, listing, walk.times)
-        return _load(file, root) or listing  # from the file, which processes share
+        return _load(file, root) or listing  # memory-mapped from the file, so that processes share it
     return listing
 
 
 def _file(root: Path, kind: str) -> Path:
-    what = f"{kind}\0{sorted(image_endings())}\0{os.path.abspath(root)}"  # an extra may add endings
+    what = f"{kind}\0{sorted(image_endings())}\0{os.path.abspath(root)}"  # optional dependencies may add endings
     digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(caches, "scalekd", "index", f"{digest[:32]}.safetensors")
 
 
 def _load(file: Path, root: Path) -> Listing | None:
-    """The listing in an index, mapped into memory; None where there is none, it is damaged, or a folder changed."""
+    """Memory-map the listing in an index; None if there is no index, it is corrupt, or a folder changed."""
     try:
-        with safe_open(file, "pt") as index:  # torch's form maps the file, numpy's copies it
+        with safe_open(file, "pt") as index:  # the torch interface maps the file, the numpy one copies it
             arrays = {name: index.get_tensor(name).numpy() for name in index.keys()}  # noqa: SIM118  # it is no dict
             checksum = (index.metadata() or {}).get("checksum")
-    except (OSError, RuntimeError, SafetensorError):  # torch's error, where the file goes while it is opened
+    except (OSError, RuntimeError, SafetensorError):  # torch raises RuntimeError if the file vanishes while opening
         return None
     if checksum != _checksum(arrays):
         return None
@@ -203,7 +204,7 @@ def _load(file: Path, root: Path) -> Listing | None:
 
 
 def _save(file: Path, listing: Listing, times: dict[str, tuple[int, int]]) -> None:
-    """Write an index, whole or not at all; where that is not possible, say so and go on."""
+    """Write an index atomically; if that is not possible, warn and continue."""
     arrays: Arrays = {"labels": listing.labels, "times": np.array(list(times.values()), np.int64)}
     arrays["aside"] = np.frombuffer(listing.aside.dump().encode(), np.uint8)
     for key, names in (
@@ -226,7 +227,7 @@ def _save(file: Path, listing: Listing, times: dict[str, tuple[int, int]]) -> No
 @cache
 def _warn(folder: Path, reason: str) -> None:
     logging.getLogger(__name__).warning(
-        f"warning: no index of the images is kept, each start lists them anew: {folder}: {reason}"
+        f"warning: no index of the images is kept, every start lists them again: {folder}: {reason}"
     )
 
 
@@ -242,7 +243,7 @@ def _checksum(arrays: Arrays) -> str:
 
 
 def _times(root: Path, folder: str) -> tuple[int, int]:
-    """When a folder's content and the folder itself changed, in nanoseconds."""
+    """Return a folder's mtime and ctime in nanoseconds; `_NO_FOLDER` if it is not a folder."""
     try:
         status = os.stat(os.path.join(root, folder))
     except OSError:

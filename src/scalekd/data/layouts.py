@@ -1,4 +1,4 @@
-"""Layouts that labelling tools export for classification: which flags read them, and which must become a list first."""
+"""Recognise the layouts that labelling tools export, to suggest in errors how to read or convert them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ _OTHER_NAMES = {"train": ("training", "Train"), "val": ("valid", "validation", "
 
 
 def other_name(data: Path, split: str) -> str:
-    """The flag that names a split's folder where tools call it otherwise, as the end of an error; otherwise empty."""
+    """Suggest the flag for a split's folder that has one of the other usual names, as the end of an error.
+
+    Empty if there is no such folder.
+    """
     found = next((name for name in _OTHER_NAMES.get(split, ()) if (data / name).is_dir()), None)
-    return f"; give --{split}-split {found}" if found else ""
+    return f"; pass --{split}-split {found}" if found else ""
 
 
 def convert(data: Path) -> str:
-    """What to do with a known tool's export whose folders are no classes, as the end of an error; otherwise empty."""
+    """Suggest how to convert a known tool's export whose folders are not classes, as the end of an error.
+
+    Empty if no tool is recognised.
+    """
     tool = _tool(data)
     return f". It looks like {tool}: write a list from it (docs/data.md, What labelling tools export)" if tool else ""
 

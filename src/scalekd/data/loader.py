@@ -1,4 +1,4 @@
-"""From a split to batches. A sample is a pure function of (seed, epoch, index)."""
+"""Load batches from a split. A sample is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from scalekd.method import TeacherOutputs
 
 
 class Key(NamedTuple):
-    """Which sample: the epoch (or the one whose augmentation it repeats), and the index of the image in the split."""
+    """Identifies a sample: the epoch (or the one whose augmentation it repeats) and the image's index in the split."""
 
     epoch: int
     image: int
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs where kept.
+    """A batch of images and labels.
 
-    An unreadable file comes with what is wrong with it, where we know better than PIL.
+    Attributes:
+        images: `[B, 3, h, w]` in [0, 1].
+        labels: `[B]`.
+        corrupt: Unreadable files that were met, each with the reason or an empty string.
+        taught: The teacher's outputs if they are cached, otherwise None.
     """
 
     images: Tensor
@@ -42,7 +46,14 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image or, where its file could not be read, None; its label; unreadable files met; what the teacher says."""
+    """One image and its label.
+
+    Attributes:
+        image: `[3, h, w]` in [0, 1]; None if its file could not be read.
+        label: Class index, -1 if there is none.
+        corrupt: Unreadable files that were met, each with the reason or an empty string.
+        taught: The teacher's outputs if they are cached, otherwise None.
+    """
 
     image: Tensor | None
     label: int
@@ -55,13 +66,13 @@ class ReplayDataset(Dataset[Sample]):
 
     Args:
         split: The images.
-        transform: Opened image, not decoded yet -> tensor.
+        transform: Maps an opened image, not decoded yet, to a tensor.
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
-        taught: The teacher's outputs for a key, without a batch axis, where they are kept.
-        max_pixels: Larger images count as unreadable.
-        patience: Seconds to wait for data that is gone.
+        taught: Returns the teacher's cached outputs for a key, without a batch axis; None if they are not cached.
+        max_pixels: Images with more pixels count as unreadable.
+        patience: Seconds to wait for data that has become unavailable.
     """
 
     def __init__(
@@ -90,7 +101,8 @@ class ReplayDataset(Dataset[Sample]):
             except UnreadableImageError as error:
                 corrupt[self.split.locate(index)] = error.reason
                 continue
-            taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
+            # For the image that was read, which may be a substitute.
+            taught = None if self.taught is None else self.taught(Key(key.epoch, index))
             return Sample(pixels, int(self.split.labels[index]), corrupt, taught)
         return Sample(None, -1, corrupt)
 
@@ -100,16 +112,16 @@ class ReplayDataset(Dataset[Sample]):
 
 
 def leave_stopping_to_the_main_process(_worker: int) -> None:
-    """Ignore what a terminal sends to all of a command's processes."""
+    """Ignore SIGINT and SIGHUP, which a terminal sends to all processes, so that only the main process handles them."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack the samples that could be read."""
+    """Stack the readable samples into a batch."""
     good = [(s.image, s.label) for s in samples if s.image is not None]
-    # A worker stacks straight into the memory that it shares with the main process.
+    # In a worker, default_collate stacks directly into memory shared with the main process.
     images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
     taught = [s.taught for s in samples if s.taught is not None]
     corrupt = {path: reason for s in samples for path, reason in s.corrupt.items()}
@@ -117,29 +129,29 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:
-    """Outputs of single images as those of a batch."""
+    """Stack the outputs of single images into those of a batch."""
     logits = [o.logits for o in outputs if o.logits is not None]
     tokens: Tensor = default_collate([o.tokens for o in outputs])
     return TeacherOutputs(tokens, default_collate(logits) if logits else None)
 
 
 class TrainingStream(Sampler[list[Key]]):
-    """All batches of a run as one stream, so that a run can be taken up at any of them.
+    """All batches of a run as one stream, so that a run can be resumed at any of them.
 
-    Each epoch is a permutation drawn from (seed, epoch); what does not fill a last batch is left out. A global batch
-    is cut into `accumulate * count` micro-batches, so that neither memory nor the number of processes changes what it
-    holds: each process has one of every `count` that follow each other.
+    Each epoch is a permutation drawn from (seed, epoch); images that do not fill a last batch are left out. A global
+    batch is cut into `accumulate * count` micro-batches, so that its content does not depend on the micro-batch size or
+    on the number of processes: of every `count` consecutive micro-batches, each process gets one.
 
     Args:
-        size: Images in the split.
-        batch: Global batch.
+        size: Number of images in the split.
+        batch: Global batch size.
         epochs: Passes over the split.
         seed: Seed of the run.
-        accumulate: Micro-batches a step and process.
-        rank: Number of this process.
-        count: Processes that share the batch.
-        start: Micro-batches of this process to leave out at the beginning.
-        views: Epochs after which the augmentations repeat; by default they never do. The order never does.
+        accumulate: Micro-batches per step and process.
+        rank: Index of this process.
+        count: Number of processes that share the batch.
+        start: Micro-batches of this process to skip at the beginning.
+        views: Number of epochs after which the augmentations repeat; by default they never do. The order never repeats.
     """
 
     def __init__(
@@ -176,10 +188,10 @@ class TrainingStream(Sampler[list[Key]]):
 
 
 class EvaluationOrder(Sampler[list[Key]]):
-    """Every image once, in order, as batches; of several processes each has every `count`-th batch.
+    """Every image once, in order, in batches; with several processes, each gets every `count`-th batch.
 
-    So the batches, on which the rounding depends, are those of one process. All processes have the same number of them,
-    the last of which may be empty, as they put sharded weights together for each.
+    The batches are therefore the same as with one process, and so is the rounding. All processes have the same number
+    of batches, of which the last may be empty: with sharded weights, all processes take part in each forward pass.
     """
 
     def __init__(self, size: int, batch: int, rank: int = 0, count: int = 1) -> None:
@@ -202,14 +214,14 @@ def steady_loader(
     workers: int,
     report: Callable[[str], object] | None = None,
 ) -> SteadyLoader[Any, Key]:
-    """Batches of any dataset, in an order.
+    """Load batches of any dataset in a given order, replacing workers that die.
 
     Args:
-        dataset: Gives a sample for a key.
+        dataset: Returns a sample for a key.
         order: The keys of each batch.
-        gather: Makes a batch of samples.
+        gather: Collates samples into a batch.
         workers: Processes that load samples.
-        report: Called with a line when processes that died are replaced.
+        report: Called with a line when workers that died are replaced.
     """
 
     def load(batches: Iterable[list[Key]]) -> DataLoader[Any]:
@@ -231,7 +243,7 @@ def training_loader(
     workers: int,
     report: Callable[[str], object] | None = None,
 ) -> SteadyLoader[Batch, Key]:
-    """Batches of a training run, in the stream's order; see `steady_loader`."""
+    """Load the batches of a training run in the stream's order; see `steady_loader`."""
     return steady_loader(dataset, stream, collate, workers, report)
 
 
@@ -244,16 +256,16 @@ def evaluation_loader(
     rank: int = 0,
     count: int = 1,
 ) -> SteadyLoader[Batch, Key]:
-    """Every image of a split once, in order; see `EvaluationOrder` for several processes and `training_loader`."""
+    """Load every image of a split once, in order; see `EvaluationOrder` for several processes."""
     return training_loader(dataset, EvaluationOrder(len(dataset), batch, rank, count), workers, report)
 
 
 class CorruptImages:
-    """Counts the unreadable files of a run and stops it above a limit.
+    """Counts the unreadable files of a run and raises an error above a limit.
 
     Args:
-        limit: Files to put up with.
-        report: Called with a line for each new one.
+        limit: Number of unreadable files that is tolerated.
+        report: Called with a line for each new unreadable file.
     """
 
     def __init__(self, limit: int, report: Callable[[str], object] | None = None) -> None:
@@ -261,19 +273,19 @@ class CorruptImages:
         self.paths: set[str] = set()
 
     def add(self, files: dict[str, str]) -> None:
-        """Note unreadable files, given with what is wrong with each or an empty string.
+        """Record unreadable files, given with the reason for each or an empty string.
 
         Raises:
-            UserError: If new ones make them more than the limit; names the last.
+            UserError: If new files exceed the limit; names the last one.
         """
         described = {path: f"{path} ({reason})" if reason else path for path, reason in files.items()}
         new = sorted(files.keys() - self.paths)
         for path in new:
             if self.report is not None:
                 self.report(f"warning: left out, cannot be read: {printable(described[path])}")
-        if new and len(self.paths) + len(new) > self.limit:  # not noted: a resumed run is to stop at them again
+        if new and len(self.paths) + len(new) > self.limit:  # not recorded, so that a resumed run stops at them again
             raise UserError(
                 f"data: {len(self.paths) + len(new)} unreadable image(s), the last {described[new[-1]]}; "
-                f"mend or remove them, or raise max_corrupt (now {self.limit})"
+                f"fix or remove them, or raise max_corrupt (now {self.limit})"
             )
         self.paths.update(new)

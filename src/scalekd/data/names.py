@@ -1,4 +1,4 @@
-"""Many strings in two arrays, which processes can share and files can hold."""
+"""Store many strings in two arrays, which processes can share and files can hold."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _AT_ONCE = 65536
 
 
 class Names(Sequence[str]):
-    """A sequence of strings without a Python object for each: a million names take what their letters take.
+    """A sequence of strings without a Python object for each: memory is little more than the characters themselves.
 
     Args:
-        text: All strings one after the other, UTF-8; bytes that are none stand for themselves (`surrogateescape`).
-        bounds: `[n + 1]`, where in `text` each begins, and where the last one ends.
+        text: All strings concatenated, in UTF-8; invalid bytes are kept as they are (`surrogateescape`).
+        bounds: `[n + 1]`, the offset in `text` where each string begins, and where the last one ends.
     """
 
     def __init__(self, text: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
@@ -26,7 +26,7 @@ class Names(Sequence[str]):
 
     @classmethod
     def pack(cls, names: Iterable[str]) -> Names:
-        """Pack strings, each of which is read once."""
+        """Pack strings, iterating over them once."""
         text, bounds = bytearray(), array("q", [0])
         for name in names:
             text += name.encode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""How a picture is stored, turned or mirrored, and how it is shown: upright, as its EXIF orientation says."""
+"""Apply EXIF orientation: images may be stored rotated or mirrored, and are shown upright."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels
 
 
 class Turn(NamedTuple):
-    """From stored pixels to the upright picture: rows and columns change places, then each may be reversed."""
+    """How to make stored pixels upright: optionally transpose, then optionally reverse rows and columns."""
 
     transposed: bool = False
     rows_reversed: bool = False
@@ -20,7 +20,7 @@ class Turn(NamedTuple):
 
 
 AS_STORED = Turn()
-# By the value of the EXIF tag Orientation (EXIF 2.32, section 4.6.4); 1 and all that is not listed is upright already.
+# By value of the EXIF tag Orientation (EXIF 2.32, section 4.6.4); 1 and all values not listed mean upright as stored.
 _TURNS = {
     2: Turn(columns_reversed=True),
     3: Turn(rows_reversed=True, columns_reversed=True),
@@ -31,27 +31,27 @@ _TURNS = {
     8: Turn(transposed=True, rows_reversed=True),
 }
 _TURNED_BY_THEIR_READER = ("TIFF", "HEIF")
-_TELLING = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # what PIL finds an orientation in
+_METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where PIL looks for an orientation
 
 
 def read_turn(image: Image.Image) -> Turn:
-    """How an opened image, not decoded yet, is to be turned; a damaged EXIF block says nothing, as for viewers."""
-    if image.format in _TURNED_BY_THEIR_READER or not any(key in image.info for key in _TELLING):
+    """Read how an opened image, not decoded yet, must be turned; a corrupt EXIF block is ignored, as viewers do."""
+    if image.format in _TURNED_BY_THEIR_READER or not any(key in image.info for key in _METADATA):
         return AS_STORED
     try:
-        orientation = Image.Image.getexif(image).get(Base.Orientation)  # a PNG file's own method would decode it
-    except Exception:  # PIL's reader of EXIF meets nearly any in a corrupt block
+        orientation = Image.Image.getexif(image).get(Base.Orientation)  # PngImageFile's own method would decode it
+    except Exception:  # PIL's EXIF reader raises nearly any exception on a corrupt block
         return AS_STORED
     return _TURNS.get(orientation, AS_STORED) if isinstance(orientation, int) else AS_STORED
 
 
 def turned_size(size: tuple[int, int], turn: Turn) -> tuple[int, int]:
-    """Width and height of the upright picture, of those stored; or the other way round."""
+    """Convert the stored width and height to those of the upright image, or vice versa."""
     return (size[1], size[0]) if turn.transposed else size
 
 
 def stored_box(box: Box, size: tuple[int, int], turn: Turn) -> Box:
-    """Where a box of the upright picture, whose width and height are `size`, is among the stored pixels."""
+    """Convert a box in the upright image, whose width and height are `size`, to stored pixels."""
     (left, upper, right, lower), (width, height) = box, size
     if turn.columns_reversed:
         left, right = width - right, width - left
@@ -61,7 +61,7 @@ def stored_box(box: Box, size: tuple[int, int], turn: Turn) -> Box:
 
 
 def turned(pixels: Tensor, turn: Turn) -> Tensor:
-    """Stored pixels `[..., h, w]` as the upright picture shows them."""
+    """Make stored pixels `[..., h, w]` upright."""
     if turn == AS_STORED:
         return pixels
     if turn.transposed:

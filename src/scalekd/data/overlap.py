@@ -1,4 +1,4 @@
-"""Images that two splits share: accuracy on what was trained on says nothing of other images."""
+"""Find images that two splits share: accuracy on training images says nothing about new ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LINKS_UP_TO = 200_000  # images of a split whose folders are searched for links
 
 
 def shared_images(one: Split, other: Split) -> list[tuple[int, int]]:
-    """The images that both splits hold, as their index in one and in the other.
+    """Return the images that are in both splits, as pairs of their indices in `one` and `other`.
 
-    Images are told apart by where they are: the real path of a file (links are followed, but for links to single files
-    in splits of more than 200,000 images), the place in a shard, the row of a table. Copies of a file are different
+    Images are compared by location: the real path of a file, the position in a shard, the row of a table. Links are
+    followed, except links to single files in splits of more than 200,000 images. Copies of a file count as different
     images here; `scalekd data check` compares the bytes.
     """
     known = {place: index for index, place in enumerate(_places(one.store))}
@@ -26,12 +26,12 @@ def shared_images(one: Split, other: Split) -> list[tuple[int, int]]:
 
 
 def refuse_shared(training: Split, validation: Split, names: tuple[str, str]) -> None:
-    """Make sure that no validation image is trained on.
+    """Check that no validation image is also a training image.
 
     Args:
         training: The training images.
-        validation: The validation images; there may be none.
-        names: What the two splits are called.
+        validation: The validation images; may be empty.
+        names: The names of the two splits.
 
     Raises:
         UserError: If one is; names it.
@@ -41,19 +41,19 @@ def refuse_shared(training: Split, validation: Split, names: tuple[str, str]) ->
         first, many = validation.locate(pairs[0][0]), len({index for index, _ in pairs})
         raise UserError(
             f"data: {many} of {len(validation)} images of the validation split {names[1]!r} are in the training split "
-            f"{names[0]!r}, too, such as {first}: accuracy on them would say nothing of new images. Take images out of "
-            "the training split for validation (a tenth of each class, say)"
+            f"{names[0]!r}, too, such as {first}: accuracy on them would say nothing about new images. Move images "
+            "from the training split to the validation split (for example a tenth of each class)"
         )
 
 
 def shared_files(training: Iterable[Path], validation: Iterable[Path]) -> list[Path]:
-    """The validation files that are training files too; links are followed."""
+    """Return the validation files that are also training files; links are followed."""
     known = {os.path.realpath(path) for path in training}
     return [path for path in validation if os.path.realpath(path) in known]
 
 
 def _places(store: Store) -> Iterator[str]:
-    """Where each image really is."""
+    """Yield the real location of each image."""
     if isinstance(store, Joined):
         yield from _places(store.first)
         yield from _places(store.second)
@@ -68,7 +68,7 @@ def _places(store: Store) -> Iterator[str]:
 
 
 def _files(store: Files) -> Iterator[str]:
-    """The real path of each file; each folder is asked once."""
+    """Yield the real path of each file; each folder is resolved once."""
     folders: dict[str, tuple[str, set[str]]] = {}
     with_links = len(store.names) <= _LINKS_UP_TO
     for name in store.names:
@@ -82,7 +82,7 @@ def _files(store: Files) -> Iterator[str]:
 
 
 def _links(folder: Path) -> set[str]:
-    """The names of the links in a folder; of one that is gone none, which whoever reads its images will tell."""
+    """Return the names of the links in a folder; none if it cannot be listed, which reading its images will report."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_symlink()}

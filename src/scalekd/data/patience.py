@@ -1,4 +1,4 @@
-"""Data that is gone for a while, as on a network disk: wait for it, up to a bound."""
+"""Wait, up to a limit, for data that is temporarily unavailable, as on a network disk."""
 
 from __future__ import annotations
 
@@ -24,62 +24,62 @@ _OF_THE_PLACE = {
 
 
 class DataGoneError(UserError):
-    """The folder of the images is gone, and did not come back in time."""
+    """The folder of the images became unavailable and did not come back in time."""
 
 
 class Patience:
-    """Reads again where the place of an image is gone rather than the image broken.
+    """Retries reading an image if its folder is unavailable, as opposed to a corrupt image.
 
     Args:
-        seconds: For how long.
+        seconds: How long to keep trying.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        # Whether the user knows that we wait: of all the loader's workers, the first one says so.
-        self._told = torch.zeros(1, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+        # Whether the outage has been reported; shared by the loader's workers, so that only the first one reports it.
+        self._reported = torch.zeros(1, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
     def read(self, root: Path, reading: Callable[[], T]) -> T:
-        """What `reading` returns, in the end.
+        """Call `reading` until it succeeds, and return its result.
 
         Args:
             root: Where the images are.
-            reading: Reads one.
+            reading: Reads one image.
 
         Raises:
-            UnreadableImageError: If it is the image's own fault.
-            DataGoneError: If the place does not come back in time.
+            UnreadableImageError: If the image itself is unreadable.
+            DataGoneError: If the folder does not come back in time.
         """
         started, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             try:
                 result = reading()
             except UnreadableImageError as error:
-                reason = _fault_of_the_place(error, root)
+                reason = _why_unavailable(error, root)
                 left = started + self.seconds - time.monotonic()
                 if reason is None:
                     raise
                 if left <= 0:
                     raise DataGoneError(
                         f"data: {root} is gone: {reason}; waited {self.seconds:g} s for it (data_patience); "
-                        "bring it back, then go on (a training with --resume)"
+                        "bring it back, then run the command again (training: with --resume)"
                     ) from None
-                self._tell(True, f"warning: data: {root} is gone: {reason}; waiting up to {self.seconds:g} s for it")
+                self._report(True, f"warning: data: {root} is gone: {reason}; waiting up to {self.seconds:g} s for it")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 if pause > _FIRST_PAUSE:
-                    self._tell(False, f"data      {root} is back")
+                    self._report(False, f"data      {root} is back")
                 return result
 
-    def _tell(self, gone: bool, line: str) -> None:
-        if bool(self._told) is not gone:
-            self._told.fill_(gone)
-            os.write(2, f"{printable(line)}\n".encode())  # a worker has no console, but the user's standard error
+    def _report(self, gone: bool, line: str) -> None:
+        if bool(self._reported) is not gone:
+            self._reported.fill_(gone)
+            os.write(2, f"{printable(line)}\n".encode())  # a worker has no console, only the user's standard error
 
 
-def _fault_of_the_place(error: UnreadableImageError, root: Path) -> str | None:
-    """What is wrong with the place, or None where it is the image."""
+def _why_unavailable(error: UnreadableImageError, root: Path) -> str | None:
+    """Return what is wrong with the image's folder, or None if the image itself is unreadable."""
     cause = error.__cause__
     if not isinstance(cause, OSError):
         return None

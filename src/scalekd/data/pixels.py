@@ -1,4 +1,4 @@
-"""From any kind of pixel that PIL opens to 8-bit RGB: each kind by a stated rule, or refused with the reason."""
+"""Convert every kind of pixel that PIL opens to 8-bit RGB by a documented rule, or raise with the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 _GREY16 = "16-bit grey, 0 is black and 65535 white"
 _WHOLE = "whole numbers of 32 bits or with a sign, read where all are from 0 to 255"
 _ALPHA = "transparency is ignored"
-# What is done with each of PIL's modes; `data check` tells it of those that it meets.
+# How each of PIL's modes is read; `data check` prints the rules of the modes that it finds.
 RULES = {
     "1": "black and white",
     "L": "8-bit grey",
@@ -40,19 +40,19 @@ _WHITE_IS_ZERO = 0
 
 
 class PixelsError(ValueError):
-    """A whole image whose values have no agreed black and white; says what they are."""
+    """An intact image whose values cannot be mapped to 8-bit RGB, because black and white are not defined for them."""
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has one channel of numbers that its mode alone does not bring to 0 to 255."""
+    """Whether an image has one channel of numbers whose mode alone does not say how to map them to 0 to 255."""
     return image.mode.startswith(("I", "F")) or (image.mode == "L" and _is_signed(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB; one that `is_deep` must be whole, as it was opened.
+    """Convert an image of any mode to 8-bit RGB; if it `is_deep`, it must be whole (not cropped), as it was opened.
 
     Raises:
-        PixelsError: If the values have no agreed black and white; names their range.
+        PixelsError: If black and white are not defined for the values; names their range.
     """
     if image.mode == "RGB":
         return image
@@ -61,16 +61,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "LAB":
         image = _lab_to_rgb(image)
     elif image.mode not in RULES:
-        raise PixelsError(f"pixels of PIL's mode {image.mode!r} are not read")
+        raise PixelsError(f"pixels of PIL's mode {image.mode!r} are not supported")
     elif image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # which PIL would otherwise advise, in a warning
+        image = image.convert("RGBA")  # otherwise PIL prints a warning that advises this
     return image.convert("RGB")
 
 
 def numbers(image: Image.Image) -> NDArray[Any]:
-    """What an image that `is_deep` stores, `[h, w]`: PIL takes some numbers with a sign for others, and vice versa."""
+    """Return the values of an image that `is_deep`, `[h, w]`, correcting signedness where PIL gets it wrong."""
     values = np.asarray(image)
     if image.mode == "L":
         values = values.view(np.int8)
@@ -80,23 +80,23 @@ def numbers(image: Image.Image) -> NDArray[Any]:
 
 
 def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Numbers from black to white as 0 to 255, rounded, `[h, w]`."""
+    """Map values from black to white to 0 to 255, rounded, `[h, w]`."""
     values, white = numbers(image), _white(image)
     lowest, highest = values.min(), values.max()
-    if not (lowest >= 0 and highest <= white):  # so that it holds for what is no number, too
+    if not (lowest >= 0 and highest <= white):  # written so that it also holds for NaN
         kind = "floating-point values" if image.mode == "F" else "whole numbers"
         found = f" from {lowest:g} to {highest:g}" if np.isfinite(values).all() else ", some of which are not finite"
         raise PixelsError(f"its pixels are {kind}{found}; they are read from 0 (black) to {white} (white): scale them")
     inverted = _tag(image, _TIFF_PHOTOMETRIC, None) == _WHITE_IS_ZERO
     if image.mode == "F":
         brightness = (255 * values).round().astype(np.uint8)
-    else:  # a table of all numbers takes no memory for each pixel
+    else:  # a lookup table needs no temporary memory per pixel
         brightness = (255 * (np.arange(white + 1) / white)).round().astype(np.uint8)[values]
     return 255 - brightness if inverted else brightness
 
 
 def _white(image: Image.Image) -> int:
-    """The value that is white; black is 0."""
+    """Return the value of white; black is 0."""
     if image.mode == "F":
         return 1
     if image.mode == "L" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
@@ -109,7 +109,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 
 def _tag(image: Image.Image, number: int, default: Any) -> Any:
-    """A tag of a TIFF file; of several values, one a channel, the first."""
+    """Return a tag of a TIFF file; the first value if there is one per channel."""
     value = getattr(image, "tag_v2", {}).get(number, default)
     return value[0] if isinstance(value, tuple) else value
 
@@ -117,5 +117,5 @@ def _tag(image: Image.Image, number: int, default: Any) -> Any:
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
-    assert converted is not None  # it is changed in place only where asked for
+    assert converted is not None  # None is only returned for in-place conversion
     return converted

@@ -1,4 +1,4 @@
-"""Randomness that can be replayed: a pure function of what it is keyed by."""
+"""Replayable randomness: random draws that are a pure function of integer keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import get_worker_info
 
 
 def derive_seed(*keys: int) -> int:
-    """A 64-bit seed from any integers, well mixed."""
+    """Derive a well-mixed 64-bit seed from any integers."""
     return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0])
 
 
 def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch, for the random weights that are drawn next."""
+    """Seed the generators of python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -25,18 +25,18 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Seed python, numpy and torch from `keys`; put their states back afterwards, but for the GPU's.
+    """Seed python, numpy and torch from `keys`; restore their states afterwards, except the GPU's.
 
-    A loader's worker draws nothing but samples and leaves its states as they are: numpy's alone takes 0.1 ms, a sixth
-    of a small photograph.
+    In a loader's worker, which draws only samples, the states are not restored: numpy's alone takes 0.1 ms, a sixth of
+    the time for a small photograph.
     """
-    alone = get_worker_info() is None
-    states = (random.getstate(), np.random.get_state(), torch.random.get_rng_state()) if alone else None
+    in_main_process = get_worker_info() is None
+    states = (random.getstate(), np.random.get_state(), torch.random.get_rng_state()) if in_main_process else None
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed % 2**63)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # only in the process that trains, and there every batch seeds anew
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # only in the process that trains, which reseeds for every batch
         torch.cuda.manual_seed(seed % 2**63)
     try:
         yield

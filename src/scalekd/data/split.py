@@ -1,4 +1,4 @@
-"""The images of one split, wherever they are kept."""
+"""The images of one split, independent of how they are stored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Labels = NDArray[np.int32]
 
 
 class Store(Protocol):
-    """Where images are kept; any of them can be read at any time, by any process.
+    """Random access to stored images; any image can be read at any time, by any process.
 
     Attributes:
-        root: The place, for messages.
-        names: A name for each image, the same wherever the data lies.
+        root: The location, for messages.
+        names: A name for each image, which does not depend on where the data is stored.
     """
 
     @property
@@ -37,13 +37,13 @@ class Store(Protocol):
     def names(self) -> Sequence[str]: ...
 
     def locate(self, index: int) -> str:
-        """Where an image is, for messages."""
+        """Return an image's location, for messages."""
 
     def open(self, index: int) -> str | IO[bytes]:
-        """Its path, or its bytes; raises OSError."""
+        """Return an image's path or its content; raises OSError."""
 
     def size(self, index: int) -> int:
-        """Its bytes; raises OSError."""
+        """Return an image's size in bytes; raises OSError."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Files:
 
     Attributes:
         root: The folder.
-        names: Their paths in it.
+        names: Their paths relative to it.
     """
 
     root: Path
@@ -73,10 +73,10 @@ class Split:
     """The images of one split.
 
     Attributes:
-        store: Where they are kept.
-        labels: Class index of each `[n]`, -1 for an unlabelled one.
-        classes: Class names; empty where no image is labelled.
-        aside: What is in their place beside them.
+        store: Where the images are stored.
+        labels: Class index of each image `[n]`, -1 if unlabelled.
+        classes: Class names; empty if no image is labelled.
+        aside: The files and folders that the listing skipped.
     """
 
     store: Store
@@ -89,7 +89,7 @@ class Split:
 
     @property
     def root(self) -> Path:
-        """Where the images are, for messages."""
+        """The location of the images, for messages."""
         return self.store.root
 
     @property
@@ -98,20 +98,20 @@ class Split:
         return int(np.count_nonzero(self.labels == UNLABELLED))
 
     def locate(self, index: int) -> str:
-        """Where an image is, for messages."""
+        """Return an image's location, for messages."""
         return self.store.locate(index)
 
     def open(self, index: int, max_pixels: int = MAX_PIXELS) -> AbstractContextManager[OpenedImage]:
-        """An image, not decoded yet.
+        """Open an image without decoding it yet.
 
         Raises:
-            UnreadableImageError: If it is missing, no image, or has more pixels than `max_pixels`.
+            UnreadableImageError: If the file is missing, not an image, or has more pixels than `max_pixels`.
         """
         return open_image(lambda: self.store.open(index), max_pixels, name=self.store.names[index])
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the images' names and labels (not of their pixels), with their number."""
+        """The number of images and a digest of their names and labels (not of their pixels)."""
         digest, names = hashlib.sha256(), iter(self.store.names)
         for first in range(0, len(self), _AT_ONCE):
             labels = self.labels[first : first + _AT_ONCE].tolist()

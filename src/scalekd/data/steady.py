@@ -1,4 +1,4 @@
-"""Loading that survives the death of a worker process."""
+"""A data loader that survives the death of its worker processes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from scalekd.errors import UserError
 T = TypeVar("T")
 K = TypeVar("K")
 
-ATTEMPTS = 3  # new sets of workers without a batch in between
+ATTEMPTS = 3  # new sets of workers in a row without a single batch
 
-# torch would raise in the main thread wherever that is, in mid-step too. The loader looks after its workers by itself,
-# every few seconds, when it waits for one.
+# Disable torch's SIGCHLD handler, which would raise in the main thread at any point, even in the middle of a step. The
+# loader itself checks its workers every few seconds while it waits for a batch.
 signal_handling._SIGCHLD_handler_set = True
 
 
 class SteadyLoader(Generic[T, K]):
-    """Batches in order. When a worker dies, new ones go on from the first batch that was not delivered.
+    """Yields batches in order. If a worker dies, new workers continue with the first batch that was not delivered.
 
     Args:
-        batches: The samples of each batch.
-        load: A loader with workers, given the samples of each batch.
+        batches: The keys of each batch.
+        load: Builds a loader with workers, given the keys of each batch.
         report: Called with a line when workers are replaced.
     """
 
@@ -42,7 +42,7 @@ class SteadyLoader(Generic[T, K]):
         return len(self._batches)  # type: ignore[arg-type]  # torch types no sampler as sized
 
     def __iter__(self) -> Iterator[T]:
-        given: deque[list[K]] = deque()  # to the workers, and not delivered
+        given: deque[list[K]] = deque()  # batches handed to the workers and not delivered yet
         batches = iter(self._batches)
 
         def hand_out() -> Iterator[list[K]]:
@@ -66,23 +66,23 @@ class SteadyLoader(Generic[T, K]):
                 self._replace(lost, error)
 
     def _replace(self, lost: int, error: Exception) -> None:
-        """Say that the workers are replaced.
+        """Report that the workers are replaced.
 
         Raises:
-            UserError: If that has not helped.
+            UserError: If they were replaced `ATTEMPTS` times in a row without success.
         """
         what = "a process that loads images was killed"
         if lost > ATTEMPTS:
             raise UserError(
                 f"workers: {what}, and so were {ATTEMPTS} new sets of them before their first batch ({error}); the "
-                "system may be short of memory: give less workers or a smaller batch"
+                "system may be short of memory: use fewer workers or a smaller batch"
             ) from error
         if self._report is not None:
-            self._report(f"warning: {what}; new ones go on from the same batch")
+            self._report(f"warning: {what}; new ones continue from the same batch")
 
 
 class _Once(Generic[K]):
-    """An iterator as the batch sampler of a loader that is iterated once."""
+    """Wraps an iterator as the batch sampler of a loader that is iterated only once."""
 
     def __init__(self, batches: Iterator[list[K]]) -> None:
         self._batches = batches
@@ -92,7 +92,7 @@ class _Once(Generic[K]):
 
 
 def _is_a_lost_worker(error: Exception) -> bool:
-    """Whether an error of a loader is that a worker died, and none that was raised in one, which says so."""
-    if isinstance(error, ConnectionError | EOFError):  # it died while its batch was fetched
+    """Whether a loader's error means that a worker died, as opposed to an exception raised in a worker."""
+    if isinstance(error, ConnectionError | EOFError):  # the worker died while its batch was fetched
         return "in DataLoader worker process" not in str(error)
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

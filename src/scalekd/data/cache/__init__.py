@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk, so that a run can read them instead of running the teacher."""
+"""Cache of teacher outputs on disk, which a run reads instead of running the teacher."""
 
 from scalekd.data.cache.fill import fill
 from scalekd.data.cache.identity import Identity, check_shards, list_images, open_cache

@@ -1,4 +1,4 @@
-"""Filling a cache; several processes may do it together."""
+"""Fill a cache of teacher outputs; several processes may do so concurrently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, traini
 from scalekd.errors import UserError
 from scalekd.method import TeacherOutputs
 
-_DRAWN_TWICE = 64
+_DRAWN_TWICE = 64  # images that are augmented twice to check that the augmentation is reproducible
 
 
 def fill(
@@ -30,21 +30,22 @@ def fill(
     corrupt: CorruptImages,
     progress: Callable[[int, int], object],
 ) -> None:
-    """Make the shards that are missing, and wait for those that another process makes.
+    """Write the missing shards, and wait for shards that another process is writing.
 
     Args:
-        cache: The cache; its folder has been made.
+        cache: The cache; its folder must exist.
         dataset: The images as they are trained on.
-        teach: The teacher, images `[batch, 3, h, w]` -> outputs; always gets as many, so that their number cannot
-            matter to the last bit.
-        views: Views to make.
-        batch: Images at once.
+        teach: The teacher: images `[batch, 3, h, w]` -> outputs. Every call gets a full batch (the last one is padded),
+            so that the batch size cannot change the outputs, not even in the last bit.
+        views: Number of views to write.
+        batch: Images per call of the teacher.
         workers: Processes that load images.
         corrupt: Counter of unreadable images.
-        progress: Called with the images made here since the last call, and with those still missing.
+        progress: Called with the number of images this process has computed since the last call, and the number
+            still missing.
 
     Raises:
-        UserError: If the augmentation cannot be replayed, the disk is full, or too many images cannot be read.
+        UserError: If the augmentation cannot be replayed, the disk is full, or too many images are unreadable.
     """
     check_replayable(dataset, views)
     while missing := cache.missing(views):
@@ -57,20 +58,23 @@ def fill(
             missing_bytes, free = cache.bytes_missing(views), cache.bytes_free()
             more = f"{size(missing_bytes - free)} more are needed"
             if missing_bytes <= free:
-                more = f"or its quota is used up; {size(missing_bytes)} are still to be written"
+                more = f"or its quota is used up; {size(missing_bytes)} are still missing"
             raise UserError(
-                f"cache: the disk of {cache.path.parent} is full; {more}. What is written is kept: free them, and "
-                "`scalekd cache` with the same flags goes on"
+                f"cache: the disk of {cache.path.parent} is full; {more}. Written shards are kept: free space, then "
+                "run `scalekd cache` with the same flags to continue"
             ) from error
         finally:
             claims.release()
         if not claims.made:
-            with cache.claim(missing[0], wait=True):  # others have all that is missing; see what becomes of it
+            with cache.claim(missing[0], wait=True):  # other processes hold all missing shards: wait for one of them
                 progress(0, claims.images_missing())
 
 
 class _Claims(Sampler[list[Key]]):
-    """The batches of all missing shards that no other process makes, each claimed when its first batch is loaded."""
+    """Batches of all missing shards that no other process is writing.
+
+    Each shard is claimed when its first batch is loaded.
+    """
 
     def __init__(self, cache: TeacherCache, views: int, batch: int) -> None:
         self.cache, self.views, self.batch = cache, views, batch
@@ -88,11 +92,11 @@ class _Claims(Sampler[list[Key]]):
             yield from (keys[first : first + self.batch] for first in range(0, len(keys), self.batch))
 
     def images_missing(self) -> int:
-        """Images of shards that are not there yet, whoever makes them."""
+        """Count the images of all shards that do not exist yet, including those that other processes are writing."""
         return sum(shard.images for shard in self.cache.missing(self.views))
 
     def write(self, outputs: list[dict[str, Tensor]]) -> None:
-        """Write the shard that was claimed first, and let go of it."""
+        """Write the shard that was claimed first, and release its claim."""
         shard, claim = self.held[0]
         tensors = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         self.cache.write(shard, tensors)
@@ -101,7 +105,7 @@ class _Claims(Sampler[list[Key]]):
         self.made += 1
 
     def release(self) -> None:
-        """Let go of all that is still claimed."""
+        """Release all claims that are still held."""
         while self.held:
             self.held.popleft()[1].close()
 
@@ -113,7 +117,7 @@ def _fill_free(
     corrupt: CorruptImages,
     progress: Callable[[int, int], object],
 ) -> None:
-    """Make all missing shards that are free to be made."""
+    """Write all missing shards that no other process has claimed."""
     outputs: list[dict[str, Tensor]] = []
     images = 0
     missing = claims.images_missing()
@@ -132,10 +136,10 @@ def _fill_free(
 
 
 def check_replayable(dataset: ReplayDataset, views: int) -> None:
-    """Make sure, on some images, that a key gives the same image each time.
+    """Check on a few images that the same key always gives the same image.
 
     Raises:
-        UserError: If it does not; says why that may be.
+        UserError: If it does not; the message gives the likely cause.
     """
     count = min(_DRAWN_TWICE, len(dataset))
     keys = [Key(number % views, number * len(dataset) // count) for number in range(count)]
@@ -145,6 +149,6 @@ def check_replayable(dataset: ReplayDataset, views: int) -> None:
         if one is not None and (two is None or not torch.equal(one, two)):
             raise UserError(
                 f"cache: the augmentation of {dataset.split.locate(key.image)} gave two different images for the same "
-                "seed, so that it cannot be replayed; let it draw from the global generators of python, numpy or "
-                "torch, which are seeded for each image, instead of one of its own"
+                "seed, so it cannot be replayed; use the global random generators of python, numpy or torch, which are "
+                "seeded for each image, instead of a private generator"
             )

@@ -1,4 +1,4 @@
-"""What a cache is of, and what tells two of them apart."""
+"""Identity of a cache: the settings and images that its contents depend on, hashed into the cache's name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 def list_images(split: Split) -> str:
-    """A line an image, in their order: its size in bytes (0 where it cannot be read) and its relative path."""
+    """List the images in order, one per line: size in bytes (0 if it cannot be read), a tab, the relative path."""
     names = (name.replace("\n", r"\n") for name in split.store.names)
     return "".join(f"{_size(split.store, index)}\t{name}\n" for index, name in enumerate(names))
 
@@ -32,13 +32,13 @@ def _size(store: Store, index: int) -> int:
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that the outputs in a cache follow from.
+    """Everything that the cached outputs depend on.
 
     Attributes:
         settings: Teacher, augmentation, seed, number format: plain values by name.
         listing: The images, see `list_images`.
-        ingredients: Settings and the listing's hash: what `cache.json` holds.
-        digest: A hash of it, the cache's name.
+        ingredients: The settings and the hash of the listing, as stored in `cache.json`.
+        digest: A hash of the ingredients; the name of the cache's folder.
     """
 
     settings: dict[str, Any]
@@ -54,15 +54,16 @@ class Identity:
         object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def cache(self, caches: Path, layout: Layout) -> TeacherCache:
-        """Where its cache is, or would be, in the folder `caches`."""
+        """Return this identity's cache in the folder `caches`; it need not exist."""
         return TeacherCache(caches / self.digest, self.listing.count("\n"), layout)
 
 
 def open_cache(caches: Path, identity: Identity, layout: Layout, views: int) -> TeacherCache:
-    """The cache that a run can read.
+    """Open the cache that a run reads.
 
     Raises:
-        UserError: If there is none for it, it is not complete, or a shard is damaged; says what differs or which.
+        UserError: If there is no cache for this run (the message says what differs from the nearest one), it is
+            incomplete, or a shard is damaged (the message names it).
     """
     cache = identity.cache(caches, layout)
     if not (cache.path / DESCRIPTION).is_file():
@@ -70,39 +71,41 @@ def open_cache(caches: Path, identity: Identity, layout: Layout, views: int) -> 
     check_shards(cache, views)
     missing = cache.missing(views)
     if missing:
-        whole = missing[0].view
-        mend = f", or set augmentation_epochs to {whole}" if whole else ""
+        complete = missing[0].view
+        alternative = f", or set augmentation_epochs to {complete}" if complete else ""
         every = len(cache.shards(views))
         raise UserError(
             f"cache: {cache.path} holds {every - len(missing)} of {every} shards for {views} view(s); "
-            f"`scalekd cache` with the same flags goes on{mend}"
+            f"run `scalekd cache` with the same flags to continue{alternative}"
         )
     return cache
 
 
 def check_shards(cache: TeacherCache, views: int) -> None:
-    """Make sure that the shards that are there are whole and belong there.
+    """Check that existing shards are complete and belong to this cache.
 
     Raises:
-        UserError: If one is not; names it.
+        UserError: If one does not; names it.
     """
     for shard, fault in cache.faulty(views).items():
-        raise UserError(f"cache: {cache.file(shard)} {fault}; `scalekd cache --rebuild` with the same flags mends it")
+        raise UserError(
+            f"cache: {cache.file(shard)} {fault}; run `scalekd cache --rebuild` with the same flags to write it again"
+        )
 
 
 def _nearest(caches: Path, identity: Identity) -> str:
-    """What the caches that are there have instead."""
-    mend = "fill one with `scalekd cache` and the same flags"
+    """Describe how the nearest existing cache differs from the one that is needed."""
+    fix = "fill one with `scalekd cache` and the same flags"
     found: list[tuple[list[str], Path, dict[str, Any]]] = []
     for description in sorted(caches.glob(f"*/{DESCRIPTION}")):
         try:
             theirs = dict(json.loads(description.read_text(encoding="utf-8"))["ingredients"])
-        except (OSError, ValueError, TypeError, KeyError):  # not ours
+        except (OSError, ValueError, TypeError, KeyError):  # not a description of a cache
             continue
         keys = sorted(identity.ingredients.keys() | theirs.keys())
         found.append(([k for k in keys if theirs.get(k) != identity.ingredients.get(k)], description.parent, theirs))
     if not found:
-        return f"{caches} holds none; {mend}"
+        return f"{caches} holds no cache; {fix}"
     differing, path, theirs = min(found, key=lambda entry: len(entry[0]))
     parts = [
         _compare_images(path, identity.listing)
@@ -110,16 +113,16 @@ def _nearest(caches: Path, identity: Identity) -> str:
         else f"{key} {_brief(theirs.get(key))} (run: {_brief(identity.ingredients.get(key))})"
         for key in differing
     ]
-    return f"{caches} holds none for this run; the nearest, {path.name}, has {', '.join(parts)}; {mend}"
+    return f"{caches} holds no cache for this run; the nearest, {path.name}, has {', '.join(parts)}; {fix}"
 
 
 def _brief(value: Any) -> str:
-    """A value for a message; hashes are cut."""
+    """Format a value for a message; hashes are shortened."""
     return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def _compare_images(path: Path, now: str) -> str:
-    """How the images now differ from those of a cache."""
+    """Describe how the current images differ from those of a cache."""
     try:
         then = gzip.decompress((path / LISTING).read_bytes()).decode(errors="surrogateescape")
     except (OSError, EOFError) as error:
@@ -135,6 +138,6 @@ def _compare_images(path: Path, now: str) -> str:
 
 
 def _sizes(listing: str) -> dict[str, str]:
-    """The size of each file of a listing."""
+    """Parse a listing into the size of each file."""
     entries = [line.partition("\t") for line in listing.split("\n")[:-1]]
     return {name: size for size, _, name in entries}

@@ -1,4 +1,4 @@
-"""Reading a cache, image by image."""
+"""Read a cache, one image at a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from scalekd.method import TeacherOutputs
 
 
 class CacheReader:
-    """`key -> outputs` of a cache whose shards are there. Files are mapped into memory, those of one view at a time.
+    """Map a sample's key to its cached outputs; the shards must exist.
 
-    It may be sent to other processes, which open the files themselves.
+    Files are memory-mapped, those of one view at a time. A reader can be pickled; each process then opens the files
+    itself.
 
     Args:
         cache: The cache.
@@ -31,7 +32,7 @@ class CacheReader:
         return {"_cache": self._cache, "_view": -1, "_shards": [], "_open": {}}
 
     def __call__(self, key: Key) -> TeacherOutputs:
-        """The outputs for one image, without a batch axis: tokens `[N, D]`, logits `[K]`."""
+        """Return the outputs for one image, without a batch axis: tokens `[N, D]`, logits `[K]`."""
         if key.epoch != self._view:
             self._view, self._open = key.epoch, {}
             self._shards = [s for s in self._cache.shards(key.epoch + 1) if s.view == key.epoch]

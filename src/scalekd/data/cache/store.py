@@ -1,4 +1,4 @@
-"""The folder of one cache: a description, the images' listing, and shards that are there whole or not at all."""
+"""The folder of one cache: a description, the listing of the images, and shards that are written atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scalekd.errors import UserError
 DESCRIPTION = "cache.json"
 LISTING = "images.txt.gz"
 _CARD_KEY = "scalekd"
-# Told for people who look for the cause of a difference; the identity does not rest on them.
+# Versions recorded to help find the cause of a difference; they are not part of the cache's identity.
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pillow")
 
 
@@ -39,14 +39,14 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """A teacher's outputs for some views of the images of a data set.
+    """A teacher's outputs for one or more views of the images of a data set.
 
-    A view is what one epoch's augmentation makes of an image. Views can be added to a cache at any time.
+    A view is an image under the augmentation of one epoch. Views can be added to a cache at any time.
 
     Attributes:
-        path: Its folder.
-        images: Images of the data.
-        layout: How an image's outputs are kept.
+        path: The cache's folder.
+        images: Number of images in the data.
+        layout: How an image's outputs are stored.
     """
 
     path: Path
@@ -54,21 +54,21 @@ class TeacherCache:
     layout: Layout
 
     def shards(self, views: int) -> list[Shard]:
-        """All shards of the first `views` views."""
+        """Return all shards of the first `views` views."""
         size = self.layout.images_per_shard
         parts = [(first, min(size, self.images - first)) for first in range(0, self.images, size)]
         return [Shard(view, number, *part) for view in range(views) for number, part in enumerate(parts)]
 
     def file(self, shard: Shard) -> Path:
-        """Where a shard is, once it is there."""
+        """Return a shard's path, whether or not it exists."""
         return self.path / f"view-{shard.view:03}" / f"{shard.number:05}.safetensors"
 
     def missing(self, views: int) -> list[Shard]:
-        """Shards that are not there."""
+        """Return the shards that do not exist."""
         return [shard for shard in self.shards(views) if not self.file(shard).is_file()]
 
     def faulty(self, views: int) -> dict[Shard, str]:
-        """Shards whose size or header is not what it must be, each with what is wrong; the values are not read."""
+        """Return the shards with a wrong size or header, each with the fault; the values are not read."""
         found = {s: self._fault(s) for s in self.shards(views) if self.file(s).is_file()}
         return {shard: fault for shard, fault in found.items() if fault}
 
@@ -87,26 +87,26 @@ class TeacherCache:
         return None
 
     def create(self, ingredients: dict[str, Any], listing: str) -> None:
-        """Make the folder and write what the cache is of; harmless where that is done."""
+        """Create the folder and write the description and the listing; may be called again."""
         self.path.mkdir(parents=True, exist_ok=True)
         about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
         text = listing.encode(errors="surrogateescape")
         self._write(self.path / LISTING, gzip.compress(text, mtime=0))
-        if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
+        if not (self.path / DESCRIPTION).is_file():  # keep the versions that the first shards were written with
             self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
 
     def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
-        """Write a shard; the caller holds its claim."""
+        """Write a shard; the caller must hold its claim."""
         for left in self.file(shard).parent.glob(f"{self.file(shard).name}.*.partial"):  # by a process that died
             left.unlink(missing_ok=True)
         # One metadata key only: safetensors writes several in random order.
         self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Write a file whole or not at all: it is on the disk before it has its name.
+        """Write a file atomically: it is synced to disk before it gets its final name.
 
         Raises:
-            OSError: If the disk is full, say; nothing is left of the file then.
+            OSError: If it cannot be written, for example because the disk is full; no partial file remains.
         """
         partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
         try:
@@ -120,19 +120,19 @@ class TeacherCache:
 
     @contextmanager
     def claim(self, shard: Shard, *, wait: bool = False) -> Iterator[bool]:
-        """Keep other processes from making the same shard. The system ends the claim of a process that dies.
+        """Claim a shard, so that no other process writes it. The system releases the claim of a process that dies.
 
         Args:
-            shard: Which.
-            wait: Whether to wait where another process has it.
+            shard: The shard to claim.
+            wait: Whether to wait if another process holds it.
 
         Yields:
-            Whether it is ours to make: False where another process has it, or it is there by now.
+            True if the caller is to write the shard; False if another process holds it or it exists by now.
         """
         path = self.file(shard).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lock:
-            if not _lock(lock, wait) or not _is(path, lock):  # a removed file's lock keeps nobody out
+            if not _lock(lock, wait) or not _is(path, lock):  # the lock of a removed file excludes nobody
                 yield False
                 return
             try:
@@ -141,30 +141,30 @@ class TeacherCache:
                 path.unlink(missing_ok=True)
 
     def bytes_missing(self, views: int) -> int:
-        """Bytes that the shards take which are not there."""
+        """Return the bytes that the missing shards will take."""
         return sum(shard.images for shard in self.missing(views)) * self.layout.bytes_per_image
 
     def bytes_free(self) -> int:
-        """Bytes that the disk has room for."""
+        """Return the free bytes on the disk."""
         there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.is_dir())
         return shutil.disk_usage(there).free
 
     def check_space(self, views: int) -> None:
-        """Make sure that the missing shards fit on the disk.
+        """Check that the missing shards fit on the disk.
 
         Raises:
-            UserError: If they do not; says by how much.
+            UserError: If they do not; the message says how many bytes are lacking.
         """
         lacking = self.bytes_missing(views) - self.bytes_free()
         if lacking > 0:
             raise UserError(
-                f"cache: the disk of {self.path.parent} lacks {size(lacking)} for {views} view(s); free them, or take "
-                "fewer views (augmentation_epochs) or cache_format int8. Shards already written are kept"
+                f"cache: the disk of {self.path.parent} lacks {size(lacking)} for {views} view(s); free the space, or "
+                "use fewer views (augmentation_epochs) or cache_format int8. Shards already written are kept"
             )
 
 
 def _lock(file: IO[str], wait: bool) -> bool:
-    """Lock an open file, which lasts until it is closed; False where another process has it and we do not wait."""
+    """Lock an open file until it is closed; returns False if another process holds the lock and `wait` is False."""
     import fcntl  # noqa: PLC0415  # not there on Windows, where everything but filling works
 
     try:
@@ -179,7 +179,7 @@ def _lock(file: IO[str], wait: bool) -> bool:
 
 
 def _is(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still what the path leads to."""
+    """Whether the path still leads to this open file."""
     try:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _is(path: Path, file: IO[str]) -> bool:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes for humans, as `1.5 GB`."""
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min((len(str(count)) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.4g} {units[power]}"

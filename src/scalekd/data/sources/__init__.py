@@ -1,4 +1,4 @@
-"""Sources of images behind the key `data`; one file a source."""
+"""Image sources that the key `data` can name; one file per source."""
 
 from scalekd.data.sources.joined import join
 from scalekd.data.sources.opening import (

@@ -1,4 +1,4 @@
-"""Which column of a list says what, and what is between its columns."""
+"""Find the columns of a list (path, label, split) and the separator between them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scalekd.errors import UserError, did_you_mean
 from scalekd.recipes import ListKeys
 
 _SEPARATORS = ",;\t|"
-# Usual names, without case, blanks and punctuation; those of a later row are looked at only where there is none of an
-# earlier one. `path`, `label` and `split` themselves go before all of them.
+# Usual column names, without case, spaces and punctuation. Names in a later row are tried only if no name of an earlier
+# row is found; `path`, `label` and `split` themselves take precedence over all of them.
 _USUAL = {
     "path": (
         (
@@ -40,7 +40,7 @@ _WORDS = {"path": "the images' paths", "label": "the labels", "split": "the spli
 
 
 class Columns(NamedTuple):
-    """Names of a list's columns; None where it has none."""
+    """Names of a list's columns; None if it has no such column."""
 
     path: str
     label: str | None
@@ -48,31 +48,31 @@ class Columns(NamedTuple):
 
 
 def find_columns(names: Sequence[str], keys: ListKeys, where: str, *, with_split: bool) -> Columns:
-    """The columns that hold paths, labels and splits.
+    """Find the columns that hold paths, labels and splits.
 
     Args:
-        names: All columns.
-        keys: The user's choice of them.
+        names: The names of all columns.
+        keys: The columns that the user specified.
         where: The list, for messages.
-        with_split: Whether the split's is looked for.
+        with_split: Whether to look for a column of splits.
 
     Raises:
-        UserError: If a column that was named is not there, there is none of paths, or it is not clear which is meant.
+        UserError: If a specified column does not exist, there is no column of paths, or several columns match.
     """
     path = _find("path", names, keys.path_column, where)
     if path is None:
         if any(name.lower().endswith(IMG_EXTENSIONS) for name in names):
-            raise UserError(f"{where}: its first line names an image; put one with the columns' names before it")
+            raise UserError(f"{where}: its first line names an image; add a line with the column names before it")
         raise UserError(
-            f"{where} has no column 'path' nor one usually called otherwise (it has {_listed(names)}); name the column "
-            "of the images' paths with path_column; separator says what is between the columns"
+            f"{where} has no column 'path' and no other usual name for it (it has {_listed(names)}); specify the "
+            "column of the images' paths as path_column, or the separator between the columns as separator"
         )
     label = _find("label", names, keys.label_column, where)
     return Columns(path, label, _find("split", names, keys.split_column, where) if with_split else None)
 
 
 def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str | None:
-    """The column of a role."""
+    """Find the column of one role: path, label or split."""
     if given is not None:
         found = [name for name in names if name == given] or [name for name in names if _plain(name) == _plain(given)]
         if not found:
@@ -84,7 +84,7 @@ def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str
         found = next(filter(None, [*own, *usual]), [])
     if len(set(found)) > 1:
         raise UserError(
-            f"{where} has several columns that may hold {_WORDS[role]}: {_listed(found)}; say which with {role}_column"
+            f"{where} has several columns that may hold {_WORDS[role]}: {_listed(found)}; specify one as {role}_column"
         )
     if len(found) > 1:
         raise UserError(f"{where} has two columns {found[0]!r}; remove one")
@@ -92,7 +92,7 @@ def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str
 
 
 def sniff(line: str) -> str:
-    """The separator that a list's first line shows: the one with which it names a column of paths, or most columns."""
+    """Guess the separator from a list's first line: the one that yields a column of paths, or else most columns."""
 
     def worth(separator: str) -> tuple[bool, int]:
         names = split_line(line, separator)
@@ -102,7 +102,7 @@ def sniff(line: str) -> str:
 
 
 def split_line(line: str, separator: str) -> list[str]:
-    """The fields of a line without the blanks around them; none where its quotes do not close."""
+    """Split a line into fields, without surrounding whitespace; empty if a quote is not closed."""
     try:
         fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True), [])
     except csv.Error:

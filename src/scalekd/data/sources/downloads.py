@@ -1,4 +1,4 @@
-"""Files behind URLs, downloaded once."""
+"""Download files from URLs once and keep them in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from urllib.parse import quote, unquote, urlsplit
 from scalekd.data.sources.places import alone, cache_folder
 from scalekd.errors import UserError
 
-_WAITS = (1.0, 2.0, 4.0)  # seconds before another try
-_TIMEOUT, _SHORT_TIMEOUT = 60.0, 5.0
-_ABSENT = (403, 404, 410)  # stores of objects answer 403 for what is not there
+_WAITS = (1.0, 2.0, 4.0)  # seconds before each retry
+_TIMEOUT, _SHORT_TIMEOUT = 60.0, 5.0  # seconds
+_ABSENT = (403, 404, 410)  # object stores answer 403 for missing objects
 
 
 def folder_of(url: str) -> Path:
-    """Where the files beside a URL are kept; queries, as in signed URLs, do not count."""
+    """Return the local folder for files from a URL's folder; queries, as in signed URLs, are ignored."""
     parts = urlsplit(url)
     beside = f"{parts.scheme}://{parts.netloc}{os.path.dirname(parts.path)}"
     return cache_folder("shards", hashlib.sha256(beside.encode()).hexdigest()[:16])
 
 
 def fetch(url: str) -> Path:
-    """A local copy of what is at a URL; a second call downloads nothing.
+    """Return a local copy of the file at a URL; a second call downloads nothing.
 
     Raises:
-        UserError: If it cannot be downloaded; says why.
+        UserError: If it cannot be downloaded; the message says why.
     """
     file = _file(url)
     if not file.is_file():
         with alone(file.parent):
-            if not file.is_file():  # another process may have had the lock
+            if not file.is_file():  # another process may have downloaded it while we waited for the lock
                 _download(url, file, _WAITS, _TIMEOUT)
     return file
 
 
 def fetch_if_there(url: str) -> Path | None:
-    """As `fetch`; None where the server has nothing there, or without a network, had nothing there before."""
+    """Like `fetch`, but return None if the server has no such file, or is unreachable and had none before."""
     file = _file(url)
     absent = file.with_name(file.name + ".absent")
     if file.is_file():
         return file
     with alone(file.parent):
-        known = absent.is_file()  # then one short try will do
+        known = absent.is_file()  # known to be absent: one short attempt is enough
         try:
             _download(url, file, () if known else _WAITS, _SHORT_TIMEOUT if known else _TIMEOUT)
         except _AbsentError:
@@ -62,7 +62,7 @@ def fetch_if_there(url: str) -> Path | None:
 
 
 class _AbsentError(UserError):
-    """The server has nothing at this URL."""
+    """The server has no file at this URL."""
 
 
 def _file(url: str) -> Path:
@@ -73,7 +73,7 @@ def _file(url: str) -> Path:
 
 
 def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) -> None:
-    """Download with a few tries; the file is there whole or not at all."""
+    """Download a file atomically, with a few retries."""
     partial = file.with_name(file.name + ".partial")
     for wait in (*waits, None):
         try:
@@ -92,8 +92,8 @@ def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) ->
             partial.unlink(missing_ok=True)
         if final or wait is None:
             raise UserError(
-                f"data: {url} cannot be downloaded: {reason}; what is whole stays in {file.parent}, "
-                "and the same command goes on"
+                f"data: {url} cannot be downloaded: {reason}; complete files stay in {file.parent}, "
+                "run the same command again to continue"
             ) from None
         time.sleep(wait)
 

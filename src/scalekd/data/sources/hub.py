@@ -1,4 +1,4 @@
-"""Hugging Face data sets: from the hub by name, or a local folder of parquet or arrow files."""
+"""Hugging Face data sets: from the hub by name, or from a local folder of parquet or arrow files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHER_NAMES = {"val": ("validation", "valid")}
 
 
 class RowNames(Sequence[str]):
-    """The names of rows that have none: their numbers, in a table that is told from others."""
+    """Names for rows without a name: the table's identifier and the row's index, formatted on access."""
 
     def __init__(self, table: str, length: int) -> None:
         self.table, self.length = table, length
@@ -53,8 +53,8 @@ class Rows:
 
     Attributes:
         root: The data set and its split, for messages.
-        names: The rows' names.
-        column: A `datasets.Dataset` of one column, not decoded.
+        names: The names of the rows.
+        column: A `datasets.Dataset` with one column, whose images are not decoded.
     """
 
     root: Path
@@ -67,7 +67,7 @@ class Rows:
     def open(self, index: int) -> io.BytesIO:
         (value,) = self.column[index].values()
         content = value and value["bytes"]
-        if content is None:  # a path, which might lead anywhere
+        if content is None:  # a path instead, which is not opened because it could point anywhere
             raise OSError(f"{self.locate(index)} holds no image")
         return io.BytesIO(content)
 
@@ -85,7 +85,7 @@ class HubSource:
     def __init__(self, name: str) -> None:
         self.name = name
         if not name:
-            raise UserError("data: hf: names no data set; write hf:NAME, hf:NAME:CONFIG or hf:FOLDER")
+            raise UserError("data: hf: names no data set; use hf:NAME, hf:NAME:CONFIG or hf:FOLDER")
 
     def has(self, name: str) -> bool:
         return self._own(name) is not None
@@ -96,24 +96,25 @@ class HubSource:
             found = list(self._splits)
             raise UserError(
                 f"data: hf:{self.name} has no split {name!r}{did_you_mean(name, found)}; it has "
-                f"{', '.join(found[:5])}. Name the splits with train_split and val_split, two different ones"
+                f"{', '.join(found[:5])}. Specify two different splits as train_split and val_split"
             )
         with self._one_line():
             return self._read(self._splits[own], Path(f"hf:{self.name}/{own}"), labelled)
 
     def _own(self, name: str) -> str | None:
-        """The set's own name for a split."""
+        """Return the data set's own name for a split, or None if it has no such split."""
         return next((each for each in (name, *_OTHER_NAMES.get(name, ())) if each in self._splits), None)
 
     @cached_property
     def _splits(self) -> dict[str, Any]:
-        """The tables by split."""
+        """The data set's tables by split."""
         try:
-            import datasets  # noqa: PLC0415  # an extra
+            import datasets  # noqa: PLC0415  # optional dependency
         except ImportError:
             raise UserError("data: hf: needs the datasets library; pip install 'scalekd[hf]'") from None
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell its makers of local folders, too
-        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable is read once, when timm imports it
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # would report the use of local folders, too
+        # Set here because the environment variable is read only once, when timm imports huggingface_hub.
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         with self._one_line():
@@ -121,7 +122,7 @@ class HubSource:
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """The library's errors, which are of many kinds (some plain ones), as a line."""
+        """Turn the library's errors, which are of many types (some a plain Exception), into a one-line UserError."""
         try:
             yield
         except UserError:
@@ -139,10 +140,10 @@ class HubSource:
             return datasets.load_dataset(hub, config or None)
         if (folder / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(folder))
-        for kind in ("parquet", "arrow"):  # named, so that nothing else in the folder is looked at
+        for kind in ("parquet", "arrow"):  # pass the files explicitly, so that the library reads nothing else
             if files := _files(folder, kind):
                 return datasets.load_dataset(kind, data_files=files)
-        raise UserError(f"data: hf: {folder} holds no parquet or arrow files; name them as train-00000.parquet, say")
+        raise UserError(f"data: hf: {folder} holds no parquet or arrow files; name them like train-00000.parquet")
 
     def _read(self, table: Any, root: Path, labelled: bool) -> Split:
         import datasets  # noqa: PLC0415
@@ -158,12 +159,12 @@ class HubSource:
             raise UserError(f"data: no images in {root}")
         first = undecoded[0][image]
         if first is not None and first["bytes"] is None:
-            raise UserError(f"data: {root} names files instead of holding images; name their folder as data instead")
+            raise UserError(f"data: {root} holds paths of files instead of images; pass the files' folder as data")
         return labels.split(Rows(root, RowNames(_mark(undecoded), len(table)), undecoded), classes, labelled=labelled)
 
 
 def _files(folder: Path, kind: str) -> dict[str, list[str]]:
-    """Files by split: by what is before the first `-` where a folder holds several such, else by folder."""
+    """Group files by split: by the part of the name before the first `-` if a folder holds several, else by folder."""
     folders: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob(f"*.{kind}")):
         if any(is_hidden(part) for part in file.relative_to(folder).parts):
@@ -179,14 +180,14 @@ def _files(folder: Path, kind: str) -> dict[str, list[str]]:
             split = prefix if by_prefix else parent.name
             if home.setdefault(split, parent) != parent:
                 raise UserError(
-                    f"data: hf: the split {split!r} is both in {home[split]} and in {parent}; name one folder as data"
+                    f"data: hf: the split {split!r} is both in {home[split]} and in {parent}; pass one folder as data"
                 )
             found.setdefault(split, []).append(str(file))
     return found
 
 
 def _mark(column: Any) -> str:
-    """What tells a table from others, wherever it lies: a digest of a few images' bytes."""
+    """Identify a table independently of its location: a digest of the bytes of a few images."""
     digest = hashlib.sha256()
     for row in sorted({0, len(column) // 2, len(column) - 1}):
         (value,) = column[row].values()
@@ -195,7 +196,7 @@ def _mark(column: Any) -> str:
 
 
 def _image_column(table: Any, root: Path) -> str:
-    """The column of images: the only one declared as such, or one called `image`."""
+    """Find the column of images: the only one declared as such, or one named `image` or `img`."""
     import datasets  # noqa: PLC0415
 
     declared = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
@@ -204,25 +205,25 @@ def _image_column(table: Any, root: Path) -> str:
             kind = table.features[name]
             whole = isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
             if not whole and getattr(kind, "dtype", "") not in ("binary", "large_binary", "string", "large_string"):
-                raise UserError(f"data: {root}: column {name!r} holds no image files, but {kind}")
+                raise UserError(f"data: {root}: column {name!r} holds {kind} instead of image files")
             return str(name)
     raise UserError(f"data: {root} has no column 'image' (it has {', '.join(table.column_names)})")
 
 
 def _label_column(table: Any, root: Path) -> str:
-    """The column of labels: one called `label`, or the only one of classes."""
+    """Find the column of labels: one named `label`, `labels` or `cls`, or the only one declared as classes."""
     declared = [name for name, feature in table.features.items() if hasattr(feature, "names")]
     for name in (*_LABELS, *declared[: len(declared) == 1]):
         if name in table.column_names:
             return str(name)
-    choice = f"; one of {', '.join(declared)} must be renamed to it" if declared else ""
+    choice = f"; rename one of {', '.join(declared)} to 'label'" if declared else ""
     raise UserError(f"data: {root} has no column 'label' (it has {', '.join(table.column_names)}){choice}")
 
 
 def _labels(table: Any, root: Path) -> tuple[list[str], Iterator[str | int | None]]:
-    """Class names, where the table has them, and the label of each row."""
+    """Return the class names, if the table has them, and the label of each row."""
     column = _label_column(table, root)
-    names = [str(name) for name in getattr(table.features[column], "names", ())]  # as the library reads others
+    names = [str(name) for name in getattr(table.features[column], "names", ())]  # they need not be strings
 
     def texts() -> Iterator[str | int | None]:
         for rows in table.select_columns([column]).iter(_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Two splits as one."""
+"""Join two splits into one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scalekd.data.split import Split, Store
 
 @dataclass(frozen=True)
 class Joined:
-    """The images of one store and then those of another; see `Store`.
+    """The images of one store followed by those of another; see `Store`.
 
     Attributes:
-        root: What the places of both have in common.
-        names: Their names from there.
+        root: The common parent of both stores' locations.
+        names: The names of the images relative to `root`.
         first: The first store.
-        second: The second one.
+        second: The second store.
     """
 
     root: Path
@@ -48,10 +48,10 @@ class Joined:
 
 
 def join(split: Split, unlabelled: Split) -> Split:
-    """The images of a split and then those of an unlabelled one of the same source."""
+    """Append the images of an unlabelled split to those of another split of the same source."""
     parts = (split.store, unlabelled.store)
     roots = [part.root for part in parts]
-    if any(root.is_absolute() for root in roots):  # shards' are, folders' are as they were given
+    if any(root.is_absolute() for root in roots):  # shards have absolute roots, folders have them as passed
         roots = [root.absolute() for root in roots]
     root = Path(os.path.commonpath(roots))
     names = Names.pack(

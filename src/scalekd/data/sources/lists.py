@@ -1,4 +1,4 @@
-"""Lists of images: text with a column of paths, one of labels, and perhaps one of splits; or JSON lines."""
+"""Lists of images: delimited text or JSON lines with paths, labels and, optionally, splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scalekd.recipes import AS_USUAL, ListKeys
 _JSON = (".jsonl", ".ndjson")
 _BLANKS = " \t"
 SUFFIXES = (".csv", ".tsv", *_JSON, ".txt")
-"""Endings of lists, without regard to case."""
+"""Endings of list files; case is ignored."""
 
 _Row = Mapping[str, Any]
 
@@ -37,12 +37,12 @@ class _Rows:
 
 
 class ListFile:
-    """One list: all splits, told apart by a column, or a single one; see `Source`.
+    """A list that holds several splits, distinguished by a column, or a single one; see `Source`.
 
     Args:
         file: The list; paths in it are relative to its folder or to the working folder.
-        only: The one split that it holds.
-        keys: Its columns and separator, where they are not what is usual.
+        only: The name of the single split that it holds; None if a column names the splits.
+        keys: Its columns and separator, if they are not the usual ones.
     """
 
     def __init__(self, file: Path, only: str | None = None, keys: ListKeys = AS_USUAL) -> None:
@@ -56,8 +56,8 @@ class ListFile:
         if not self.has(name):
             raise UserError(
                 f"data: {self.file} has no rows of split {name!r}{did_you_mean(name, self._splits)}; it has "
-                f"{', '.join(sorted(self._splits)[:5]) or 'none'}. Name the splits with train_split "
-                "and val_split, two different ones"
+                f"{', '.join(sorted(self._splits)[:5]) or 'none'}. Specify two different splits as train_split "
+                "and val_split"
             )
         rows = self._splits[name]
         if labelled and rows.labels.missing is not None:
@@ -76,7 +76,7 @@ class ListFile:
                 raise UserError(f"data: {self.file}: {where} has no path (column {columns.path!r})")
             name = str(path) if isinstance(path, str | int) and not isinstance(path, bool) else ""
             if not is_file_name(name):
-                raise UserError(f"data: {self.file}: {where} names {path!r}, which is no file's path")
+                raise UserError(f"data: {self.file}: {where} names {path!r}, which is not a valid file path")
             split = self.only or self._text(row, columns.split, line)
             if split is None:
                 raise UserError(f"data: {self.file}: {where} has no split{self._how_to_split(columns)}")
@@ -87,7 +87,7 @@ class ListFile:
         return found
 
     def _columns_of(self, row: _Row, line: int) -> Columns:
-        """The columns of a row; in JSON each may have its own."""
+        """Return the columns of a row; in JSON, each row may have different ones."""
         names = tuple(row)
         if names not in self._columns:
             where = f"data: {self.file}: line {line}" if _is_json(self.file) else f"data: {self.file}"
@@ -95,7 +95,7 @@ class ListFile:
         return self._columns[names]
 
     def _text(self, row: _Row, column: str | None, line: int) -> str | None:
-        """A label or a split's name; None where there is none."""
+        """Return a row's label or split name; None if it has none."""
         value = None if column is None else row[column]
         if isinstance(value, str) and not _is_json(self.file):
             value = value.strip(_BLANKS)
@@ -105,18 +105,18 @@ class ListFile:
             raise UserError(f"data: {self.file}: line {line}: {column} is {error}") from None
 
     def _no_column(self) -> str:
-        """What else is to be said where a label is missing."""
+        """Explain a missing label if there is no column of labels; otherwise empty."""
         names = next((names for names, columns in self._columns.items() if columns.label is None), None)
         if names is None:
             return ""
-        return f": there is no column of labels among {', '.join(names)}; name it with label_column"
+        return f": there is no column of labels among {', '.join(names)}; specify it as label_column"
 
     def _how_to_split(self, columns: Columns) -> str:
         if columns.split is not None:
             return f" (column {columns.split!r})"
         return (
-            "; there is no column of splits. Name it with split_column, or write a list a split, such as train.csv and "
-            "val.csv, and name their folder as data (with train_split and val_split, if they are called otherwise)"
+            "; there is no column of splits. Specify it as split_column, or write one list per split, such as "
+            "train.csv and val.csv, and pass their folder as data (with train_split and val_split for other names)"
         )
 
 
@@ -130,22 +130,22 @@ def _is_json(file: Path) -> bool:
 
 
 def _read(file: Path, keys: ListKeys, *, with_split: bool) -> Iterator[tuple[int, _Row]]:
-    """The rows of a list, each with its line number.
+    """Yield the rows of a list with their line numbers.
 
     Raises:
-        UserError: If it cannot be read, or is not what its ending says.
+        UserError: If the list cannot be read, or its content does not match its ending.
     """
-    if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise UserError(f"data: {file} is no regular file")
+    if file.exists() and not file.is_file():  # opening a pipe would block
+        raise UserError(f"data: {file} is not a regular file")
     try:
         with open(file, encoding=_encoding(file), newline="") as lines:
             yield from _read_json(file, lines) if _is_json(file) else _read_csv(file, lines, keys, with_split)
     except FileNotFoundError:
         raise UserError(f"data: no such file: {file}") from None
     except UnicodeError as error:
-        raise UserError(f"data: {file} is no text in UTF-8 ({error}); save it as such") from None
+        raise UserError(f"data: {file} is not UTF-8 text ({error}); save it as UTF-8") from None
     except csv.Error as error:
-        raise UserError(f"data: {file} is no text with columns: {error}") from None
+        raise UserError(f"data: {file} is not text with columns: {error}") from None
 
 
 def _encoding(file: Path) -> str:
@@ -163,12 +163,12 @@ def _read_csv(file: Path, lines: Iterator[str], keys: ListKeys, with_split: bool
         raise UserError(f"data: {file} has no columns; its first line must name them, such as path,label,split")
     reader = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True, strict=True)
     next(reader)
-    find_columns(columns, keys, f"data: {file}", with_split=with_split)  # of a list without a row, too
+    find_columns(columns, keys, f"data: {file}", with_split=with_split)  # checks the columns even if there are no rows
     for row in reader:
         if any(row[len(columns) :]):
             raise UserError(
-                f"data: {file}: line {reader.line_num} has more fields than there are columns; put quotes around those "
-                f"with {separator!r}"
+                f"data: {file}: line {reader.line_num} has more fields than there are columns; put quotes around "
+                f"fields that contain {separator!r}"
             )
         if row:
             yield reader.line_num, dict(zip_longest(columns, row[: len(columns)], fillvalue=""))
@@ -179,9 +179,9 @@ def _read_json(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, dict[str
         try:
             row = parse_json(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"data: {file}: line {number} is no JSON: {getattr(error, 'msg', error)}") from None
+            raise UserError(f"data: {file}: line {number} is not JSON: {getattr(error, 'msg', error)}") from None
         if row is None:
             continue
         if not isinstance(row, dict):
-            raise UserError(f"data: {file}: line {number} is no JSON object (of a path and a label)")
+            raise UserError(f"data: {file}: line {number} is not a JSON object (with a path and a label)")
         yield number, row

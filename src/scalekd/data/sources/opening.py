@@ -1,4 +1,4 @@
-"""From the text of the key `data` to its splits."""
+"""Open the source that the key `data` names, and read its splits."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from scalekd.errors import UserError
 from scalekd.recipes import AS_USUAL, ListKeys
 
 _SCHEMES: dict[str, Callable[[str], Source]] = {"hf": HubSource, "torchvision": VisionSource}
-_MEND = f"name a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
+_FIX = f"name a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
 _OTHER_FILES = {
-    ".json": "a list in JSON has an object a line: save it as .jsonl (pandas: to_json(orient='records', lines=True))",
-    ".parquet": "name its folder as hf:FOLDER",
-    ".arrow": "name its folder as hf:FOLDER",
+    ".json": "a JSON list needs one object per line: save it as .jsonl (pandas: to_json(orient='records', lines=True))",
+    ".parquet": "pass its folder as hf:FOLDER",
+    ".arrow": "pass its folder as hf:FOLDER",
     ".xlsx": "save it as CSV",
     ".xls": "save it as CSV",
-    ".zip": "unpack it and name the folder",
-    ".tgz": "unpack it and name the folder, or make uncompressed tar shards",
-    ".gz": "unpack it and name the folder, or make uncompressed tar shards",
+    ".zip": "unpack it and pass the folder",
+    ".tgz": "unpack it and pass the folder, or make uncompressed tar shards",
+    ".gz": "unpack it and pass the folder, or make uncompressed tar shards",
 }
 
 
 class Directory:
-    """A folder: for each split a list, shards, or a folder of images; see `Source`."""
+    """A folder that holds a list, shards or a folder of images for each split; see `Source`."""
 
     def __init__(self, path: Path, keys: ListKeys = AS_USUAL) -> None:
         self.path, self.keys = path, keys
 
     def has(self, name: str) -> bool:
-        return self._kept_otherwise(name) is not None or (self.path / name).is_dir()
+        return self._list_or_shards(name) is not None or (self.path / name).is_dir()
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
-        source = self._kept_otherwise(name)
+        source = self._list_or_shards(name)
         if not isinstance(source, ListFile):
             _refuse_list_keys(self.keys, f"split {name!r} of {self.path}")
         if source is not None:
@@ -52,29 +52,32 @@ class Directory:
             return folder.read_unlabelled(self.path, name)
         return folder.read_split(self.path, name)
 
-    def _kept_otherwise(self, name: str) -> Source | None:
-        """The split's source where it is no folder of images."""
+    def _list_or_shards(self, name: str) -> Source | None:
+        """Return the split's list or shards, or None if there is neither (it may be a folder of images)."""
         if (file := self._list(name)) is not None:
             return ListFile(file, name, self.keys)
         shards = ShardFolder(self.path)
         return shards if shards.has(name) else None
 
     def _list(self, name: str) -> Path | None:
-        """The split's list: a file of its name, with or without the ending; .txt may be anything beside a folder."""
+        """Find the split's list: a file of its name, with or without the ending.
+
+        If there is also a folder of this name, a .txt file may be anything and is not considered.
+        """
         endings = SUFFIXES[:-1] if (self.path / name).is_dir() else SUFFIXES
         files = [self.path / name] * is_list(Path(name)) + [self.path / f"{name}{ending}" for ending in endings]
         return next((file for file in files if file.is_file()), None)
 
 
 def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
-    """The source that `data` names; see docs/data.md for what it may be.
+    """Open the source that `data` names; docs/data.md lists what it may be.
 
     Args:
-        data: The text.
+        data: The value of the key `data`.
         keys: Columns and separator of lists.
 
     Raises:
-        UserError: If it names none.
+        UserError: If it does not name a source.
     """
     text = os.fspath(data)
     path = Path(text)
@@ -89,19 +92,19 @@ def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
     if "{" in text or "://" in text or path.suffix == ".tar":
         return ShardPattern(text)
     if path.is_file():
-        raise UserError(f"data: {path} is a file of another kind; {_OTHER_FILES.get(path.suffix.lower(), _MEND)}")
+        raise UserError(f"data: {path} is a file of another kind; {_OTHER_FILES.get(path.suffix.lower(), _FIX)}")
     return Directory(path, keys)
 
 
 def _refuse_list_keys(keys: ListKeys, what: str) -> None:
-    """Raise where a list's columns are named for what is no list."""
+    """Raise a UserError if columns or a separator are specified for something that is not a list."""
     given = [name for name in ListKeys.model_fields if getattr(keys, name) is not None]
     if given:
-        raise UserError(f"{given[0]}: is for lists, and {what} is none; leave it out, or set it to none")
+        raise UserError(f"{given[0]}: applies to lists only, and {what} is not a list; remove it, or set it to none")
 
 
 def absolute(data: str) -> str:
-    """The same data, readable from any folder."""
+    """Return the value of `data` with absolute paths, so that it works from any folder."""
     scheme, _, name = data.partition(":")
     if scheme == "torchvision":
         name, _, root = name.partition("@")
@@ -112,7 +115,7 @@ def absolute(data: str) -> str:
 
 
 def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
-    """The images of a split, with labels and classes, to measure on: one class is enough, and classes may be empty.
+    """Read a labelled split for evaluation: one class is enough, and classes may be without images.
 
     Raises:
         UserError: If there is no such split, or it has no images.
@@ -121,7 +124,7 @@ def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
 
 
 def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUAL) -> tuple[Split, Split]:
-    """Both splits, with the same classes in the same order.
+    """Read the training and the validation split, with the same classes in the same order.
 
     Raises:
         UserError: See `read_split`; also if one has fewer than two classes or a class without images, or if the two do
@@ -133,7 +136,7 @@ def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUA
 
 
 def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
-    """The images of a split, without labels.
+    """Read the images of a split without labels.
 
     Raises:
         UserError: If there is no such split, or it has no images.
@@ -144,12 +147,12 @@ def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> S
 def read_label_free(
     data: str | Path, train: str, val: str, unlabelled: str, keys: ListKeys = AS_USUAL
 ) -> tuple[Split, Split]:
-    """A training split without labels, and the validation split, which is empty where there is none.
+    """Read a training split without labels, and the validation split, which is empty if there is none.
 
     The training images are those of the split `train`, of `unlabelled`, or of both.
 
     Raises:
-        UserError: If both are missing, or one holds no image; for the validation split see `read_split`.
+        UserError: If both are missing, or one holds no image; see `read_split` for the validation split.
     """
     source = open_data(data, keys)
     there = [name for name in (train, unlabelled) if source.has(name)] or [train]

@@ -1,4 +1,4 @@
-"""Where the images are that a list names: relative to the list or to the working folder, with either slash."""
+"""Resolve the paths in a list, relative to the list's folder or to the working folder, with either kind of slash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from scalekd.errors import UserError
 
 
 class _Base:
-    """A folder that paths are relative to; each folder in it is listed once, so that a million paths are no calls."""
+    """A folder that paths are relative to.
+
+    Each folder in it is listed only once, so that checking a million paths does not take a system call for each.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -19,11 +22,14 @@ class _Base:
         self.unlisted: dict[str, OSError] = {}
 
     def find(self, path: str) -> str | None:
-        """The path of a file that is there: as it is written, or with slashes for backslashes and no blanks around."""
+        """Return the path of an existing file: as written, or else with forward slashes and without outer blanks.
+
+        None if neither exists.
+        """
         return next((written for written in (path, _tidy(path)) if self._has(written)), None)
 
     def names(self, folder: str) -> set[str]:
-        """What is in a folder; nothing where it cannot be listed."""
+        """Return the names in a folder; empty if it cannot be listed."""
         if folder not in self._listed:
             self._listed[folder] = set()
             try:
@@ -34,19 +40,20 @@ class _Base:
 
     def _has(self, path: str) -> bool:
         folder, name = os.path.split(path)
-        return name in self.names(folder) or os.path.exists(os.path.join(self.root, path))  # the case may not count
+        # The second check finds files on file systems that ignore case.
+        return name in self.names(folder) or os.path.exists(os.path.join(self.root, path))
 
 
 def place(file: Path, paths: Sequence[str], lines: Sequence[int]) -> tuple[Path, list[str]]:
-    """The folder that the list's paths are relative to, and the paths of its images from there.
+    """Return the folder that the list's paths are relative to, and the paths of its images relative to it.
 
     Args:
         file: The list.
         paths: The paths in it.
-        lines: The line of each.
+        lines: The line number of each path.
 
     Raises:
-        UserError: If none of the files is there, or a folder of one is not.
+        UserError: If none of the files exists, or the folder of one does not.
     """
     bases = [_Base(file.parent)]
     if not file.parent.samefile(Path.cwd()):
@@ -63,7 +70,7 @@ def place(file: Path, paths: Sequence[str], lines: Sequence[int]) -> tuple[Path,
         folder = os.path.dirname(_tidy(path))
         if there is None and folder in base.unlisted:
             reason = base.unlisted[folder].strerror
-            raise UserError(f"data: {file}: line {line}: {path!r} is not there ({reason}: {base.root / folder})")
+            raise UserError(f"data: {file}: line {line}: {path!r} does not exist ({reason}: {base.root / folder})")
     return base.root, [os.path.normpath(there or _tidy(path)) for path, there in zip(paths, found, strict=True)]
 
 
@@ -72,20 +79,20 @@ def _tidy(path: str) -> str:
 
 
 def _all_missing(bases: Sequence[_Base], paths: Sequence[str], lines: Sequence[int]) -> str:
-    """That no file of a list is there, with what its first line tells of the reason."""
+    """Describe that no file of a list exists, with the likely reason judged by its first line."""
     path, name = paths[0], os.path.basename(_tidy(paths[0]))
     places = " or ".join(str(base.root) for base in bases)
     where = "" if os.path.isabs(path) else f" in {places}"
-    message = f"none of its {len(paths):,} files is there; line {lines[0]} names {path!r}, which is not{where}"
+    message = f"none of its {len(paths):,} files exists; line {lines[0]} names {path!r}, which is not{where}"
     if "://" in path:
-        return f"{message}: it is a URL, and lists name files; download them"
+        return f"{message}: it is a URL, but lists must name files; download them"
     if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
-        return f"{message}: it is a path of a Windows machine; make the paths relative to the list's folder"
+        return f"{message}: it is a Windows path; make the paths relative to the list's folder"
     for base in bases:
         siblings = base.names(os.path.dirname(_tidy(path)))
         if longer := sorted(each for each in siblings if name and each.startswith(f"{name}.")):
-            return f"{message}; {longer[0]!r} is: give the paths with their endings"
+            return f"{message}; {longer[0]!r} is: write the paths with their endings"
         inside = next((each for each in sorted(base.names("")) if os.path.isfile(base.root / each / _tidy(path))), None)
         if inside is not None:
-            return f"{message}; it is in {base.root / inside}: the paths must begin at the list's folder"
+            return f"{message}; it is in {base.root / inside}: make the paths relative to the list's folder"
     return message

@@ -1,4 +1,4 @@
-"""Where what is downloaded or indexed once is kept."""
+"""The user's cache folder for downloads and indexes, and the lock on its subfolders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder in `$XDG_CACHE_HOME/scalekd`, by default `~/.cache/scalekd`; it need not exist."""
+    """Return a folder in `$XDG_CACHE_HOME/scalekd`, by default `~/.cache/scalekd`; it need not exist."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return base.joinpath("scalekd", *parts)
@@ -18,7 +18,7 @@ def cache_folder(*parts: str) -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Make a folder and be the only process at work in it; others wait. The lock dies with its process."""
+    """Create a folder and lock it exclusively; other processes wait. The lock is released if its process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""WebDataset's tar shards: indexed once, then read at random from where they lie."""
+"""WebDataset tar shards: indexed once, then read at random in place."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Shards:
     """Images in tar files; see `Store`.
 
     Attributes:
-        root: The folder that holds all of them.
-        names: For each image, its shard's path in `root` and its member's name.
+        root: The folder that holds all shards.
+        names: For each image, its shard's path relative to `root` and its member's name.
         files: The shards.
-        shard: `[n]`, which of them holds an image.
-        offsets: `[n]`, where in it the image's bytes begin.
-        sizes: `[n]`, how many there are.
+        shard: `[n]`, the index in `files` of each image's shard.
+        offsets: `[n]`, the byte offset of each image in its shard.
+        sizes: `[n]`, the size of each image in bytes.
     """
 
     root: Path
@@ -63,10 +63,12 @@ class Shards:
 
 
 class ShardFolder:
-    """Shards in a folder, as `train/*.tar` or `train-0*.tar`; not where `train` is an image folder. See `Source`.
+    """Shards in a folder, as `train/*.tar` or `train-0*.tar`; see `Source`.
+
+    It has no split `train` if the folder `train` holds images or class folders.
 
     Args:
-        folder: The folder; a `classes.txt` in it or beside the shards names the classes, a line each.
+        folder: The folder; a `classes.txt` in it or next to the shards names the classes, one per line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,11 +91,11 @@ class ShardFolder:
 
 
 def _tars(folder: Path, *, at_top: bool = False) -> list[Path] | None:
-    """The shards in a folder, sorted; None where it is one of images, of which there may be millions: the first tells.
+    """Return the shards in a folder, sorted; None if any image or folder is found (early exit).
 
     Args:
-        folder: A split's, which need not be there.
-        at_top: Whether it is the data's own, in which there may be folders of other splits.
+        folder: The folder of a split; need not exist.
+        at_top: Whether it is the data's own folder, in which images and folders of other splits are allowed.
     """
     found = []
     try:
@@ -114,21 +116,21 @@ class ShardPattern:
     """Shards named by a pattern with braces, local or behind URLs; see `Source`.
 
     Args:
-        pattern: As `/data/{split}-{000000..000146}.tar`; `{split}` becomes the split's name, in which there may be
-            braces, too.
+        pattern: For example `/data/{split}-{000000..000146}.tar`; `{split}` is replaced by the split's name, which may
+            contain braces, too.
     """
 
     def __init__(self, pattern: str) -> None:
         if _PLACE not in pattern:
             raise UserError(
-                f"data: {pattern} does not say which shards are of which split; write {_PLACE} where their names differ"
+                f"data: {pattern} does not distinguish the splits; write {_PLACE} in place of the split's name"
             )
         self.pattern = pattern
         self.remote = "://" in pattern
         if self.remote and not pattern.startswith(("http://", "https://")):
             raise UserError(f"data: {pattern}: shards are read from files, http:// and https:// only")
-        if self.remote and re.search(r"[?#].*[{}]", pattern):  # files are kept by the URL's path
-            raise UserError(f"data: {pattern}: braces may be in a URL's path only, not after ? or #")
+        if self.remote and re.search(r"[?#].*[{}]", pattern):  # downloads are stored under the URL's path only
+            raise UserError(f"data: {pattern}: braces are allowed in a URL's path only, not after ? or #")
 
     def has(self, name: str) -> bool:
         first = self._expand(name)[0]
@@ -149,7 +151,7 @@ class ShardPattern:
         pattern = self.pattern.replace(_PLACE, name)
         try:
             ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", pattern)]
-            few = math.prod(ranges) <= _MOST_SHARDS  # of more, braceexpand would hold a range in memory
+            few = math.prod(ranges) <= _MOST_SHARDS  # braceexpand would hold a larger range in memory
             places = list(islice(braceexpand(pattern), _MOST_SHARDS + 1)) if few else []
         except ValueError:
             raise UserError(f"data: {pattern}: a brace is not closed, or not opened") from None
@@ -159,7 +161,7 @@ class ShardPattern:
 
 
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:
-    """The images of all shards, in their order."""
+    """Read the images of all shards, in their order."""
     root = Path(os.path.commonpath([os.path.abspath(shard.parent) for shard in shards]))
     labels, indexes, aside = Labelling(), [], Aside()
     for shard in watched(shards, "shards"):
@@ -186,7 +188,9 @@ def _class_names(file: Path | None) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError:
-        raise UserError(f"data: {file} is no text; it holds the classes' names, a line each") from None
-    if "" in names[:-1]:  # counted or not, the indices after it differ
-        raise UserError(f"data: {file}: line {names.index('') + 1} is empty; it holds the classes' names, a line each")
+        raise UserError(f"data: {file} is not text; it must hold the class names, one per line") from None
+    if "" in names[:-1]:  # ambiguous: it may or may not count in the indices of the classes after it
+        raise UserError(
+            f"data: {file}: line {names.index('') + 1} is empty; it must hold the class names, one per line"
+        )
     return [name for name in names if name]

@@ -1,4 +1,4 @@
-"""What every source of images shares: splits by name, and labels turned into classes."""
+"""The interface of image sources, and what they share: turning labels into classes, and comparing classes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _DIGITS = 19
 
 
 class Source(Protocol):
-    """Where `data` points to: images in named splits."""
+    """Images in named splits; what the key `data` names."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such a split."""
+        """Whether there is a split of this name."""
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
-        """The images of a split, with labels and classes or without either.
+        """Read the images of a split, with labels and classes or without both.
 
         Raises:
-            UserError: If there is no such split, or it is not as it should be.
+            UserError: If there is no such split, or it is invalid.
         """
 
 
@@ -49,7 +49,7 @@ class Labelling:
         return len(self._found)
 
     def add(self, label: str | int | None, image: str) -> None:
-        """Note the label of the next image: a text, the index of a class that is known, or None."""
+        """Record the label of the next image: a text, the index of a known class, or None."""
         if label is None:
             self.missing = self.missing or image
             self._found.append(UNLABELLED)
@@ -57,43 +57,49 @@ class Labelling:
             self._found.append(self._numbers.setdefault(label, len(self._numbers)))
 
     def split(self, store: Store, classes: Sequence[str] = (), *, labelled: bool = True) -> Split:
-        """The split of these labels.
+        """Build the split with these labels.
 
         Args:
             store: The images.
-            classes: Class names where they are known: texts are names, or the indices of names. Otherwise they are the
-                names, sorted; integers by their value.
-            labelled: Whether labels are wanted.
+            classes: Class names, if known: a text label is then a name or the index of a name. Otherwise the text
+                labels are the class names, sorted; integers by their value.
+            labelled: Whether the split gets labels.
 
         Raises:
-            UserError: If there are no images, or an image has no label or one of no class.
+            UserError: If there are no images, or an image has no label or a label of no class.
         """
         if not len(self):
             raise UserError(f"data: no images in {store.root}")
         if not labelled:
             return Split(store, np.full(len(self), UNLABELLED, np.int32), ())
         if self.missing is not None:
-            raise UserError(f"data: {store.root}: {self.missing} has no label; give it one, or set labels to none")
+            raise UserError(f"data: {store.root}: {self.missing} has no label; add one, or set labels to none")
         texts = [label for label in self._numbers if isinstance(label, str)]
         names = tuple(classes) or tuple(sorted(texts, key=_order(texts)))
         if len(set(names)) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
             raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
         if wrong := next((name for name in names if not _is_text(name)), None):
-            raise UserError(f"data: {store.root} has a class {wrong!r}, which is no Unicode text; name it otherwise")
+            raise UserError(f"data: {store.root} has a class {wrong!r}, which is not valid Unicode; rename it")
         place: dict[str | int, int] = {index: index for index in range(len(names))} | _places(store.root, texts, names)
         unknown = [label for label in self._numbers if label not in place]
         if unknown:
             hint = (
                 did_you_mean(str(unknown[0]), names) or f"; there are {len(names)}, from {names[0]!r} to {names[-1]!r}"
             )
-            raise UserError(f"data: {store.root} has images of {unknown[0]!r}, which is none of its classes{hint}")
+            raise UserError(f"data: {store.root} has images of {unknown[0]!r}, which is not one of its classes{hint}")
         numbers = np.array([place[label] for label in self._numbers], np.int32)
         return Split(store, numbers[np.frombuffer(self._found, np.int32)], names)
 
 
 def _places(root: Path, labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """The class that each text means: of classes that are called by numbers, all texts are names, or all indices."""
+    """Map each text label to the class that it means.
+
+    If class names are numbers, the labels are read as all names or all indices, whichever covers every label.
+
+    Raises:
+        UserError: If both readings or neither cover every label.
+    """
     by_name = {name: index for index, name in enumerate(names)}
     by_index = {str(index): index for index in range(len(names))}
     both = by_name.keys() & by_index.keys()
@@ -103,13 +109,14 @@ def _places(root: Path, labels: Sequence[str], names: Sequence[str]) -> dict[str
     whole = [reading for reading in (by_name, by_index) if reading.keys() >= set(labels)]
     if len(whole) != 1:
         raise UserError(
-            f"data: {root}: the label {clash!r} is a class's name and another one's index; name the classes by words"
+            f"data: {root}: the label {clash!r} is the name of one class and the index of another; rename the classes "
+            "so that their names are not numbers"
         )
     return whole[0]
 
 
 def _order(labels: Iterable[str]) -> Callable[[str], int | str]:
-    """How classes are sorted: as folders are, integers by their value."""
+    """Return the sort key of class names: as folders are sorted, or by value if all are integers."""
     return int if all(_is_number(label) for label in labels) else str
 
 
@@ -118,7 +125,7 @@ def _is_number(label: str) -> bool:
 
 
 def with_filled_classes(split: Split) -> Split:
-    """The same split, which must have at least two classes, each with an image.
+    """Check that a split has at least two classes and an image of each, and return it.
 
     Raises:
         UserError: If it does not.
@@ -135,12 +142,12 @@ def with_filled_classes(split: Split) -> Split:
 
 
 def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> Split:
-    """The validation images, labelled in the order of the training images' classes.
+    """Return the validation split with its labels in the order of the training split's classes.
 
     Args:
         training: The training images.
         validation: The validation images.
-        names: What the two splits are called.
+        names: The names of the two splits.
 
     Raises:
         UserError: If the two do not have the same classes.
@@ -151,7 +158,7 @@ def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> 
 
 
 def class_differences(training: Split, validation: Split, names: tuple[str, str]) -> list[str]:
-    """What classes one of two splits has and the other lacks, in words; see `same_classes`."""
+    """Describe the classes that only one of two splits has; empty if there are none. See `same_classes`."""
     splits = ((names[0], training, validation), (names[1], validation, training))
     extra = {name: sorted(set(have.classes) - set(lack.classes)) for name, have, lack in splits}
     return [
@@ -162,7 +169,7 @@ def class_differences(training: Split, validation: Split, names: tuple[str, str]
 
 
 def in_order(split: Split, classes: tuple[str, ...]) -> Split:
-    """The same images, labelled in an order of the same classes."""
+    """Return the split with its classes reordered to `classes`, which must be the same set, and relabelled."""
     if classes == split.classes:
         return split
     order = np.array([classes.index(name) for name in split.classes], np.int32)
@@ -170,7 +177,7 @@ def in_order(split: Split, classes: tuple[str, ...]) -> Split:
 
 
 def escapes(entry: str) -> bool:
-    """Whether a path that data names leaves the folder that it is relative to (or is none)."""
+    """Whether a path leaves the folder that it is relative to, or is not a valid path."""
     return not is_file_name(entry) or os.path.isabs(entry) or ".." in Path(entry).parts
 
 
@@ -180,7 +187,7 @@ def is_file_name(entry: str) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file or folder could have these characters in its name: JSON can spell halves of some."""
+    """Whether a text can be encoded as a file name; JSON can contain unpaired surrogates, which cannot."""
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
@@ -189,15 +196,15 @@ def _is_text(name: str) -> bool:
 
 
 def label_text(value: Any) -> str | None:
-    """A label, or a split's name, as JSON or a table has it; None where it is empty.
+    """Convert a label or a split's name from JSON or a table to text; None if it is empty.
 
-    Whole numbers are written without a point (pandas makes 1.0 of 1 where another row has none), booleans True and
-    False.
+    Whole numbers are written without a decimal point (pandas turns 1 into 1.0 if another row is empty), booleans as
+    True and False.
 
     Raises:
-        ValueError: If it is neither text, a whole number nor a boolean; says what it is.
+        ValueError: If it is neither text, a whole number nor a boolean; the message gives the value.
     """
-    if value is None or value == "" or value != value:  # noqa: PLR0124  # not a number: pandas' sign for nothing
+    if value is None or value == "" or value != value:  # noqa: PLR0124  # NaN is pandas' missing value
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -208,11 +215,11 @@ def label_text(value: Any) -> str | None:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
-    if len(entries) < len(pairs):  # nobody knows which is meant
+    if len(entries) < len(pairs):  # ambiguous
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"it has two entries {twice!r}")
     return entries
 
 
 parse_json = json.JSONDecoder(object_pairs_hook=_once).decode
-"""A text in JSON; raises ValueError (where a key is repeated, too) or RecursionError."""
+"""Parse JSON text; raises ValueError (also if a key is repeated) or RecursionError."""

@@ -1,4 +1,4 @@
-"""What is where in a tar shard: read once, kept on disk, and read again when the shard's size or time changes."""
+"""Index of a tar shard: built once, kept on disk, and rebuilt when the shard's size or times change."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ShardIndex(NamedTuple):
 
     Attributes:
         names: Member names of the images.
-        labels: Their labels as text, None where there is none.
-        offsets: Where each image's bytes begin in the shard, `[n]` int64.
-        sizes: How many there are, `[n]` int64.
+        labels: Their labels as text, None if there is none.
+        offsets: The byte offset of each image in the shard, `[n]` int64.
+        sizes: The size of each image in bytes, `[n]` int64.
         aside: Members that are neither image nor label.
     """
 
@@ -46,26 +46,26 @@ class ShardIndex(NamedTuple):
 
 
 def read_index(shard: Path) -> ShardIndex:
-    """The index of a shard, from disk where it still holds.
+    """Return the index of a shard, from disk if it is still valid.
 
     Raises:
-        UserError: If the shard is missing, damaged, compressed, or holds what it must not; names the entry.
+        UserError: If the shard is missing, corrupt, compressed, or has a member that is not allowed; names the member.
     """
     try:
         found = shard.stat()
     except FileNotFoundError:
         raise UserError(f"data: shard {shard} is missing") from None
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-        raise UserError(f"data: shard {shard} is no regular file")
-    endings = zlib.crc32(repr(sorted(image_endings())).encode())  # an extra may add some
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would block
+        raise UserError(f"data: shard {shard} is not a regular file")
+    endings = zlib.crc32(repr(sorted(image_endings())).encode())  # optional dependencies may add endings
     stamp = [_FORMAT, endings, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     kept = cache_folder("indexes", hashlib.sha256(os.fsencode(os.path.realpath(shard))).hexdigest()[:32] + ".npz")
-    with suppress(Exception), np.load(kept) as arrays:  # a damaged one fails in nearly any way
+    with suppress(Exception), np.load(kept) as arrays:  # a corrupt file may raise nearly any exception
         if arrays["stamp"].tolist() == stamp:
             names, labels, aside = json.loads(arrays["text"].tobytes())
             return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"], Aside.load(aside))
     index = _index(shard, found.st_size)
-    with suppress(OSError):  # an index that cannot be kept is made again
+    with suppress(OSError):  # an index that cannot be saved is rebuilt next time
         _keep(kept, stamp, index)
     return index
 
@@ -82,7 +82,7 @@ def _keep(file: Path, stamp: list[int], index: ShardIndex) -> None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose sizes must not be negative: on those tarfile would go round in circles."""
+    """A header that rejects negative sizes, on which tarfile would loop forever."""
 
     def _block(self, count: int) -> int:
         if count < 0:
@@ -110,22 +110,22 @@ def _index(shard: Path, size: int) -> ShardIndex:
 
 
 class _Members:
-    """The images and labels of a shard, which become samples when all are known.
+    """Collects the images and labels of a shard, and matches them to samples once all are known.
 
-    WebDataset's key of a sample is what is before the first dot of its members' names, but names of photographs have
-    dots of their own. An image belongs to the longest beginning of its name, cut at a dot, that has a label.
+    In WebDataset, a sample's key is the part of its members' names before the first dot, but names of photographs may
+    contain further dots. An image therefore belongs to the longest prefix of its name, cut at a dot, that has a label.
 
     Attributes:
-        aside: What is neither image nor label.
+        aside: Members that are neither image nor label.
     """
 
     def __init__(self, shard: Path, file: IO[bytes]) -> None:
         self.shard, self.file, self.aside = shard, file, Aside()
-        self._images: dict[str, tarfile.TarInfo] = {}  # by path without the last ending, as labels are
+        self._images: dict[str, tarfile.TarInfo] = {}  # by path without the last ending; labels likewise
         self._labels: dict[str, dict[str, tarfile.TarInfo]] = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Note a file."""
+        """Add a member of the shard that is a file."""
         key, after = os.path.splitext(member.name)
         kind = after[1:].lower()
         if any(is_hidden(part) for part in Path(member.name).parts):
@@ -137,13 +137,13 @@ class _Members:
         elif kind in ("cls", "json"):
             labels = self._labels.setdefault(key, {})
             if kind in labels:
-                raise UserError(f"data: shard {self.shard}: {member.name!r} is another label of one sample")
+                raise UserError(f"data: shard {self.shard}: {member.name!r} is a second label of the same sample")
             labels[kind] = member
         else:
             self.aside.leave_out(member.name)
 
     def samples(self) -> list[tuple[tarfile.TarInfo, str | None]]:
-        """The image of each sample, in the shard's order, and its label, where it has one."""
+        """Return the image of each sample, in the shard's order, and its label, if any."""
         found: dict[str, tuple[tarfile.TarInfo, str | None]] = {}
         for key, image in self._images.items():
             beginnings = _beginnings(key)
@@ -162,7 +162,7 @@ class _Members:
         return list(found.values())
 
     def _has_label(self, key: str, *, dotted: bool) -> bool:
-        """Whether there is a label of this key; a file like `a.box.json` beside `a.jpg` may be anything."""
+        """Whether there is a label for this key; a dotted JSON file (`a.box.json` for `a.jpg`) must contain one."""
         labels = self._labels.get(key, {})
         if "cls" in labels or not dotted:
             return bool(labels)
@@ -182,44 +182,52 @@ class _Members:
         return _label(self.shard, member.name, self.file.read(member.size))
 
     def _two_images(self, one: tarfile.TarInfo, other: tarfile.TarInfo) -> UserError:
-        return UserError(f"data: shard {self.shard}: {one.name!r} and {other.name!r} are one sample")
+        return UserError(f"data: shard {self.shard}: {one.name!r} and {other.name!r} are images of the same sample")
 
 
 def _beginnings(key: str) -> list[str]:
-    """A path, and what remains of it as its name is cut at each dot from the end: `a/b.c.d`, `a/b.c`, `a/b`."""
+    """Return a path and its prefixes, with the name cut at each dot from the end: `a/b.c.d`, `a/b.c`, `a/b`."""
     folder, name = os.path.split(key)
     parts = name.split(".")
     return [os.path.join(folder, ".".join(parts[:count])) for count in range(len(parts), 0, -1)]
 
 
 def _members(shard: Path, size: int) -> Iterator[tarfile.TarInfo]:
-    """The files and folders of a shard; anything else in it, or an end that is missing, is an error."""
+    """Yield the files and folders of a shard.
+
+    Raises:
+        UserError: If the shard has any other kind of member, leads out of its folder, is corrupt or truncated.
+    """
     try:
         with tarfile.open(shard, "r:", tarinfo=_Header, errors="surrogateescape") as tar:
             end = 0
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps all of them in memory
                 if escapes(member.name):
-                    raise UserError(f"data: shard {shard}: {member.name!r} leads out of it; make it anew without")
+                    raise UserError(
+                        f"data: shard {shard}: {member.name!r} leads out of it; create the shard again without it"
+                    )
                 if not (member.isdir() or (member.isfile() and not member.issparse())):
                     kind = "link" if member.issym() or member.islnk() else "device or other special file"
-                    raise UserError(f"data: shard {shard}: {member.name!r} is a {kind}; make it anew with plain files")
+                    raise UserError(
+                        f"data: shard {shard}: {member.name!r} is a {kind}; create the shard again with plain files"
+                    )
                 end = member.offset_data + (member.size if member.isfile() else 0)
                 if member.size < 0 or end > size:
-                    raise UserError(f"data: shard {shard} is truncated in {member.name!r}; download or make it anew")
+                    raise UserError(f"data: shard {shard} is truncated in {member.name!r}; download or create it again")
                 yield member
         with open(shard, "rb") as file:
             file.seek(-(-end // _BLOCK) * _BLOCK)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise UserError(
-                    f"data: shard {shard} is truncated or damaged after {end} bytes; download or make it anew"
+                    f"data: shard {shard} is truncated or damaged after {end} bytes; download or create it again"
                 )
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
-        raise UserError(f"data: shard {shard} is no whole, uncompressed tar file: {error}") from None
+        raise UserError(f"data: shard {shard} is not an intact, uncompressed tar file: {error}") from None
 
 
 def _label(shard: Path, name: str, content: bytes) -> str:
-    """The label in a `.cls` or `.json` member; empty where JSON has none."""
+    """Parse the label in a `.cls` or `.json` member; empty if the JSON has none."""
     try:
         text = content.decode().strip()
         if name.lower().endswith(".json"):

@@ -1,4 +1,4 @@
-"""torchvision's data sets of image classification."""
+"""torchvision's image classification data sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalekd.errors import UserError, did_you_mean
 
 _HALVES = ("train", "test")
 _THIRDS = ("train", "val", "test")
-# Their splits; those with two halves are told apart by a switch (`train`), unless they are listed below.
+# The splits of each data set; those in _SWITCHED select them by the boolean argument `train`, the others by `split`.
 _SETS: dict[str, tuple[str, ...]] = {
     "CIFAR10": _HALVES,
     "CIFAR100": _HALVES,
@@ -49,7 +49,7 @@ class Items:
     Attributes:
         root: The data set and its split, for messages.
         names: The images' names.
-        items: The data set; its images are paths, or small ones in memory.
+        items: The data set; its images are paths, or small images in memory.
     """
 
     root: Path
@@ -64,7 +64,7 @@ class Items:
         if isinstance(image, str | Path):
             return str(image)
         content = io.BytesIO()
-        image.save(content, "PPM")  # as it is, without compression
+        image.save(content, "PPM")  # lossless and uncompressed
         content.seek(0)
         return content
 
@@ -74,17 +74,17 @@ class Items:
 
 
 class VisionSource:
-    """A data set of torchvision's, downloaded where it is not there; see `Source`.
+    """A torchvision data set, downloaded if it does not exist locally; see `Source`.
 
     Args:
-        name: `NAME`, or `NAME@FOLDER` with the folder that torchvision calls its root.
+        name: `NAME`, or `NAME@FOLDER` with the folder that torchvision calls `root`.
     """
 
     def __init__(self, name: str) -> None:
         self.name, _, folder = name.partition("@")
         if self.name not in _SETS:
             raise UserError(
-                f"data: torchvision: no data set {self.name!r}{did_you_mean(self.name, _SETS)}; there are "
+                f"data: torchvision: no data set {self.name!r}{did_you_mean(self.name, _SETS)}; available are "
                 f"{', '.join(_SETS)}"
             )
         self.folder = Path(folder) if folder else cache_folder("torchvision")
@@ -97,7 +97,7 @@ class VisionSource:
         if own is None:
             raise UserError(
                 f"data: torchvision:{self.name} has no split {name!r}; it has {', '.join(_SETS[self.name])}. "
-                "Name the splits with train_split and val_split, two different ones"
+                "Specify two different splits as train_split and val_split"
             )
         items = self._open(own)
         names = [_text(each) for each in getattr(items, "classes", ())]
@@ -109,7 +109,7 @@ class VisionSource:
         return labels.split(Items(root, RowNames(str(root), len(items)), items), names, labelled=labelled)
 
     def _own(self, name: str) -> str | None:
-        """The set's own name for a split."""
+        """Return the data set's own name for a split, or None if it has no such split."""
         known = _SETS[self.name]
         return next((each for each in (name, *_OTHER_NAMES.get(name, ())) if each in known), None)
 
@@ -121,7 +121,7 @@ class VisionSource:
         try:
             try:
                 return kind(str(self.folder), **args)
-            except (RuntimeError, FileNotFoundError):  # not there, or not as its checksums say
+            except (RuntimeError, FileNotFoundError):  # missing, or its checksums do not match
                 with alone(self.folder):
                     return kind(str(self.folder), download=True, **args)
         except (RuntimeError, OSError) as error:
@@ -129,7 +129,7 @@ class VisionSource:
             raise UserError(f"data: {place} and cannot be downloaded: {_reason(error)}") from None
         except (AssertionError, LookupError, ValueError, EOFError, struct.error) as error:
             place = f"torchvision:{self.name} is damaged in {self.folder}"
-            raise UserError(f"data: {place}: {_reason(error)}; remove it there, to download it anew") from None
+            raise UserError(f"data: {place}: {_reason(error)}; remove it there to download it again") from None
 
 
 def _reason(error: Exception) -> str:
@@ -137,10 +137,10 @@ def _reason(error: Exception) -> str:
 
 
 def _as_path(path: str) -> str:
-    """Instead of torchvision's loader: images are decoded as all others are."""
+    """Replace torchvision's image loader, so that images are decoded like those of any other source."""
     return path
 
 
 def _text(name: Any) -> str:
-    """A class name; Imagenette's are several words for one thing."""
+    """Return a class name as text; Imagenette's are tuples of synonyms."""
     return str(name) if isinstance(name, str) else ", ".join(name)
