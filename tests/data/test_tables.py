@@ -101,7 +101,7 @@ def test_columns_of_numbers_are_no_images(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         rows = {"image": values, "label": ["a", "b"]}
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / str(number) / "train.parquet")
-        with pytest.raises(UserError, match="'image' holds .* instead of image files"):
+        with pytest.raises(UserError, match=r"'image' holds .* instead of image files"):
             read_split(f"hf:{tmp_path}/{number}", "train")
 
 

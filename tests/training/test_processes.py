@@ -362,7 +362,7 @@ def test_what_cannot_be_shared_is_refused(cli: Cli, images: Path, tmp_path: Path
     flags = ("distill", "--method", "none", "--data", images, "--output", tmp_path / "run", *SETTINGS, *TINY_STUDENT)
     cli(*flags, "--batchnorm-over", "3").refused("batchnorm_over: 3 does not divide the batch of 8")
     cut = ("--batchnorm-over", "8", "--micro-batch", "4")
-    cli(*flags, *cut).refused("batchnorm_over: 8 images cannot be put together from the 4 at once")
+    cli(*flags, *cut).refused("batchnorm_over: 8 images cannot be put together from micro-batches of 4")
     cli(*flags, "--batchnorm-over", "2", "--compile").refused("compile", "batchnorm_over")
     cli(*flags, "--auto-resume", "--overwrite").refused("auto-resume")
     outcome = cli(*flags, "--batchnorm-over", "2")

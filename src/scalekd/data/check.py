@@ -160,8 +160,8 @@ def check_split(
     sizes: list[tuple[int, int]] = []
     index = 0
     batches = BatchSampler(range(len(split)), _BATCH, drop_last=False)
-    for checked in _loader(_CheckedImages(split, max_pixels, patience), batches, workers, report):
-        for image in checked:
+    for images in _loader(_CheckedImages(split, max_pixels, patience), batches, workers, report):
+        for image in images:
             digests[index] = image.digest.hex()
             if image.mode:
                 modes[image.mode] += 1
@@ -173,7 +173,7 @@ def check_split(
             else:
                 corrupt[index] = image.reason
             index += 1
-        progress(len(checked))
+        progress(len(images))
     every = np.array(sizes, np.int32).reshape(-1, 2)
     return Findings(split, digests, modes, every, corrupt, turned, values)
 

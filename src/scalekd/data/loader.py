@@ -30,13 +30,9 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch of images and labels.
+    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs if they are cached.
 
-    Attributes:
-        images: `[B, 3, h, w]` in [0, 1].
-        labels: `[B]`.
-        corrupt: Unreadable files that were met, each with the reason or an empty string.
-        taught: The teacher's outputs if they are cached, otherwise None.
+    Unreadable files are given by path, each with the reason or an empty string.
     """
 
     images: Tensor
@@ -46,13 +42,9 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image and its label.
+    """One image and its label, the unreadable files that were met, and the teacher's outputs if they are cached.
 
-    Attributes:
-        image: `[3, h, w]` in [0, 1]; None if its file could not be read.
-        label: Class index, -1 if there is none.
-        corrupt: Unreadable files that were met, each with the reason or an empty string.
-        taught: The teacher's outputs if they are cached, otherwise None.
+    The image is `[3, h, w]` in [0, 1], or None if its file could not be read; the label is -1 if there is none.
     """
 
     image: Tensor | None
@@ -70,8 +62,8 @@ class ReplayDataset(Dataset[Sample]):
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
-        taught: Returns the teacher's cached outputs for a key, without a batch axis; None if they are not cached.
-        max_pixels: Images with more pixels count as unreadable.
+        taught: The teacher's outputs for a key, without a batch axis, where they are kept.
+        max_pixels: Larger images count as unreadable.
         patience: Seconds to wait for data that has become unavailable.
     """
 
@@ -101,8 +93,7 @@ class ReplayDataset(Dataset[Sample]):
             except UnreadableImageError as error:
                 corrupt[self.split.locate(index)] = error.reason
                 continue
-            # For the image that was read, which may be a substitute.
-            taught = None if self.taught is None else self.taught(Key(key.epoch, index))
+            taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
             return Sample(pixels, int(self.split.labels[index]), corrupt, taught)
         return Sample(None, -1, corrupt)
 

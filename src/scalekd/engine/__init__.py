@@ -1,4 +1,4 @@
-"""The training engine: one explicit loop that trains whatever a task gives it.
+"""The training engine: one explicit loop that trains any task, see `Task`.
 
 It may know runs (folders, checkpoints, logs) and torch; it may not know teachers, detectors or segmenters.
 """

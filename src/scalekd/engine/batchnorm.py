@@ -1,4 +1,4 @@
-"""Batch norm over a number of images that neither memory nor the number of processes decides."""
+"""Batch norm statistics over a set number of images, independent of micro-batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIGNATURE = signature(F.batch_norm)
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; so is its gradient's."""
+    """Sums a tensor over all processes, and likewise its gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
@@ -40,20 +40,21 @@ def _sum(values: Tensor) -> Tensor:
 
 
 class BatchNormOver(TorchFunctionMode):
-    """Changes what `torch.nn.functional.batch_norm` takes its statistics over, in training, wherever it is called from.
+    """Changes the images over which `torch.nn.functional.batch_norm` computes its statistics in training mode.
 
-    Modules and their state stay as they are. Running statistics are equal in all processes.
+    It applies to every call within the context, whichever module makes it. Modules and their state are not changed.
+    Running statistics are equal in all processes.
 
     Args:
-        processes: Those of the run.
-        groups: Equal parts that the images of a process are cut into, each with statistics of its own.
+        processes: The processes of the run.
+        groups: Number of equal parts into which the images of a process are cut, each with its own statistics.
         across: Whether the statistics are over the images of all processes instead; `groups` is then 1.
     """
 
     def __init__(self, processes: Processes, *, groups: int = 1, across: bool = False) -> None:
         super().__init__()
         self.processes, self.groups, self.across = processes, groups, across
-        # Running tensors, momentum, and statistics `[groups, 2, C]` of each call, until the end of the forward.
+        # For each call, until the forward ends: running mean and variance, momentum, statistics `[groups, 2, C]`.
         self._pending: list[tuple[Tensor, Tensor, float, Tensor]] = []
 
     def __torch_function__(
@@ -78,7 +79,8 @@ class BatchNormOver(TorchFunctionMode):
         outputs, statistics = [], []
         for part in input.chunk(self.groups):
             if mean is not None and self.processes.count > 1:
-                # Kept until those of the other processes are known; momentum 1 gives a group's own.
+                # Kept until the other processes' statistics are known. With momentum 1, batch_norm writes the group's
+                # own statistics into these tensors.
                 statistics.append(torch.zeros(2, *mean.shape, dtype=mean.dtype, device=mean.device))
                 own = {"running_mean": statistics[-1][0], "running_var": statistics[-1][1], "momentum": 1.0}
                 settings = settings | own
@@ -99,7 +101,7 @@ class BatchNormOver(TorchFunctionMode):
         eps: float,
         training: bool,
     ) -> Tensor:
-        """Batch norm over all processes, in float32: the mean first, then the squares around it."""
+        """Apply batch norm over all processes in float32, with the variance computed from centred values."""
         x = input.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
@@ -117,7 +119,7 @@ class BatchNormOver(TorchFunctionMode):
 
     @torch.no_grad()
     def _update(self, pending: list[tuple[Tensor, Tensor, float, Tensor]]) -> None:
-        """Take every group's statistics into the running ones, in the order of the images, with one exchange."""
+        """Update the running statistics with those of every group, in image order, using a single all-gather."""
         own = torch.cat([statistics.flatten() for *_, statistics in pending])
         dist.all_gather(everyone := [torch.empty_like(own) for _ in range(self.processes.count)], own)
         sizes = [statistics.numel() for *_, statistics in pending]
@@ -129,15 +131,17 @@ class BatchNormOver(TorchFunctionMode):
 
 
 def batchnorm_over(recipe: Recipe, processes: Processes, micro_batch: int) -> AbstractContextManager[Any]:
-    """What the forward of a method runs in, for the recipe's `batchnorm_over`; nothing where batch norm is as it is.
+    """Return the context for training forwards that implements the recipe's `batchnorm_over`.
+
+    It does nothing if batch norm already has the right statistics.
 
     Args:
         recipe: The run's settings.
-        processes: Those of the run.
-        micro_batch: Images at once in a process.
+        processes: The processes of the run.
+        micro_batch: Images of a micro-batch in one process.
 
     Raises:
-        UserError: If the images cannot be put together so, or the recipe compiles the step.
+        UserError: If `batchnorm_over` does not fit the micro-batch, or the recipe compiles the step.
     """
     over, count = recipe.batchnorm_over, processes.count
     if over == "process" or (over == "all" and count == 1):
@@ -146,12 +150,12 @@ def batchnorm_over(recipe: Recipe, processes: Processes, micro_batch: int) -> Ab
     if not across and (not isinstance(over, int) or micro_batch % over):
         whole = f" or is {micro_batch * count}" if count > 1 else ""
         raise UserError(
-            f"batchnorm_over: {over} images cannot be put together from the {micro_batch} at once in each of {count} "
-            f"process(es); give a number that divides {micro_batch}{whole}, or another micro_batch"
+            f"batchnorm_over: {over} images cannot be put together from micro-batches of {micro_batch} in each of "
+            f"{count} process(es); use a number that divides {micro_batch}{whole}, or another micro_batch"
         )
     groups = 1 if across else micro_batch // int(over)
     if groups == count == 1:
         return nullcontext()
     if recipe.compile:
-        raise UserError("compile: cannot be joined with batchnorm_over; leave one of them out")
+        raise UserError("compile: cannot be combined with batchnorm_over; remove one of them")
     return BatchNormOver(processes, groups=groups, across=across)

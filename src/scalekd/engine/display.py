@@ -1,4 +1,4 @@
-"""What the user sees of a training: a progress bar, and one line a validation or interval."""
+"""Show training progress: a progress bar, and one line per validation or interval."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 class Display:
-    """A progress bar with images a second, data wait and loss terms; it also times what lies between two lines.
+    """A progress bar with images per second, data wait and loss terms; also measures speed between two lines.
 
-    Data wait is the share of time in which training has waited for batches since the last line.
+    Data wait is the fraction of time since the last line that training has spent waiting for batches.
 
     Args:
-        console: Where to print; where it is no terminal only the lines are printed.
-        batch: Global batch.
+        console: Where to print; if it is not a terminal, only the lines are printed.
+        batch: Global batch size.
         steps: Optimiser steps of the run.
-        steps_per_epoch: Optimiser steps an epoch.
+        steps_per_epoch: Optimiser steps per epoch.
     """
 
     def __init__(self, console: Console, *, batch: int, steps: int, steps_per_epoch: int) -> None:
@@ -33,7 +33,7 @@ class Display:
             BarColumn(20),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            # The only one that gives way in a narrow terminal.
+            # The only column that shrinks in a narrow terminal.
             TextColumn(
                 "{task.fields[speed]}  {task.fields[terms]}",
                 table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
@@ -49,7 +49,7 @@ class Display:
         self._last_speed = ""
 
     def start(self, step: int) -> None:
-        """Show the bar, `step` steps done."""
+        """Show the bar with `step` steps done."""
         self._bar.update(self._task, completed=step)
         self._bar.start()
         self._restart(step)
@@ -58,25 +58,25 @@ class Display:
         self._started, self._since_step, self._waited = time.perf_counter(), step, 0.0
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with the time that each is waited for counted as data wait."""
-        waiting = iter(batches)
+        """Yield the batches, and count the time spent waiting for each as data wait."""
+        iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
-            batch = next(waiting, None)
-            self._waited += time.perf_counter() - asked
+            requested = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - requested
             if batch is None:
                 return
             yield batch
 
     def advance(self, step: int, terms: Callable[[], str]) -> None:
-        """Move the bar on after a step; `terms` gives the loss in words where the bar is drawn."""
+        """Advance the bar after a step; `terms` formats the loss and is called only if the bar is drawn."""
         if not self._bar.disable and step % 5 == 0:
             epoch = min(step // self._steps_per_epoch + 1, self._epochs)
             speed = _in_words(self._speed(step))
             self._bar.update(self._task, completed=step, epoch=epoch, speed=speed, terms=terms())
 
     def lap(self, step: int) -> dict[str, float]:
-        """Images a second and data wait since the last line, noted for the next line."""
+        """Return images per second and data wait since the last line, and keep them for the next line."""
         speed = self._speed(step)
         self._last_speed = _in_words(speed)
         return speed
@@ -89,13 +89,13 @@ class Display:
         }
 
     def line(self, step: int, parts: Iterable[str]) -> None:
-        """Print a line about the steps since the last one, and time the next ones from now."""
+        """Print a line about the steps since the last line, and restart the timing."""
         epoch = f"epoch {step // self._steps_per_epoch}/{self._epochs}"
         self._console.print("  ".join([epoch, *parts, self._last_speed]), highlight=False, soft_wrap=True, markup=False)
         self._restart(step)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
 

@@ -1,4 +1,4 @@
-"""A model in training with everything that belongs to it alone."""
+"""A model in training with its own optimiser, schedule, moving average and logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scalekd.engine.skipping import IN_A_ROW, Skipper
 from scalekd.errors import UserError
 from scalekd.runs.logs import MetricsLog
 
-ADVICE = "A lower lr, a longer warm-up or clip usually mends it"
+ADVICE = "A lower lr, a longer warm-up or clip usually fixes it"
 
 
 class NonFiniteLossError(UserError):
@@ -33,8 +33,8 @@ class StepLosses(NamedTuple):
     """The losses of one micro-batch.
 
     Attributes:
-        terms: Scalar loss terms by name, every weight applied; their sum is minimised.
-        figures: Further scalars to log, by their full names (`cosine/...`).
+        terms: Scalar loss terms by name, already weighted; their sum is minimised.
+        figures: Further scalars to log, by full name (`cosine/...`).
     """
 
     terms: dict[str, Tensor]
@@ -42,20 +42,20 @@ class StepLosses(NamedTuple):
 
 
 class Learner(nn.Module):
-    """One model in training: its optimiser, schedule, moving average, figures and logs.
+    """One model in training, with its optimiser, schedule, moving average, figures and logs.
 
     Args:
-        model: What is trained, on its device; holds no teacher.
+        model: The model to train, on its device; contains no teacher.
         kept: The part of `model` that is evaluated and saved (`model` itself, or a method's student).
         keys: The recipe's keys `seed`, `clip` and `nonfinite`.
-        optimizer: Over the model's trainable parameters.
-        schedule: timm's, stepped once an optimiser step.
-        average: Moving average of `kept`, if the recipe wants one.
-        called: The model as it is called: wrapped by DDP where several processes train it.
-        processes: Those that train it together.
-        context: What each forward in training runs in (see `batchnorm_over`).
-        logs: Where its figures go.
-        name: What it is called beside other learners of the run; empty where it is alone.
+        optimizer: Optimises the model's trainable parameters.
+        schedule: A timm schedule that is stepped once per optimiser step.
+        average: Moving average of `kept`, if any.
+        called: The module that the task calls: `model`, or its DDP wrapper if several processes train it.
+        processes: The processes that train it together.
+        context: The context in which each training forward runs (see `batchnorm_over`).
+        logs: Where its figures are written.
+        name: Its name if the run has several learners; empty if it is the only one.
         role: What messages call it: `student` or `model`.
     """
 
@@ -81,11 +81,12 @@ class Learner(nn.Module):
         self.keys, self.optimizer, self.schedule = keys, optimizer, schedule
         self.processes, self.logs = processes or Processes(), tuple(logs)
         self._context = context or nullcontext()
-        self._others = kept, called or model  # in a tuple: registered once, as `model`, not under three names
-        # Losses and cosines of each micro-batch of a step, and which step it is.
+        # In a tuple, so that the module is registered only once, as `model`, not under three names.
+        self._others = kept, called or model
+        # The current step, and losses and cosines of each of its micro-batches.
         self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])
-        self._rest: dict[str, float] = {}  # figures that are not of a batch: learning rate, accuracies
-        # Of the last loss, until somebody looks at it: its step, whether it is finite, and when that is known.
+        self._rest: dict[str, float] = {}  # figures that do not belong to a batch: learning rate, accuracies
+        # The last loss until it is checked: its step, whether it is finite, and the event after which that is known.
         self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         self._skipper = Skipper(model) if keys.nonfinite == "skip" else None
         self._gradients_count = True  # whether the last step's gradients were finite
@@ -97,17 +98,17 @@ class Learner(nn.Module):
 
     @property
     def final(self) -> Any:
-        """The model that is evaluated and saved: the moving average where there is one."""
+        """The model that is evaluated and saved: the moving average if there is one."""
         return self._others[0] if self.ema is None else self.ema.module
 
     @property
     def learning_rate(self) -> float:
-        """The student's learning rate in the step in progress."""
+        """The model's learning rate (a student's, without projectors) in the step in progress."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The last value of each figure; losses and cosines are means over the step's images in this process."""
+        """The latest value of each figure; losses and cosines are means over the step's images in this process."""
         parts = self._parts[1]
         means = dict(parts[0]) if parts else {}
         if len(parts) > 1:
@@ -116,11 +117,11 @@ class Learner(nn.Module):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were left out because their gradients were NaN or infinite."""
+        """Number of steps that were skipped because their gradients were NaN or infinite."""
         return 0 if self._skipper is None else self._skipper.skipped
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint holds of this learner beside its tensors."""
+        """Return this learner's state for a checkpoint, apart from its tensors."""
         skipper = self._skipper
         return {
             "figures": {name: float(value) for name, value in self.figures.items()},
@@ -128,36 +129,40 @@ class Learner(nn.Module):
         }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take back what `progress` gave."""
+        """Restore the state that `progress` returned."""
         self._rest = dict(progress["figures"])
         if self._skipper is not None:
             self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
 
     def shares_gradients(self, completes: bool) -> AbstractContextManager[Any]:
-        """What forward and backward run in: DDP averages gradients in the last micro-batch of a step only."""
+        """Return the context for forward and backward: DDP averages gradients only in a step's last micro-batch.
+
+        Args:
+            completes: Whether the micro-batch is the last one of its step.
+        """
         called = self.called
         return called.no_sync() if isinstance(called, DistributedDataParallel) and not completes else nullcontext()
 
     def learn(self, losses: Callable[[], StepLosses], *, batch: int, step: int) -> Tensor:
-        """The total loss of a micro-batch.
+        """Compute the total loss of a micro-batch.
 
         Args:
             losses: Runs the model on the micro-batch.
-            batch: Number of the micro-batch in the run, over all processes.
-            step: Optimiser steps taken.
+            batch: Index of the micro-batch in the run, over all processes.
+            step: Number of optimiser steps taken so far.
 
         Raises:
-            NonFiniteLossError: If the loss of the micro-batch before is NaN or infinite; names the terms.
+            NonFiniteLossError: If the loss of the previous micro-batch is NaN or infinite; names the terms.
         """
         if self._parts[0] != step:
             self._parts = step, []
             if self._skipper is not None:
                 self._skipper.begin()
-        # Dropout, drop path and sampled boxes draw from (seed, batch): a resumed run draws the same.
+        # Dropout, drop path and sampled boxes draw from (seed, batch), so that a resumed run draws the same numbers.
         with seeded(self.keys.seed, batch), self._context:
             terms, figures = losses()
         total = torch.stack(list(terms.values())).sum()
-        finite = torch.isfinite(total.detach()).to("cpu", non_blocking=True)  # on its way while the GPU continues
+        finite = torch.isfinite(total.detach()).to("cpu", non_blocking=True)  # copied while the GPU continues
         there = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]
         if there is not None:
             there.record()
@@ -168,7 +173,7 @@ class Learner(nn.Module):
         return total
 
     def descend(self, step: int) -> None:
-        """Take optimiser step number `step` with the gradients that have gathered, and move the schedule on.
+        """Take optimiser step number `step` with the accumulated gradients, and advance the schedule.
 
         Raises:
             NonFiniteLossError: If the gradients of too many steps in a row were not finite.
@@ -184,7 +189,7 @@ class Learner(nn.Module):
         self.schedule.step_update(num_updates=step)
 
     def _weigh_gradients(self, step: int) -> None:
-        """Drop the gradients of a step if they are not finite and the recipe wants such steps skipped."""
+        """Discard the gradients of a step if they are not finite and the recipe says to skip such steps."""
         self._gradients_count = self._skipper is None or not self._skipper.look()
         if self._skipper is None or self._gradients_count:
             return
@@ -196,7 +201,7 @@ class Learner(nn.Module):
             )
 
     def _check_loss(self) -> None:
-        """Look at the loss of the micro-batch before, once; waits for its forward only, which is long done."""
+        """Check the loss of the previous micro-batch once; waits only for that forward, which has long finished."""
         pending, self._unchecked = self._unchecked, None
         if pending is None:
             return
@@ -215,7 +220,7 @@ class Learner(nn.Module):
         )
 
     def check_finite(self, step: int) -> None:
-        """Make sure that what is about to be saved is worth keeping.
+        """Check that the last loss and all parameters are finite, before they are saved.
 
         Raises:
             NonFiniteLossError: If the last loss or a parameter is NaN or infinite; names it.
@@ -228,7 +233,11 @@ class Learner(nn.Module):
                 )
 
     def log_training(self, step: int) -> None:
-        """Log losses (means over all images of the step) and learning rate, if the last loss is finite."""
+        """Log losses (means over all images of the step) and the learning rate.
+
+        Raises:
+            NonFiniteLossError: If the last loss is NaN or infinite; names the terms.
+        """
         self._check_loss()
         figures = self.figures
         names = [name for name in figures if name.startswith(("train/", "cosine/"))]
@@ -238,18 +247,18 @@ class Learner(nn.Module):
         self.log({name: value for name, value in self.figures.items() if not name.startswith("val/")}, step)
 
     def log_validation(self, figures: dict[str, float], step: int) -> None:
-        """Log the figures of a validation, by their full names (`val/...`), and keep them."""
+        """Log the figures of a validation, by full name (`val/...`), and keep them."""
         self._rest |= figures
         self.log(figures, step)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Write what is finite (JSON knows no NaN) to the logs."""
+        """Write the finite values to the logs (JSON has no NaN)."""
         numbers = {name: float(value) for name, value in values.items()}
         for log in self.logs if self.processes.first else ():
             log.write({name: value for name, value in numbers.items() if math.isfinite(value)}, step)
 
     def shared_buffers(self) -> Iterator[Tensor]:
-        """The buffers of the model and its average, such as running statistics; the first process's are saved."""
+        """Yield the buffers of the model and its average, such as running statistics; the first process's are saved."""
         yield from self.model.buffers()
         if self.ema is not None:
             yield from self.ema.buffers()

@@ -1,7 +1,7 @@
 """The training loop: batches -> loss -> backward -> step -> log -> checkpoint -> validate, with stop and resume.
 
-Everything that trains goes through `Loop.run`. It knows no model and no data: a `Task` says what the loss of a batch
-is, what is measured and what is saved.
+All training goes through `Loop.run`. It knows no model and no data: a `Task` computes the loss of a batch, and defines
+what is measured and what is saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scalekd.energy import EnergyMeter
 from scalekd.engine.display import Display
 from scalekd.engine.learner import NonFiniteLossError
 from scalekd.engine.modes import evaluating
-from scalekd.engine.processes import Processes, Vote, Wish
+from scalekd.engine.processes import Processes, Request, Vote
 from scalekd.engine.sharding import kept_state, restore_state
 from scalekd.engine.signals import Interrupted, Stop
 from scalekd.engine.task import Task
@@ -33,17 +33,17 @@ from scalekd.runs.group import naming
 
 @dataclass(frozen=True)
 class Schedule:
-    """What happens at which optimiser step.
+    """Defines what happens at which optimiser step.
 
     Attributes:
         steps: Optimiser steps of the run.
-        steps_per_epoch: Optimiser steps of an epoch.
-        batch: Images of an optimiser step, over all processes.
-        accumulate: Micro-batches of an optimiser step in each process.
-        validate_every: Steps between validations, or between checkpoints where nothing is validated.
-        log_every: Steps between log lines; the last step has one too.
-        checkpoint_minutes: Minutes after which a checkpoint is written between validations too; None for never.
-        keep: Checkpoints to keep.
+        steps_per_epoch: Optimiser steps per epoch.
+        batch: Images per optimiser step, over all processes.
+        accumulate: Micro-batches per optimiser step in each process.
+        validate_every: Steps between validations, or between checkpoints if nothing is validated.
+        log_every: Steps between log lines; the last step is always logged.
+        checkpoint_minutes: Minutes after which a checkpoint is also written between validations; None for never.
+        keep: Number of checkpoints to keep.
     """
 
     steps: int
@@ -57,10 +57,10 @@ class Schedule:
 
 
 class Loop:
-    """Trains a task from one step to the last, and keeps what a resumed run needs.
+    """Trains a task to its last step, and writes the checkpoints from which a run can be resumed.
 
-    A checkpoint is of the end of an optimiser step. One that is written while a validation is under way says so: the
-    run that is resumed from it begins with that validation.
+    A checkpoint holds the state at the end of an optimiser step. If it is written during a validation, it records that,
+    and a run resumed from it begins with that validation.
 
     Args:
         task: What is trained.
@@ -105,13 +105,13 @@ class Loop:
         self._vote = Vote(processes)
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._saved_at, self._saved_step = self._started, -1
-        self._at_step_end = True  # whether the models are as a step has left them
-        self._validation_due = False  # whether the validation of this step has begun and not ended
+        self._at_step_end = True  # whether the models are in the state at the end of a step
+        self._validation_due = False  # whether the validation of this step has begun but not ended
         self._log_sizes: list[dict[str, int]] = []
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has trained, earlier starts included."""
+        """Training time of the run in seconds, including earlier starts."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def run(
@@ -123,16 +123,16 @@ class Loop:
         """Train to the last step.
 
         Args:
-            batches: The training micro-batches of this process from one of them on.
-            validation: The validation batches; None where nothing is validated.
-            checkpoint: Where to resume.
+            batches: Returns the training micro-batches of this process, starting with the one of the given index.
+            validation: The validation batches; None if nothing is validated.
+            checkpoint: The checkpoint to resume from, if any.
 
         Returns:
-            What a result says of the training: samples, steps, seconds, energy, unreadable images.
+            The training's part of the result: samples, steps, seconds, energy, unreadable images.
 
         Raises:
             Interrupted: If a signal stopped the run; a checkpoint is written.
-            UserError: For whatever ends it; a checkpoint is written where a step had just ended.
+            UserError: If training fails; a checkpoint is written if a step had just ended.
         """
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -173,31 +173,31 @@ class Loop:
             self.step += 1
             self._at_step_end = True
             self._display.advance(self.step, self._terms)
-            wish = self._vote.cast(self._wish())
+            request = self._vote.cast(self._request())
             if self.step % schedule.validate_every == 0 and validation is not None:
                 self._validate(validation)
-                wish = max(self._processes.gather(self._wish()))
+                request = max(self._processes.gather(self._request()))
             elif self.step % schedule.validate_every == 0:
                 self._log_speed()
                 self._display.line(self.step, self.task.summary())
                 self._save_all(measured=False)
-            elif wish.stop:
+            elif request.stop:
                 self._save_all(measured=False)
-            elif wish.checkpoint and self._saved_step != self.step - 1:  # several processes hear it a step late
+            elif request.checkpoint and self._saved_step != self.step - 1:  # several processes learn of it a step late
                 self._write_checkpoint()
-            self._stop_if(wish)
+            self._stop_if(request)
             if self.step == schedule.steps:
                 return
 
     def _learn(self, batch: Any, number: int, completes: bool) -> None:
-        """One micro-batch: losses and gradients of each learner and, where the micro-batch completes it, the step."""
+        """Train on one micro-batch: losses and gradients of each learner, and the step if it is complete."""
         task, step = self.task, self.step + 1
         task.corrupt.add(batch.corrupt)
         over_all = number * self._processes.count + self._processes.rank
         batch = to_device(batch, self._device)
         with self._autocast():
             batch = task.prepare(batch, over_all)
-        for learner in task.learners:  # one at a time: only its own activations are alive
+        for learner in task.learners:  # one at a time, so that only one learner's activations are in memory
             with naming(learner.name), learner.shares_gradients(completes):
                 with self._autocast():
                     total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=self.step)
@@ -210,13 +210,14 @@ class Loop:
 
     @torch.no_grad()  # not inference mode: a sharded model keeps tensors of its first forward for training
     def _validate(self, validation: Iterable[Any]) -> None:
-        if not self._validation_due:  # otherwise a resumed run, whose speed line is in the log already
+        if not self._validation_due:  # otherwise this is a resumed run, whose speed is already in the log
             self._validation_due = True
-            self._log_sizes = self._sync_logs()  # what comes before the validation may fail too
+            self._log_sizes = self._sync_logs()  # logging the speed may fail too
             self._log_speed()
             self._log_sizes = self._sync_logs()
         if self._processes.count > 1:
-            self._write_checkpoint()  # they cannot stop in a validation, and a launcher kills what takes too long
+            # Several processes cannot stop within a validation, and the launcher kills them if they take too long.
+            self._write_checkpoint()
             self._share_buffers()
         with evaluating(self._models):
             self.task.start_validation()
@@ -224,7 +225,7 @@ class Loop:
                 self._meter.keep_up()
                 if self._stop.asked is not None and self._processes.count == 1:
                     self._write_checkpoint()
-                    self._stop_if(self._wish())
+                    self._stop_if(self._request())
                 self.task.corrupt.add(batch.corrupt)
                 with self._autocast():
                     self.task.validate(to_device(batch, self._device), self.step)
@@ -234,13 +235,13 @@ class Loop:
         self._save_all(measured=True)
 
     def _share_buffers(self) -> None:
-        """Give all processes the first one's running statistics, which are those that are saved."""
+        """Copy the first process's running statistics to all processes, because those are the ones saved."""
         for learner in self.task.learners:
             for buffer in learner.shared_buffers():
                 dist.broadcast(buffer, 0)
 
     def _terms(self) -> str:
-        """The loss term by term or, of several learners, the losses."""
+        """Format the loss term by term or, with several learners, the loss of each."""
         learners = self.task.learners
         if len(learners) > 1:
             return " ".join(f"{learner.name} {float(learner.figures['train/loss']):.2f}" for learner in learners)
@@ -252,26 +253,26 @@ class Loop:
         for learner in self.task.learners:
             learner.log(speed, self.step)
 
-    def _wish(self) -> Wish:
-        """What this process wants to happen after the step."""
+    def _request(self) -> Request:
+        """Return this process's request after a step: whether to stop, and whether a checkpoint is due."""
         minutes = self.schedule.checkpoint_minutes
         due = minutes is not None and time.perf_counter() - self._saved_at >= 60 * minutes
-        return Wish(stop=int(self._stop.asked or 0), checkpoint=due)
+        return Request(stop=int(self._stop.asked or 0), checkpoint=due)
 
-    def _stop_if(self, wish: Wish) -> None:
-        if wish.stop:
+    def _stop_if(self, request: Request) -> None:
+        if request.stop:
             self._vote.close()
-            raise Interrupted(f"stopped at step {self.step}; resume with: {self._resume_with}", wish.signal)
+            raise Interrupted(f"stopped at step {self.step}; resume with: {self._resume_with}", request.signal)
 
     def _save_what_is_whole(self, error: BaseException) -> None:
-        """Keep the work that an error would lose: a checkpoint, if a step had just ended, and a line that says so."""
+        """After an error, write a checkpoint if a step had just ended, and report which checkpoint is the last one."""
         if isinstance(error, Interrupted):
             return
         may_save = self.step and self._processes.count == 1 and not isinstance(error, NonFiniteLossError)
         if may_save and self._at_step_end and self._saved_step != self.step:
             try:
                 self._write_checkpoint()
-            except (UserError, OSError) as failed:  # the error before it is why the run ends
+            except (UserError, OSError) as failed:  # only a warning: the original error is the one to raise
                 self._say(f"warning: {failed}")
         kept = "no checkpoint was written" if self._saved_step < 0 else f"the checkpoint is of step {self._saved_step}"
         self._say(f"stopped in step {self.step + 1}; {kept}")
@@ -285,7 +286,7 @@ class Loop:
         return [folder.sync_logs() for folder in self._folders] if self._processes.first else []
 
     def _write_checkpoint(self) -> None:
-        """Write where the run is; called by all processes at once."""
+        """Write a checkpoint of the current step; called by all processes together."""
         for learner in self.task.learners:
             with naming(learner.name):
                 learner.check_finite(self.step)

@@ -1,4 +1,4 @@
-"""Eval mode for a while."""
+"""Put a module into eval mode temporarily."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it, a module is in eval mode; each of its parts is then put back into the mode that it was in."""
+    """Put a module into eval mode within the context, then restore the mode of each of its submodules."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""timm's optimisers and schedules from a recipe."""
+"""Build timm optimisers and schedules from a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
 
 
 class LearnerKeys(Protocol):
-    """The recipe keys that the steps of a model depend on, whatever the task."""
+    """The recipe keys that training steps depend on, for any task."""
 
     @property
     def seed(self) -> int: ...
@@ -30,9 +30,10 @@ class LearnerKeys(Protocol):
 
 
 def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
-    """One optimiser for all of a module; the kinds of parameters in the recipe's `no_decay` do not decay.
+    """Build one optimiser for all parameters of a module.
 
-    What is not part of a method's `student` (its projectors) learns at the recipe's `projector_lr_scale` of the rate.
+    The kinds of parameters in the recipe's `no_decay` have no weight decay. Parameters that are not part of a method's
+    `student` (its projectors) have the learning rate multiplied by the recipe's `projector_lr_scale`.
     """
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
@@ -43,7 +44,7 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
         if parameter.requires_grad:
             own_scale = 1.0 if parameter_name.startswith("student.") else scale
             groups.setdefault((own_scale, kinds[parameter_name] in recipe.no_decay), []).append(parameter)
-    # timm's schedules multiply by `lr_scale`. The student's are first, as the rate of the first is what is logged.
+    # timm's schedules multiply by `lr_scale`. The student's groups come first, because the rate of the first is logged.
     parameters = [
         {"params": group, "lr_scale": own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
         for (own_scale, spared), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0][1]))
@@ -55,10 +56,10 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, str]:
-    """What each parameter is: `norm` (or another scale of one axis), `bias`, `position`, `class_token`, `weight`.
+    """Classify parameters as `norm`, `bias`, `position`, `class_token` or `weight`.
 
-    Positions are CAP's position embeddings and what timm's `no_weight_decay` of an architecture names, such as
-    relative-position tables.
+    Every one-dimensional scale is `norm`. Positions are CAP's position embeddings and the parameters in timm's
+    `no_weight_decay` of an architecture, such as relative-position tables.
     """
     positions = {name for name, _ in module.named_parameters() if name.endswith("pos_embed")}
     for prefix, child in module.named_modules():
@@ -79,12 +80,12 @@ def parameter_kinds(module: nn.Module) -> dict[str, str]:
 
 
 def quieten_timm() -> None:
-    """Silence timm's remark that a cosine of one step has no effect: short runs are the user's own choice."""
+    """Silence timm's warning that a cosine schedule of one step has no effect: short runs are the user's choice."""
     logging.getLogger("timm.scheduler").setLevel(logging.ERROR)
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
-    """A timm schedule that is stepped once an optimiser step."""
+    """Build a timm schedule that is stepped once per optimiser step."""
     warmup = {"warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_lr}
     if recipe.schedule == "cosine":
         steps = (recipe.epochs - recipe.warmup_epochs) * steps_per_epoch  # after the warm-up

@@ -1,4 +1,7 @@
-"""The processes of a run: who they are, and how they agree. torch's elastic launcher starts them."""
+"""The processes of a distributed run: their ranks, how they exchange values, and how an error in one ends all.
+
+torch's elastic launcher (`torchrun`) starts them.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ from scalekd.errors import UserError
 from scalekd.models.failure import ModelError
 
 T = TypeVar("T")
-_NOTE = "scalekd/stopped"  # in the launcher's store: the exit code of the first process that left a training
+_NOTE = "scalekd/stopped"  # key in the launcher's store: the exit code of the first process that left training
 
 
-class Stopped(Exception):  # noqa: N818 (no error of this process)
-    """Another process of the run ended it; empty where that one has said why.
+class Stopped(Exception):  # noqa: N818 (not an error of this process)
+    """Another process ended the run. The message is empty if that process has reported the reason.
 
     Attributes:
-        exit_code: What this process is to exit with.
+        exit_code: The exit code for this process.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -39,17 +42,18 @@ class Stopped(Exception):  # noqa: N818 (no error of this process)
 
 @dataclass
 class Processes:
-    """The processes of a run, seen from one of them; by default it is alone.
+    """The processes of a run, seen from one of them; by default there is only this one.
 
-    What they say to each other before the training goes through `gather`, so that an error of one, wherever it is,
-    meets the others at their next word and ends all.
+    Before training, all communication goes through `gather`, so that an error in one process reaches the others in
+    their next call and ends all of them.
 
     Attributes:
-        rank: Number of this one.
-        count: How many there are.
-        local_rank: Number of this one on its machine.
-        local_count: How many there are on its machine.
-        training: Whether they train: whoever fails then goes alone, and the others lose it in their next exchange.
+        rank: Index of this process.
+        count: Number of processes.
+        local_rank: Index of this process on its machine.
+        local_count: Number of processes on this machine.
+        training: Whether training has begun. A process that fails then exits alone, and the others notice its loss in
+            their next collective operation.
     """
 
     rank: int = 0
@@ -60,14 +64,14 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this is the process that prints and writes files."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in order; waits for all.
+        """Return the value of every process, in order; waits for all of them.
 
         Raises:
-            Stopped: If another process had an error instead.
+            Stopped: If another process raised an error instead.
         """
         answers, failed = self._exchange(value, None)
         if failed:
@@ -75,18 +79,18 @@ class Processes:
         return answers
 
     def first_says(self, ask: Callable[[], T]) -> T:
-        """What the first process finds; an error of its is everyone's."""
+        """Call `ask` in the first process only and return its result in all; an error in it ends all of them."""
         return self.gather(ask() if self.first else None)[0]  # type: ignore[return-value]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
+        """Return the mean of a tensor over the processes."""
         if self.count > 1:
             dist.all_reduce(values := values.clone())
             values /= self.count
         return values
 
     def _exchange(self, value: T, exit_code: int | None) -> tuple[list[T], dict[int, int]]:
-        """Everyone's value, and the exit codes of those that have an error, by rank."""
+        """Return every process's value, and the exit codes of those that have an error, by rank."""
         if self.count == 1:
             return [value], {}
         answers: list[Any] = [None] * self.count
@@ -95,7 +99,7 @@ class Processes:
         return [answer for answer, _ in answers], codes
 
     def settle(self, error: BaseException) -> BaseException:
-        """What this process is to raise for an error of its own: of those that have one, the first tells it."""
+        """Return what this process should raise after an error: only the first process with an error reports it."""
         if isinstance(error, Stopped):
             return error
         if _is_loss(error):
@@ -103,7 +107,7 @@ class Processes:
             return Stopped("another process of the run stopped", 1 if code is None else code)
         if self.training or not isinstance(error, Exception):
             _write_note(_exit_code(error))
-            # The launcher signals all, and the first one says so.
+            # The launcher sends a signal to all processes; only the first one reports it.
             silent = self.rank and isinstance(error, Interrupted)
             return Stopped("", _exit_code(error)) if silent else error
         failed = self._exchange(None, _exit_code(error))[1]
@@ -114,12 +118,12 @@ class Processes:
         return error
 
 
-class Wish(NamedTuple):
-    """What a process wants to happen after a step.
+class Request(NamedTuple):
+    """What a process requests after a step.
 
     Attributes:
         stop: The number of the signal that asked to stop; 0 to continue.
-        checkpoint: Whether it is time for a checkpoint.
+        checkpoint: Whether a checkpoint is due.
     """
 
     stop: int = 0
@@ -132,10 +136,10 @@ class Wish(NamedTuple):
 
 
 def check_devices(processes: Processes, accelerator: str, device: torch.device) -> None:
-    """Make sure that several processes find a device each.
+    """Check that there is a device for each of several processes.
 
     Raises:
-        UserError: If there are more of them here than GPUs, or the device trains in one process only.
+        UserError: If there are more processes on this machine than GPUs, or the device supports only one process.
     """
     if processes.count == 1:
         return
@@ -143,59 +147,59 @@ def check_devices(processes: Processes, accelerator: str, device: torch.device) 
         raise UserError(f"accelerator: mps trains in one process, not in {processes.count}; set it to cpu")
     here, gpus = processes.local_count, torch.cuda.device_count()
     if device.type == "cuda" and here > gpus:
-        raise UserError(f"devices: {here} processes here for {gpus} GPU(s); start one for each")
+        raise UserError(f"devices: {here} processes on this machine for {gpus} GPU(s); start one process per GPU")
 
 
 class Vote:
-    """What any of the processes wants: asked at every step and answered at the next, so that none waits for the answer.
+    """Combines the requests of all processes without waiting: each step's result is available at the next step.
 
     Args:
-        processes: Those of the run; one that is alone has its answer at once.
+        processes: The processes of the run; if there is only one, the result is available immediately.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._alone = processes.count == 1
-        self._asked: tuple[Tensor, dist.Work] | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None
 
-    def cast(self, wish: Wish) -> Wish:
-        """Ask with this process's wish; returns the answer to the last question, the same in all processes."""
+    def cast(self, request: Request) -> Request:
+        """Send this process's request; returns the combined request of the previous step, equal in all processes."""
         if self._alone:
-            return wish
-        last = Wish()
-        if self._asked is not None:
-            answer, work = self._asked
+            return request
+        previous = Request()
+        if self._pending is not None:
+            result, work = self._pending
             work.wait()
-            last = Wish(int(answer[0]), bool(answer[1]))
-        question = torch.tensor([wish.stop, int(wish.checkpoint)])
-        self._asked = question, dist.all_reduce(question, dist.ReduceOp.MAX, async_op=True)
-        return last
+            previous = Request(int(result[0]), bool(result[1]))
+        values = torch.tensor([request.stop, int(request.checkpoint)])
+        self._pending = values, dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)
+        return previous
 
     def close(self) -> None:
-        """Wait for the answer that is still on its way: the processes must not part before."""
-        if self._asked is not None:
-            self._asked[1].wait()
-            self._asked = None
+        """Wait for the pending exchange; the process group must not be destroyed before."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
 
 
 _joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
 
 
 def launched() -> bool:
-    """Whether torch's elastic launcher (`torchrun`) has started this process."""
+    """Whether torch's elastic launcher (`torchrun`) started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def restarted() -> bool:
-    """Whether the launcher has started the processes again, after one was lost."""
+    """Whether the launcher has restarted the processes after one was lost."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that torch's elastic launcher has started, and part at the end; inside of itself, no more.
+    """Join the process group of torch's elastic launcher, and leave it at the end; nested calls reuse the group.
 
     Raises:
-        UserError: If they cannot meet.
+        UserError: If the process group cannot be set up.
         Stopped: If another process ended the run.
     """
     if _joined.get() is not None or not launched() or int(os.environ["WORLD_SIZE"]) == 1:
@@ -220,32 +224,32 @@ def joined() -> Iterator[Processes]:
 
 
 def _meet(processes: Processes) -> None:
-    """Set the process group up: gloo for what is on the CPU, nccl for what is on GPUs."""
+    """Set up the process group: gloo for tensors on the CPU, nccl for tensors on GPUs."""
     gpus = torch.cuda.device_count()
-    if processes.local_rank < gpus:  # more of them may train on the CPU, see `Setup`
+    if processes.local_rank < gpus:  # there may be more processes if they train on the CPU, see `check_devices`
         torch.cuda.set_device(processes.local_rank)
     try:
-        # Names of their own for each start: the launcher's store still holds those of the processes before.
+        # A prefix per start, because the launcher's store still holds the keys of earlier starts.
         found, rank, count = next(rendezvous("env://"))
         store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=count)
-    except RuntimeError as error:  # torch's errors of the network, the store and the backend among them
+    except RuntimeError as error:  # includes torch's network, store and backend errors
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"processes: {processes.count} were to meet at {place}, which failed ({reason}); see docs/cluster.md"
+            f"processes: {processes.count} could not connect at {place} ({reason}); see docs/cluster.md"
         ) from error
 
 
 def _exit_code(error: BaseException) -> int:
-    """What the command line exits with after an error."""
+    """Return the command line's exit code for an error."""
     if isinstance(error, OSError | MemoryError | RecursionError | torch.OutOfMemoryError):
         return 2
     return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
 def _is_loss(error: BaseException | None) -> bool:
-    """Whether an error says, or came up while handling one that says, that another process is no longer there."""
+    """Whether an error, or one during whose handling it was raised, means that another process is gone."""
     words = ("closed by peer", "reset by peer", "gloo/transport", "Broken pipe")
     while error is not None and (not isinstance(error, UserError) or isinstance(error, ModelError)):
         if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
@@ -257,11 +261,11 @@ def _is_loss(error: BaseException | None) -> bool:
 
 
 def _write_note(code: int) -> None:
-    """Leave an exit code for those that will lose this process; the launcher holds the store."""
+    """Leave an exit code in the launcher's store for the processes that will lose this one."""
     try:
         dist.distributed_c10d._get_default_store().set(_NOTE, str(code))
     except RuntimeError:
-        return  # the machine that holds it is gone
+        return  # the machine that hosts the store is gone
 
 
 def _read_note() -> int | None:

@@ -1,4 +1,4 @@
-"""Parameters that the processes of a run hold a part of each (torch's FSDP2), put together where they are needed."""
+"""Shard parameters over the processes of a run with torch's FSDP2; they are gathered where they are needed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from scalekd.engine.processes import Processes
 from scalekd.method import Method
 from scalekd.models import Student, Teacher
 
-# Shares of a model's parameters that one part of it may have: what is smaller stays with the rest.
+# Smallest and largest fraction of a model's parameters in one sharded part; smaller modules stay with the rest.
 _LEAST, _MOST = 0.01, 0.25
 
 
 def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], object]) -> None:
-    """Leave each process a part of a teacher that is not on its device yet; the rest of it moves there whole.
+    """Shard the blocks of a teacher that is not on its device yet; its other parts move there unsharded.
 
-    Blocks are put together one at a time, in the whole forward as in the tail's: no module around them is sharded.
+    Blocks are gathered one at a time, in the full forward as well as in the tail's, because no module that contains
+    them is sharded.
 
     Args:
-        teacher: Frozen, laid out by `prepare`.
-        device: Where it will run.
-        run: Runs it and its tail once where they are.
+        teacher: The frozen teacher, in the layout that `prepare` gave it.
+        device: The device that it will run on.
+        run: Runs the teacher and its tail once on their current device.
     """
     called, mesh = _called(run), _mesh(device)
     for part in list(_parts(teacher, called)):
@@ -39,15 +40,15 @@ def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], obje
 
 
 def shard_trained(method: Method, average: ModelEmaV3 | None, device: torch.device, run: Callable[[], object]) -> None:
-    """Move a method to its device and leave each process a part of what is trained, and of its moving average.
+    """Move a method to its device, and shard its trained parameters and their moving average.
 
-    The student is validated without the method around it, so that it and each projector are sharded by themselves.
+    The student is validated without the rest of the method, so it and each projector are sharded separately.
 
     Args:
-        method: Its teacher is there already, or sharded.
-        average: The student's moving average.
-        device: Where it will run.
-        run: Runs the method once where it is.
+        method: The method; its teacher is already on the device, or sharded.
+        average: The student's moving average, if any.
+        device: The device that it will run on.
+        run: Runs the method once on its current device.
     """
     method.to(device)
     called, mesh = _called(run), _mesh(device)
@@ -63,16 +64,16 @@ def shard_trained(method: Method, average: ModelEmaV3 | None, device: torch.devi
     for part in (*students, *outer):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     if average is not None:
-        average.foreach = False  # parameters are of another kind than buffers
+        average.foreach = False  # foreach cannot mix sharded parameters and plain buffers
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together, by all processes at once, where each holds a part of it."""
+    """Return the full tensor; if it is sharded, all processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """Return this process's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -81,7 +82,10 @@ def _mesh(device: torch.device) -> DeviceMesh:
 
 
 def _called(run: Callable[[], object]) -> set[nn.Module]:
-    """The modules that are called: those of which only the weights are read cannot be put together by themselves."""
+    """Return the modules that are called during `run`.
+
+    Modules of which only the weights are read cannot be gathered, because FSDP gathers in a module's forward.
+    """
     called: set[nn.Module] = set()
     handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
     try:
@@ -97,7 +101,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _parts(module: nn.Module, called: set[nn.Module]) -> Iterator[nn.Module]:
-    """The parts of a model to put together one at a time, blocks mostly."""
+    """Yield the parts of a model that are sharded and gathered one at a time, mostly blocks."""
     total = _size(module)
 
     def walk(parent: nn.Module) -> Iterator[nn.Module]:
@@ -112,7 +116,7 @@ def _parts(module: nn.Module, called: set[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _outermost(module: nn.Module, called: set[nn.Module]) -> Iterator[nn.Module]:
-    """A module if it is called, else those in it that are."""
+    """Yield a module if it is called, otherwise the outermost called modules in it."""
     if module in called:
         yield module
         return
@@ -121,17 +125,17 @@ def _outermost(module: nn.Module, called: set[nn.Module]) -> Iterator[nn.Module]
 
 
 def kept_state(models: nn.ModuleList, optimizers: Sequence[Optimizer], processes: Processes) -> dict[str, Any]:
-    """What a checkpoint holds of models and optimisers: whole tensors, put together by all processes at once.
+    """Return the state of models and optimisers for a checkpoint, with full tensors; called by all processes together.
 
     Returns:
-        `state_dict` of the models, and the `optimizers` in their order; without tensors in all but the first process.
+        `state_dict` of the models, and the `optimizers` in their order. Only the first process gets the tensors.
     """
     state = {"state_dict": models.state_dict(), "optimizers": [each.state_dict() for each in optimizers]}
     return state if processes.count == 1 else tree_map(_kept, state)
 
 
 def restore_state(models: nn.ModuleList, optimizers: Sequence[Optimizer], state: Mapping[str, Any]) -> None:
-    """Give models and optimisers what `kept_state` gave, each process its own part."""
+    """Load what `kept_state` returned into models and optimisers; each process takes its own shard."""
     own, stored = models.state_dict(), state["state_dict"]
     models.load_state_dict(
         {name: _cut(tensor, own[name]) if name in own else tensor for name, tensor in stored.items()}
@@ -143,15 +147,15 @@ def restore_state(models: nn.ModuleList, optimizers: Sequence[Optimizer], state:
 
 
 def _kept(value: Any) -> Any:
-    """What a checkpoint holds of a value: whole tensors, in the first process; the others only help."""
+    """Gather a tensor for a checkpoint: the full tensor in the first process, None in the others."""
     if not isinstance(value, Tensor):
         return value
-    put_together = whole(value)
-    return put_together.cpu() if torch.distributed.get_rank() == 0 else None
+    full = whole(value)
+    return full.cpu() if torch.distributed.get_rank() == 0 else None
 
 
 def _cut(value: Any, like: Tensor) -> Any:
-    """This process's part of a whole tensor, if one like it is sharded."""
+    """Return this process's shard of a full tensor if `like` is sharded, otherwise the value as is."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -12,20 +12,20 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class Interrupted(BaseException):
-    """A signal stopped the command; no `Exception`, so that nothing takes it for a fault of what it stopped.
+    """A signal stopped the command. Not an `Exception`, so that it is not handled as an error of the interrupted code.
 
     Args:
-        message: What to tell the user.
+        message: The message for the user.
         number: The signal.
     """
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number  # as shells have it
+        self.exit_code = 128 + number  # as shells do
 
 
 class Stop:
-    """Turns Ctrl-C, SIGTERM and SIGHUP into `Interrupted`: at once, or between two steps of a training.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into `Interrupted`, raised immediately or between two training steps.
 
     Attributes:
         asked: The signal that asked to stop.
@@ -39,10 +39,10 @@ class Stop:
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python takes signals there only
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._former = {number: signal.getsignal(number) for number in _SIGNALS}
             for number, former in self._former.items():
-                if former != signal.SIG_IGN:  # as `nohup` has SIGHUP, and a script SIGINT of what it starts with &
+                if former != signal.SIG_IGN:  # keep ignoring SIGHUP under `nohup`, and SIGINT in a script's `&` jobs
                     signal.signal(number, self._note)
         return self
 
@@ -53,9 +53,9 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        # A process that was forked is its parent's to stop. Only a user may be impatient.
+        # A forked child is stopped by its parent. After the first signal, only Ctrl-C stops immediately.
         if os.getpid() != self._process or (self.asked is not None and number != signal.SIGINT):
             return
         first, self.asked = self.asked is None, signal.Signals(number)
         if not (first and self.polled):
-            raise Interrupted(f"stopped at once by {self.asked.name}; what was written is kept", self.asked)
+            raise Interrupted(f"stopped at once by {self.asked.name}; files already written are kept", self.asked)

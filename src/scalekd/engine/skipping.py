@@ -1,4 +1,4 @@
-"""Leaving out steps whose gradients are NaN or infinite."""
+"""Skip optimiser steps whose gradients are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch.nn.utils import get_total_norm
 
 from scalekd.engine.sharding import whole
 
-IN_A_ROW = 10  # steps that are left out before the run stops all the same
+IN_A_ROW = 10  # number of consecutive skipped steps after which the run stops
 
 
 class Skipper:
-    """Takes a step's gradients away where they are not finite; optimisers leave parameters without one as they are.
+    """Removes a step's gradients if they are not finite; optimisers do not change parameters without gradients.
 
-    What the forward has changed by itself, batch norm's running statistics, is put back. Gradients are equal on all
-    processes, and so is what is decided on them. Looking at them makes the host wait for the device.
+    Changes that the forward itself made, that is, batch norm's running statistics, are undone. Gradients are equal in
+    all processes, and so is the decision to skip. Checking them makes the host wait for the device.
 
     Args:
-        module: What is trained.
+        module: The module that is trained.
 
     Attributes:
-        skipped: Steps that were left out so far.
-        in_a_row: How many of them were the last ones.
+        skipped: Number of steps skipped so far.
+        in_a_row: Number of consecutive steps skipped up to now.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -31,11 +31,11 @@ class Skipper:
         self._buffers: list[Tensor] = []
 
     def begin(self) -> None:
-        """Note what a forward may change; before the first one of a step."""
+        """Save the buffers that a forward may change; call before the first forward of a step."""
         self._buffers = [buffer.clone() for buffer in self._module.buffers()]
 
     def look(self) -> bool:
-        """Whether the step is to be left out; its gradients are gone then."""
+        """Check the gradients; if they are not finite, remove them, restore the buffers and return True."""
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         if torch.isfinite(whole(get_total_norm(gradients))):
             self.in_a_row = 0

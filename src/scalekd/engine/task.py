@@ -1,4 +1,4 @@
-"""What the training loop asks of whatever it trains."""
+"""The interface between the training loop and what it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scalekd.engine.learner import Learner, StepLosses
 
 
 class Task(ABC):
-    """One model, or several on the same batches: what the loss of a batch is, what is measured, what is saved.
+    """What a run trains: one or several models on the same batches, their losses, their validation and their saving.
 
     Attributes:
         learners: The models in training.
@@ -24,48 +24,48 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, batch: Any, number: int) -> Any:
-        """A training batch as all learners see it, given on the device.
+        """Prepare a training batch, already on the device, for all learners.
 
         Args:
             batch: From the training loader.
-            number: Number of the micro-batch in the run, over all processes; what is random is drawn from it.
+            number: Index of the micro-batch in the run, over all processes; random draws are seeded with it.
         """
 
     @abstractmethod
     def losses(self, learner: Any, batch: Any) -> StepLosses:
-        """The losses of a learner on what `prepare` gave."""
+        """Compute the losses of a learner on a batch that `prepare` returned."""
 
     def naming_failures(self, learner: Any, batch: Any) -> AbstractContextManager[Any]:
-        """What a backward runs in, so that an error of a model's own code names the model."""
+        """Return the context in which the backward runs, so that errors in a model's own code name the model."""
         return nullcontext()
 
     @abstractmethod
     def start_validation(self) -> None:
-        """Forget the images of the validation before."""
+        """Reset the metrics of the previous validation."""
 
     @abstractmethod
     def validate(self, batch: Any, step: int) -> None:
-        """Measure the learners' final models on a validation batch, given on the device."""
+        """Measure the learners' final models on a validation batch, already on the device."""
 
     @abstractmethod
     def end_validation(self, step: int) -> None:
-        """Work out the figures of a validation and log them."""
+        """Compute the figures of a validation and log them."""
 
     @abstractmethod
     def summary(self) -> list[str]:
-        """Loss and figures of the last validation, in a few words each, for the console."""
+        """Return loss and figures of the last validation as short texts for the console."""
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint holds of the task itself, as plain values."""
+        """Return the task's own state for a checkpoint, as plain values."""
         return {}
 
     def restore_progress(self, progress: dict[str, Any]) -> None:  # noqa: B027  # most tasks have nothing to restore
-        """Take back what `progress` gave."""
+        """Restore the state that `progress` returned."""
 
     @abstractmethod
     def save(self, *, measured: bool) -> None:
-        """Write the final models; called by all processes at once.
+        """Write the final models; called by all processes together.
 
         Args:
-            measured: Whether the last validation was of these weights.
+            measured: Whether the last validation measured these weights.
         """

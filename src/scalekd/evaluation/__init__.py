@@ -1,4 +1,4 @@
-"""Accuracy of any classifier on any split; nearest neighbours and linear probes on frozen features."""
+"""Measure classifiers: accuracy on any split, and k nearest neighbours and linear probes on frozen features."""
 
 from scalekd.evaluation.accuracy import Accuracy, accuracy_metrics, measure_accuracy, percentages
 from scalekd.evaluation.frozen import NEIGHBOURS, Features, knn_accuracy, linear_accuracy

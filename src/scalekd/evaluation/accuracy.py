@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy."""
+"""Measure top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Accuracy:
 
 
 def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """`top1`, and `top5` where there are more than five classes, as shares over all images."""
+    """Build the metrics `top1` and, with more than five classes, `top5`, as fractions of all images."""
     metrics = {"top1": MulticlassAccuracy(num_classes, top_k=1, average="micro")}
     if num_classes > 5:
         metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
@@ -33,11 +33,11 @@ def accuracy_metrics(num_classes: int) -> MetricCollection:
 
 
 def percentages(metrics: MetricCollection) -> dict[str, float]:
-    """What `accuracy_metrics` have counted, in percent."""
+    """Return the values of `accuracy_metrics` in percent."""
     return {name: 100 * value.item() for name, value in metrics.compute().items()}
 
 
-@torch.no_grad()  # inference mode would spoil for training what a sharded model keeps from its first forward
+@torch.no_grad()  # not inference mode: a sharded model keeps tensors of its first forward, which training needs
 def measure_accuracy(
     logits: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
@@ -48,19 +48,19 @@ def measure_accuracy(
     corrupt: CorruptImages,
     blank: Tensor | None = None,
 ) -> Accuracy:
-    """Accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
+    """Measure the accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
 
     Args:
         logits: The classifier.
         batches: All batches, or those of this process.
         num_classes: Width of the logits.
-        device: Where the classifier is.
-        autocast: What it runs in.
+        device: The classifier's device.
+        autocast: Returns the autocast context in which the classifier runs.
         corrupt: Counter of unreadable images.
-        blank: `[1, 3, h, w]`, run in place of a batch without images where processes must run equally many.
+        blank: `[1, 3, h, w]`, run in place of a batch without images when all processes must run equally many batches.
 
     Raises:
-        UserError: If more images than `corrupt` puts up with cannot be read.
+        UserError: If there are more unreadable images than `corrupt` allows.
     """
     metrics = accuracy_metrics(num_classes).to(device)
     images = 0

@@ -1,4 +1,4 @@
-"""What features are worth without training them: k nearest neighbours, and a linear probe."""
+"""Evaluate frozen features by k nearest neighbours and by a linear probe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Features(NamedTuple):
 
 
 def knn_accuracy(train: Features, val: Features, *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE) -> float:
-    """Top-1 in percent of a vote of the `k` nearest training images (all, if there are fewer).
+    """Return the top-1 accuracy in percent of a vote of the `k` nearest training images (all, if there are fewer).
 
-    Nearest by cosine; a vote weighs `exp(cosine / temperature)`. Both as DINO measures it (arXiv 2104.14294).
+    Distance is by cosine, and a vote has the weight `exp(cosine / temperature)`, both as in DINO (arXiv 2104.14294).
     """
     votes = KNeighborsClassifier(
         n_neighbors=min(k, len(train.labels)),
@@ -35,7 +35,7 @@ def knn_accuracy(train: Features, val: Features, *, k: int = NEIGHBOURS, tempera
 
 
 def linear_accuracy(train: Features, val: Features, *, seed: int = 0) -> float:
-    """Top-1 in percent of a linear head that is fitted on the training features; see `fit_linear_head`.
+    """Return the top-1 accuracy in percent of a linear head fitted on the training features; see `fit_linear_head`.
 
     Raises:
         UserError: If a class has fewer than three images.

@@ -23,11 +23,13 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear layer on features: `weight` `[K, D]`, `bias` `[K]`.
+    """A linear layer on features.
 
     Attributes:
-        regularisation: The inverse strength `C` that was chosen.
-        heldout: Accuracy in percent on the held-out part of the training features, for that choice.
+        weight: `[K, D]`.
+        bias: `[K]`.
+        regularisation: The chosen inverse regularisation strength `C`.
+        heldout: Accuracy in percent on the held-out part of the training features with this `C`.
     """
 
     weight: Tensor
@@ -45,7 +47,7 @@ def collect_features(
     autocast: Autocast,
     corrupt: CorruptImages,
 ) -> tuple[Floats, Labels]:
-    """`features` (images `[B, 3, h, w]` -> `[B, D]`) of all batches, `[n, D]`, and their labels `[n]`."""
+    """Run `features` (images `[B, 3, h, w]` -> `[B, D]`) on all batches: features `[n, D]` and labels `[n]`."""
     collected, labels = [], []
     for batch in batches:
         corrupt.add(batch.corrupt)
@@ -59,7 +61,7 @@ def collect_features(
 def fit_linear_head(
     features: Floats, labels: Labels, *, seed: int = 0, choices: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
 ) -> LinearHead:
-    """Multinomial logistic regression on standardised features; the strength is chosen on a held-out tenth.
+    """Fit multinomial logistic regression on standardised features; `C` is chosen on a held-out tenth.
 
     Args:
         features: `[n, D]`.
