@@ -215,5 +215,5 @@ def test_a_run_of_a_version_that_read_pictures_otherwise_is_not_resumed(tmp_path
     run.prepare(recipe, {"training data": "x"}, resume=False)
     run.prepare(recipe, {"training data": "x"}, resume=True)
     run.inputs.write_text('{"training data": "x"}')
-    with pytest.raises(UserError, match="reads pictures otherwise"):
+    with pytest.raises(UserError, match="decodes images differently"):
         run.prepare(recipe, {"training data": "x"}, resume=True)

@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     newest.write_bytes(newest.read_bytes()[:-100])
     again = resume(cli, run)
     assert f"{newest} cannot be read" in again.err
-    assert "going on from step-00000003.ckpt" in again.err
+    assert "resuming from step-00000003.ckpt" in again.err
     assert_same(run, whole)
     assert [path.name for path in Checkpoints(run / "checkpoints").files] == ["step-00000003.ckpt", newest.name]
     (run / "checkpoints" / "step-00000001.ckpt.unreadable").touch()
@@ -419,7 +419,7 @@ def test_files_of_others_are_kept(distill: Distill, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "tensorboard").mkdir(parents=True)
     (run / "metrics.jsonl").write_text("mine")
-    distill("run").refused("metrics.jsonl", "is of no run")
+    distill("run").refused("metrics.jsonl", "does not belong to a run")
     (run / "metrics.jsonl").unlink()
     (run / "tensorboard" / "events.mine").write_text("mine")
     assert distill("run").code == 0

@@ -86,7 +86,7 @@ def test_hostile_names_in_errors_leave_one_line(cli: Cli, data: Path, tmp_path: 
         outcome = cli(*run, *more)
         outcome.refused()
         harmless(outcome)
-    cli(*run, "--output", tmp_path / NAMES[5]).refused("output", r"\udcff\udcfe is no UTF-8 text")
+    cli(*run, "--output", tmp_path / NAMES[5]).refused("output", r"\udcff\udcfe is not valid UTF-8")
     shutil.rmtree(data / "val" / "a\nb\tc\r")
     outcome = cli(*run, "--overwrite")
     outcome.refused("classes differ", r"a\nb\tc\r")

@@ -42,7 +42,7 @@ def run(runs: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_the_key_that_is_named_is_one_that_was_given(cli: Cli, run: Path, flags: tuple[str, ...], named: str) -> None:
-    cli("distill", "--resume", "--output", run, *flags).refused("resume: ", named, "leave it out", "--overwrite")
+    cli("distill", "--resume", "--output", run, *flags).refused("resume: ", named, "remove it", "--overwrite")
     cli("distill", "--auto-resume", "--output", run, *flags).refused("resume: ", named)
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_put_aside(
     newest = newest_checkpoint(run)
     with monkeypatch.context() as patch:
         patch.setattr("scalekd.runs.checkpoints.zipfile.ZipFile", forbidden)
-        cli("distill", "--resume", "--output", run).refused(newest.name, "Permission denied", "let this user read it")
+        cli("distill", "--resume", "--output", run).refused(newest.name, "Permission denied", "make it readable")
     assert newest.is_file()
 
 
@@ -128,7 +128,7 @@ def test_code_that_builds_another_student_is_called_that(
     distill(recipe, str(tmp_path / "run"), console=Console(quiet=True))
     (tmp_path / "run" / "result.json").unlink()
     monkeypatch.setattr("my_changing_net.WIDTH", 24)
-    with pytest.raises(UserError, match=r"built otherwise than when .*\.ckpt was written: .* was \[.*a package"):
+    with pytest.raises(UserError, match=r"built differently than when .*\.ckpt was written: .* was \[.*a package"):
         distill(recipe, tmp_path / "run", resume=True, console=Console(quiet=True))
 
 

@@ -121,7 +121,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
         "one of a group", f"--resume to --output {group}"
     )
     distill(("test_resnet",), "stopped", *HARD, "--resume").refused("group of runs")
-    distill((*STUDENTS, "test_vit2"), "stopped", *HARD, "--resume").refused("test_vit2", "leave --student out")
+    distill((*STUDENTS, "test_vit2"), "stopped", *HARD, "--resume").refused("test_vit2", "remove --student")
     cli("distill", "--resume", "--output", group, "--lr", "1").refused("lr is 1.0")
     resumed = cli("distill", "--resume", "--output", group, "--json")
     assert resumed.code == 0, resumed.err
@@ -207,7 +207,7 @@ def test_a_group_whose_start_was_broken_off_starts_anew(
 def test_wrong_students_are_named(distill: Distill, cli: Cli, tmp_path: Path) -> None:
     distill(("test_vit", "test_vit"), "run").refused("student", "'test_vit' is given twice")
     distill(("python:net-a", "python:net:a"), "run").refused("share the folder 'python-net-a'")
-    distill(("test_vit", "checkpoints"), "run").refused("'checkpoints' gives no folder of its own")
+    distill(("test_vit", "checkpoints"), "run").refused("'checkpoints' cannot be used as a folder name")
     distill(("test_vit", "resnet51"), "run").refused("student resnet51", "did you mean 'resnet")
     distill(STUDENTS, "run", "--student-args", "{layers: [1, 1, 1, 1]}").refused("student test_vit", "layers")
     distill(STUDENTS, "run", "--student-maps", "0,5").refused("student test_resnet", "no map 5")

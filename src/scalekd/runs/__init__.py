@@ -1,1 +1,1 @@
-"""The folder of a run and what lies in it: lock, settings, checkpoints, logs. It knows no task and no training loop."""
+"""The folder of a run and its files: lock, settings, checkpoints, logs. Knows no task and no training loop."""

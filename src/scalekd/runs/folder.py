@@ -1,4 +1,4 @@
-"""The folder of a run, and what it must leave there."""
+"""The folder of a run: its files, the settings and inputs stored there, and their comparison when it is resumed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from scalekd.models.weights import file_hash
 from scalekd.recipes import Keys, ListKeys, Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
-# The recipe last: what is cleared away half is a run's folder still.
+# The recipe last: if clearing is interrupted, the folder is still recognised as a run's.
 _OURS = (
     "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors", "segmenter.safetensors",
     "detector.safetensors", "recipe.yaml",
 )  # fmt: skip
-GROUP = "group.json"  # names the students of a group of runs, in the folder that holds theirs
-# Keys that may change in a resumed run: where things are, and what does not bear on the result.
+GROUP = "group.json"  # lists the students of a group of runs, in the folder that holds their run folders
+# Keys that may change in a resumed run: locations, and settings that do not affect the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache", *ListKeys.model_fields}
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
     "keep", "checkpoint_minutes",
 }  # fmt: skip
-# Keys whose values follow another key's where the user leaves them open.
+# Keys whose default values depend on another key.
 _FOLLOWS = {"lr": "batch", "min_lr": "batch", "warmup_lr": "batch", "micro_batch": "batch", "warmup_epochs": "epochs"}
 
 
@@ -47,12 +47,12 @@ class RunFolder:
         recipe: The resolved recipe, YAML.
         inputs: Fingerprints of the data and hashes of the weights that the run reads, JSON.
         environment: Versions, git revision and hardware at the start, JSON.
-        metrics: A JSON object a line.
-        tensorboard: Folder of the same figures as TensorBoard reads them.
-        student: Plain timm weights, rewritten at each validation and where the run is stopped.
-        segmenter, detector: Weights of the whole model of a run of `transfer`, instead of a student's.
-        pictures: Folder of validation images with what that model says of them.
-        result: Final figures; there only when the run is finished.
+        metrics: Figures as JSON lines.
+        tensorboard: Folder of the same figures as TensorBoard events.
+        student: Plain timm weights, rewritten at each validation and when the run is stopped.
+        segmenter, detector: Weights of the whole model of a `transfer` run, instead of a student's.
+        pictures: Folder of validation images with that model's predictions.
+        result: Final figures, JSON; exists only if the run is finished.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -75,15 +75,15 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether a run has ended here."""
+        """Whether the run here is finished."""
         return self.result.is_file()
 
     def prepare(self, recipe: Keys, inputs: dict[str, Any], *, resume: bool) -> None:
-        """Write what the run starts from; a resumed one must start from the same.
+        """Write the recipe, inputs and environment of a new run, or check that a resumed run has the same inputs.
 
         Raises:
-            UserError: If the data or the weights are not those that the run was started with, or pictures were read
-                otherwise then; says which.
+            UserError: If the data, the weights or the way images are decoded differ from when the run was started;
+                names the difference.
         """
         inputs = {"decoding": DECODING} | inputs
         if resume:
@@ -91,16 +91,17 @@ class RunFolder:
             changed = [name for name in inputs | stored if stored.get(name) != inputs.get(name)]
             if "decoding" in changed:
                 raise UserError(
-                    f"resume: the run in {self.path} was started by a version of scalekd that reads pictures otherwise "
-                    f"({stored.get('decoding', 'as stored, EXIF orientation ignored')} then, {DECODING} now); resume "
-                    "it with that version, or start from scratch with --overwrite"
+                    f"resume: the run in {self.path} was started by a version of scalekd that decodes images "
+                    f"differently ({stored.get('decoding', 'as stored, EXIF orientation ignored')} then, {DECODING} "
+                    "now); resume it with that version, or start from scratch with --overwrite"
                 )
             if changed:
                 raise UserError(self._changed(changed[0], stored.get(changed[0]), inputs.get(changed[0])))
             return
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
-        # Paths are made absolute, so that the run can be read from anywhere. Last: it marks the folder as a run's.
+        # Paths are made absolute, so that the run can be used from any working folder. The recipe is written last,
+        # because it marks the folder as a run's.
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
         paths |= {key: os.path.abspath(value) for key, value in recipe if key in _MODELS and is_weights(value)}
         data = getattr(recipe, "data", None)
@@ -109,13 +110,11 @@ class RunFolder:
         _write(self.recipe, dump(recipe.model_copy(update=paths)))
 
     def _changed(self, name: str, then: object, now: object) -> str:
-        """What to say of an input that is not the one the run was started with."""
+        """Return the error message for an input that differs from the one the run was started with."""
         if then is None:
-            return (
-                f"resume: the run in {self.path} was started without {name}, now there are some ({now}); leave them out"
-            )
+            return f"resume: the run in {self.path} was started without {name}, now there are some ({now}); remove them"
         if now is None:
-            return f"resume: the run in {self.path} was started with {name} ({then}), now there are none; give them"
+            return f"resume: the run in {self.path} was started with {name} ({then}), now there are none; specify them"
         packages = self.changed_packages()
         perhaps = f", perhaps because packages did: {', '.join(packages)}" if packages else ""
         return (
@@ -124,17 +123,17 @@ class RunFolder:
         )
 
     def changed_packages(self) -> list[str]:
-        """The packages whose versions are not those that the run here was started with, with both versions."""
+        """Return the packages whose versions have changed since the run was started, each with both versions."""
         try:
             then = read_json(self.environment).get("packages")
-        except UserError:  # nothing but a hint depends on it
+        except UserError:  # used for a hint only
             then = None
         now = describe_environment()["packages"]
         versions = {name: (then.get(name), now[name]) for name in now} if isinstance(then, dict) else {}
         return [f"{name} {old} -> {new}" for name, (old, new) in versions.items() if old != new]
 
     def clear(self) -> None:
-        """Delete the run that is here."""
+        """Delete the files of the run in this folder."""
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
         transfer = self.segmenter.exists() or self.detector.exists()
@@ -142,12 +141,12 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def check_same(self, recipe: Keys) -> None:
-        """Make sure that the run that is here has these settings, but for those that do not bear on the result.
+        """Check that the run in this folder has these settings, except those that do not affect the result.
 
         Raises:
-            UserError: If there is no run or a setting is another; names it, and not one that only follows from it.
+            UserError: If there is no run, or a setting differs; names it, rather than one whose default depends on it.
         """
-        defaults = resolved(type(recipe)())  # of keys that are newer than the run
+        defaults = resolved(type(recipe)())  # for keys that are newer than the run
         stored, wanted = defaults | self.stored_keys(), resolved(recipe)
         free = {"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set()
         changed = [key for key in wanted if key not in free and _differs(key, stored.get(key), wanted[key])]
@@ -156,28 +155,29 @@ class RunFolder:
             self._refuse(causes[0], stored.get(causes[0]), wanted[causes[0]])
 
     def check_given(self, schema: type[Keys], given: Mapping[str, Any]) -> None:
-        """Make sure that keys which the user gives are those that the run here was started with.
+        """Check that the keys that the user specifies have the values that the run here was started with.
 
-        It comes before a recipe is made of them, where other keys follow from these and may not go together with them.
+        This comes before a recipe is built from them: other keys depend on them, and building it could fail for a
+        combination that the user did not choose.
 
         Args:
             schema: The kind of recipe.
             given: Keys and values as the user writes them.
 
         Raises:
-            UserError: If there is no run or a key is another; names it.
+            UserError: If there is no run, or a key has another value; names it.
         """
         stored = resolved(schema()) | self.stored_keys()
         for key, text in given.items():
-            folder = key in _MODELS and os.path.isdir(text)  # stands for weights in it
-            if key not in stored or key == "micro_batch" or folder:  # whether the second matters depends on others
+            folder = key in _MODELS and os.path.isdir(text)  # stands for the weights in it
+            if key not in stored or key == "micro_batch" or folder:  # whether micro_batch matters depends on other keys
                 continue
             field = schema.model_fields[key]
             kind: Any = Annotated[field.annotation, field]
             values = TypeAdapter(kind)
             try:
                 value = values.dump_python(values.validate_python(text), mode="json")
-            except ValidationError:  # the recipe will say what is wrong with it
+            except ValidationError:  # building the recipe will report it
                 continue
             if _differs(key, stored[key], value):
                 self._refuse(key, stored[key], value)
@@ -185,30 +185,30 @@ class RunFolder:
     def _refuse(self, key: str, stored: object, wanted: object) -> None:
         raise UserError(
             f"resume: {key} is {wanted!r} but the run in {self.path} was started with {stored!r}; "
-            "leave it out, or start from scratch with --overwrite"
+            "remove it, or start from scratch with --overwrite"
         )
 
     def stored_keys(self) -> dict[str, Any]:
-        """The recipe of the run that is here, as plain keys.
+        """Return the recipe of the run in this folder, as plain keys.
 
         Raises:
-            UserError: If there is none, or it is damaged.
+            UserError: If there is no run, or its recipe is corrupt.
         """
         if (self.path / GROUP).is_file():
-            raise UserError(f"run: {self.path} holds a group of runs; name the folder of one of them")
+            raise UserError(f"run: {self.path} holds a group of runs; specify the folder of one of them")
         if not self.exists:
             raise UserError(f"run: {self.path} holds no run (no {self.recipe.name})")
         return read_keys(self.recipe, f"run: {self.recipe}")
 
     def stored_inputs(self) -> dict[str, Any]:
-        """What the run that is here was started from."""
+        """Return the inputs that the run in this folder was started with."""
         return read_json(self.inputs)
 
     def stored_result(self) -> dict[str, Any]:
-        """The result of the run that has ended here.
+        """Return the result of the finished run in this folder.
 
         Raises:
-            UserError: If it is damaged.
+            UserError: If it is corrupt.
         """
         result = read_json(self.result)
         if not isinstance(result.get("top1", ""), float | int | None) or not isinstance(result.get("student"), str):
@@ -216,7 +216,7 @@ class RunFolder:
         return result
 
     def sync_logs(self) -> dict[str, int]:
-        """Bring the logs to the disk; their files' sizes in bytes, by their paths in the folder."""
+        """Sync the logs to disk; returns the sizes of their files in bytes, by path relative to the folder."""
         sizes = {}
         for path in self._logs():
             with path.open("rb") as file:
@@ -225,9 +225,9 @@ class RunFolder:
         return sizes
 
     def cut_logs(self, sizes: Mapping[str, int]) -> None:
-        """Put the logs back to what they were when they had these sizes, which none of them had if it is not named.
+        """Truncate the logs to the given sizes in bytes; logs that are not listed are deleted.
 
-        A resumed run then writes again what it does again, and no line is there twice or torn.
+        A resumed run repeats the steps after its checkpoint, so that no line may remain from them, whole or partial.
         """
         for path in self._logs():
             size = sizes.get(path.relative_to(self.path).as_posix(), 0)
@@ -241,31 +241,31 @@ class RunFolder:
 
 
 def _differs(key: str, stored: object, wanted: object) -> bool:
-    """Whether a key's value bears on the result and is another one."""
+    """Whether a key's value has changed and affects the result."""
     if key in _MODELS and is_weights(stored) and is_weights(wanted):
-        return False  # known by their hashes
+        return False  # weights files are compared by their hashes
     return key not in _PLACES | _CONDUCT and stored != wanted
 
 
 def is_weights(model: object) -> bool:
-    """Whether a model is named by its weights file."""
+    """Whether a model is specified by a weights file."""
     return isinstance(model, str) and model.endswith(".safetensors")
 
 
 def cut_freely(recipe: Recipe) -> bool:
-    """Whether nothing but random draws of the models (dropout) depends on `micro_batch`.
+    """Whether `micro_batch` affects nothing but the models' random draws (dropout).
 
-    Mixup and CutMix draw for the images at once, and dist relates them to each other.
+    It does affect mixup and CutMix, which draw once per micro-batch, and the method dist, which compares its images.
     """
     return isinstance(recipe.batchnorm_over, int) and not recipe.mixup and not recipe.cutmix and recipe.method != "dist"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is on the disk before it has its name, or is not there at all.
+    """Open a file for atomic writing: it is synced to disk before it gets its final name.
 
     Raises:
-        OSError: If it cannot be written; names it.
+        OSError: If it cannot be written; names it, and no partial file remains.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -276,7 +276,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # and its name too
+            os.fsync(folder)  # makes the new name durable, too
         finally:
             os.close(folder)
     except OSError as error:
@@ -292,10 +292,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON file that a run has left.
+    """Read a JSON file of a run.
 
     Raises:
-        UserError: If it cannot be read or is damaged.
+        UserError: If it cannot be read or is corrupt.
     """
     path = Path(path)
     try:
@@ -310,13 +310,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     path = Path(path)
     _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def weight_hashes(recipe: Recipe) -> dict[str, str]:
-    """The hashes of the local weights that a recipe names."""
+    """Return the hashes of the local weights files that a recipe names."""
     weights = {
         "teacher": recipe.teacher_weights or (recipe.method != "none" and recipe.teacher),
         "student": recipe.student_weights or recipe.student,

@@ -1,4 +1,4 @@
-"""The folders of students that are trained beside each other; a single run is a group of one in the folder itself."""
+"""The folders of students that are trained concurrently; a single run is a group of one in the folder itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scalekd.runs.checkpoints import Checkpoints
 from scalekd.runs.folder import GROUP, RunFolder, read_json, write_json
 from scalekd.runs.lock import locked, missing, remove_unused
 
-_CHECKPOINTS = "checkpoints"  # a folder beside the students'
+_CHECKPOINTS = "checkpoints"  # a folder next to the students' folders
 
 
 @contextmanager
 def naming(student: str) -> Iterator[None]:
-    """Put the student that it concerns in front of an error; an empty name for one that is alone."""
+    """Prefix errors with the name of the student that they concern; an empty name adds nothing."""
     try:
         yield
     except UserError as error:
@@ -31,24 +31,24 @@ def naming(student: str) -> Iterator[None]:
 
 
 def folder_names(students: Sequence[str]) -> list[str]:
-    """A folder's name for each student: its own, with what folders cannot be called replaced.
+    """Return a folder name for each student: its own name, with characters replaced that are unsuitable in names.
 
     Raises:
-        UserError: If two would have the same.
+        UserError: If two students would share a folder, or a name is reserved or empty.
     """
     names = [re.sub(r"[^\w.-]+", "-", student.removesuffix(".safetensors")).strip("-.") for student in students]
     for (one, name), (two, other) in combinations(zip(students, names, strict=True), 2):
         if name.lower() == other.lower():
             what = f"{one!r} is given twice" if one == two else f"{one!r} and {two!r} would share the folder {name!r}"
-            raise UserError(f"student: {what}; give each of the students once")
+            raise UserError(f"student: {what}; specify each student once")
     for student, name in zip(students, names, strict=True):
         if name.lower() in ("", _CHECKPOINTS):
-            raise UserError(f"student: {student!r} gives no folder of its own; train it by itself")
+            raise UserError(f"student: {student!r} cannot be used as a folder name; train it by itself")
     return names
 
 
 class Group:
-    """Where students that are trained beside each other leave their files: a run folder each, and one checkpoint.
+    """Where students that are trained concurrently leave their files: a run folder each, and one checkpoint.
 
     Args:
         path: The folder.
@@ -57,7 +57,7 @@ class Group:
     Attributes:
         names: What each is called, and its folder; one empty name for a single run.
         runs: The run folder of each.
-        checkpoints: Everything needed to go on with all of them.
+        checkpoints: Everything needed to resume all of them.
     """
 
     def __init__(self, path: str | Path, students: Sequence[str] = ()) -> None:
@@ -66,14 +66,14 @@ class Group:
         self.names = folder_names(self.students) or [""]
         self.runs = [RunFolder(path / name) for name in self.names]
         self.checkpoints = Checkpoints(path / _CHECKPOINTS)
-        self._prepared = False  # whether this process has begun what is in the folders
+        self._prepared = False  # whether this process has started the runs in the folders
 
     @staticmethod
     def stored_students(path: str | Path) -> list[str]:
-        """The students of the group that is in a folder; empty if there is none.
+        """Return the students of the group in a folder; empty if there is no group.
 
         Raises:
-            UserError: If the file that lists them is damaged.
+            UserError: If the file that lists them is corrupt.
         """
         file = Path(path) / GROUP
         if not file.is_file():
@@ -85,46 +85,46 @@ class Group:
 
     @property
     def started(self) -> bool:
-        """Whether these runs are here; not where the start was broken off before it had written all it starts from."""
+        """Whether these runs exist; false if their start was interrupted before all their settings were written."""
         there = [run for run in self.runs if run.exists]
         return len(there) == len(self.runs) or any(run.finished or run.metrics.is_file() for run in there)
 
     def stored_keys(self) -> dict[str, Any]:
-        """The recipe of the runs that are here, as plain keys; `student` is the first one's.
+        """Return the recipe of the runs in the folder, as plain keys; `student` is that of the first run.
 
         Raises:
-            UserError: If there are none, or of other students.
+            UserError: If there are no runs, or they are of other students.
         """
         stored = self.stored_students(self.path)
         if self.students and stored != self.students:
             held = f"a group of {', '.join(stored)}" if stored else "no group of runs"
-            raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; leave --student out")
+            raise UserError(f"resume: {self.path} holds {held}, not of {', '.join(self.students)}; remove --student")
         return self.runs[0].stored_keys()
 
     @contextmanager
     def claimed(self, warn: Callable[[str], object], *, resume: bool) -> Iterator[None]:
-        """Keep other processes out of all folders, which are made unless they are to be resumed.
+        """Create the folders, unless the runs are resumed, and lock them against other processes.
 
-        Those that were made and have got nothing but the lock are gone afterwards, as is a start that failed before it
-        had logged or saved anything.
+        On exit, folders created here are removed again if they hold nothing but the lock. If a new run fails before it
+        has logged or saved anything, its files are removed, too.
 
         Args:
-            warn: Called with a line where the file system knows no locks.
-            resume: Whether the folders must be there.
+            warn: Called with a line if the file system does not support locks.
+            resume: Whether the runs are resumed, so that no folder is created.
 
         Raises:
-            UserError: If a folder is another process's, or cannot be written.
+            UserError: If a folder is in use by another process, or cannot be written.
         """
         with ExitStack() as stack:
             for folder in sorted({self.path, *(run.path for run in self.runs)}):
                 made: list[Path] = []
                 try:
-                    str(folder).encode()  # TensorBoard's writer takes no other
+                    str(folder).encode()  # TensorBoard's writer requires valid UTF-8
                     if not resume:
                         made = missing(folder)
                         folder.mkdir(parents=True, exist_ok=True)
                 except UnicodeEncodeError:
-                    raise UserError(f"output: {folder} is no UTF-8 text; choose another folder") from None
+                    raise UserError(f"output: {folder} is not valid UTF-8; choose another folder") from None
                 except OSError as error:
                     raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
                 if folder.is_dir():
@@ -142,16 +142,16 @@ class Group:
 
     @staticmethod
     def _take_back(folder: Path, made: Sequence[Path]) -> None:
-        """Remove the lock, and the folders that were made for it, where no run is."""
+        """Remove the lock and the folders that were created for it, if there is no run in the folder."""
         if not RunFolder(folder).exists and not (folder / GROUP).exists():
             remove_unused(folder, made)
 
     def check(self, recipes: Sequence[Keys], *, resume: bool, overwrite: bool) -> None:
-        """Make sure that the runs may be written here, without changing what is there.
+        """Check that the runs may be written here, without changing any files.
 
         Raises:
-            UserError: If there are runs and neither `resume` nor `overwrite` is set; or none, finished or other ones
-                to `resume`.
+            UserError: If there are runs and neither `resume` nor `overwrite` is set, or if with `resume` there are no
+                runs, finished runs or other runs.
         """
         if resume and overwrite:
             raise UserError("output: --resume and --overwrite exclude each other")
@@ -166,19 +166,19 @@ class Group:
         half = {run.path for run in former.runs if not former.started}
         for run in (RunFolder(self.path), *self.runs):
             if run.exists and not overwrite and run.path not in half:
-                kind, mend = ("a finished", "") if run.finished else ("an unfinished", "--resume to resume it or ")
-                raise UserError(f"output: {run.path} holds {kind} run; add {mend}--overwrite to replace it")
+                kind, option = ("a finished", "") if run.finished else ("an unfinished", "--resume to resume it or ")
+                raise UserError(f"output: {run.path} holds {kind} run; add {option}--overwrite to replace it")
             if run.metrics.exists() and not run.exists:
-                raise UserError(f"output: {run.metrics} is of no run here; move it, or choose another folder")
+                raise UserError(f"output: {run.metrics} does not belong to a run; move it, or choose another folder")
 
     def _check_resumable(self, recipes: Sequence[Keys]) -> None:
         self.stored_keys()  # of these students?
         for run, recipe in zip(self.runs, recipes, strict=True):
             run.check_same(recipe)
-            beside = run.stored_inputs().get("group", [])
-            if beside and not self.students:
+            group = run.stored_inputs().get("group", [])
+            if group and not self.students:
                 raise UserError(
-                    f"resume: the run in {run.path} is one of a group, which goes on together; "
+                    f"resume: the run in {run.path} is one of a group, which is resumed together; "
                     f"add --resume to --output {run.path.parent}"
                 )
         if all(run.finished for run in self.runs):
@@ -187,10 +187,10 @@ class Group:
             raise UserError(f"resume: the {what} in {self.path} {are} finished; start from scratch with --overwrite")
 
     def prepare(self, recipes: Sequence[Keys], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
-        """Clear former runs away and write what these start from; resumed ones must start from the same.
+        """Delete former runs and write the settings of these, or check that resumed runs have the same inputs.
 
         Raises:
-            UserError: If data or weights are not those that the runs were started with; names which.
+            UserError: If data or weights differ from those that the runs were started with; names which.
         """
         if self.students:
             inputs = [content | {"group": self.students} for content in inputs]
@@ -198,7 +198,7 @@ class Group:
             self._clear()
             self._prepared = True
             if self.students:
-                write_json(self.path / GROUP, {"students": self.students})  # first: it tells whose the folders are
+                write_json(self.path / GROUP, {"students": self.students})  # first: it lists the group's folders
         for run, recipe, content in zip(self.runs, recipes, inputs, strict=True):
             run.prepare(recipe, content, resume=resume)
 
@@ -208,5 +208,5 @@ class Group:
             if run.exists:
                 run.clear()
         if former.students:
-            RunFolder(self.path).clear()  # the checkpoint of all
+            RunFolder(self.path).clear()  # the group's checkpoints
             (self.path / GROUP).unlink()

@@ -1,4 +1,4 @@
-"""A folder belongs to one run at a time, and a run that cannot start leaves none behind."""
+"""Lock a run folder for one process at a time, and remove folders of runs that failed to start."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 @contextmanager
 def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
-    """Keep other processes out of a folder. The system ends it with this process, whichever children live on.
+    """Lock a folder against other processes. The lock ends with this process, even if its children live on.
 
-    The lock is a record lock on a file: such locks are not inherited by a forked process. Who has it may remove the
-    file; who gets the lock of a file that is no longer there has come too late.
+    It is a record lock on a file, which forked processes do not inherit. The holder may remove the file; a process that
+    then locks the removed file has lost the race, which is detected by comparing the file with the path.
 
     Args:
-        folder: The folder; it is there.
-        warn: Called with a line where the file system knows no locks.
+        folder: The folder, which must exist.
+        warn: Called with a line if the file system does not support locks.
 
     Raises:
-        UserError: If another process has it; names that one. Or if nothing can be written there.
+        UserError: If another process holds the lock (the message names it), or the folder cannot be written.
     """
     path = folder / NAME
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
         try:
-            import fcntl  # noqa: PLC0415  # not there on Windows
+            import fcntl  # noqa: PLC0415  # does not exist on Windows
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (ImportError, OSError) as error:
@@ -64,32 +64,32 @@ def _leads_to(path: Path, descriptor: int) -> bool:
 
 
 def missing(folder: Path) -> list[Path]:
-    """The folder and those that it is in, as far as they are not there, itself first."""
+    """Return the folder and its parents that do not exist, the folder itself first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and take it back if what runs inside fails before it has left anything there."""
+    """Create a folder, and remove it again if the body fails before it has written anything there."""
     made = missing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # there is something in one of them
+        with suppress(OSError):  # one of them is not empty
             for path in made:
                 path.rmdir()
         raise
 
 
 def remove_unused(folder: Path, made: Sequence[Path]) -> None:
-    """Remove the lock of a folder without a run, which is still held, and what was made for it and is empty.
+    """Remove the lock of a folder without a run, while it is held, and the empty folders that were created for it.
 
     Args:
         folder: The run's folder.
-        made: What `missing` gave before it was made.
+        made: What `missing` returned before the folder was created.
     """
     (folder / NAME).unlink(missing_ok=True)
-    with suppress(OSError):  # there is something in one of them
+    with suppress(OSError):  # one of them is not empty
         for path in made:
             path.rmdir()

@@ -1,4 +1,4 @@
-"""The figures of a run in files: JSON lines, and TensorBoard's events."""
+"""Write the figures of a run to files: JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RGB = 3  # summary.proto
 
 
 class MetricsLog(ABC):
-    """A log that is in its file when a call returns: no thread writes it later, so that a checkpoint can tell its size.
+    """A log that is written before a call returns, not later by a thread, so that a checkpoint can record its size.
 
     Args:
         path: The file.
@@ -51,28 +51,28 @@ class MetricsLog(ABC):
 
 
 class JsonLines(MetricsLog):
-    """One JSON object a call, with the optimiser step as `step`."""
+    """Writes one JSON object per call, with the optimiser step as `step`."""
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self._append(json.dumps({"step": step, **figures}).encode() + b"\n")
 
 
 class TensorBoardEvents(MetricsLog):
-    """TensorBoard's events, in a file of its own for each start of the run.
+    """Writes TensorBoard events, to a separate file for each start of the run.
 
     Args:
-        folder: TensorBoard's folder of the run, which may hold the files of former starts.
+        folder: The run's TensorBoard folder, which may hold files of earlier starts.
     """
 
     def __init__(self, folder: Path) -> None:
-        # TensorBoard reads them in the order of their names, which no clock has a part in.
+        # TensorBoard reads files in the order of their names, which are therefore numbered instead of time-stamped.
         super().__init__(folder / f"events.out.tfevents.{len(list(folder.glob('*'))):06}.scalekd")
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self.log([Summary.Value(tag=name, simple_value=value) for name, value in figures.items()], step)
 
     def log(self, values: list[Any], step: int) -> None:
-        """Write values as TensorBoard has them."""
+        """Write values in TensorBoard's format (`Summary.Value`)."""
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         events = [event] if self._path.exists() else [Event(wall_time=time.time(), file_version="brain.Event:2"), event]
         records = io.BytesIO()
@@ -83,7 +83,7 @@ class TensorBoardEvents(MetricsLog):
 
 
 def shown_values(images: Mapping[str, Image], histograms: Mapping[str, NDArray[Any]]) -> list[Any]:
-    """Pictures and distributions of values as TensorBoard has them, by name.
+    """Convert images and arrays of numbers, by name, to TensorBoard's images and histograms.
 
     Raises:
         ValueError: If a value is NaN or infinite.
