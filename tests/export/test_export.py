@@ -141,7 +141,7 @@ def test_wrong_input_is_refused_in_a_line(
     cli("export", tmp_path, "--format", "onnx", *out).refused("no run")
     other = tmp_path / "torchvision.safetensors"
     Classifier("torchvision:squeezenet1_1", pretrained=False, num_classes=3).save(other)
-    cli("export", other, "--format", "timm", "--output", tmp_path / "t").refused("no model of timm's", "--format onnx")
+    cli("export", other, "--format", "timm", "--output", tmp_path / "t").refused("not a timm model", "--format onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     cli("export", weights, "--format", "onnx", *out).refused("onnxscript is not installed", "scalekd[onnx]")
 
@@ -152,7 +152,7 @@ def test_wrong_input_is_refused_in_a_line(
         ({"architecture": "python:os.system"}, "python:os.system"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
         ({"architecture": None}, "None"),
-        ({"pretrained_cfg": {"input_size": 3}}, "no configuration"),
+        ({"pretrained_cfg": {"input_size": 3}}, "not a timm configuration"),
         ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, "input_size"),
         ({"pretrained_cfg": {"crop_pct": "x"}}, "crop_pct"),
         ({"pretrained_cfg": {"std": [0, 1, 1]}}, "std"),

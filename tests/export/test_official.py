@@ -191,7 +191,7 @@ def test_what_does_not_match_is_refused_with_its_keys(cli: Cli, tmp_path: Path) 
         torch.save(content, tmp_path / "file.pth")
         return cli("import", tmp_path / "file.pth", "--model", name, "--output", tmp_path / "out.safetensors", *more)
 
-    run("resnet18d", state).refused("file.pth", "is no ResNet", "keys not understood", "backbone.")
+    run("resnet18d", state).refused("file.pth", "is not a ResNet", "unknown keys", "backbone.")
     deeper = str(arguments | {"depth": 3}).replace("'", "")
     run(name, state, "--model-args", deeper).refused("belongs to another architecture", "missing", "blocks.2.")
     wider = str(arguments | {"embed_dim": 64}).replace("'", "")

@@ -65,7 +65,7 @@ def test_what_really_lacks_an_operator_is_refused_and_what_is_there_stays(cli: C
     outcome.refused("opset: mixer_s16_224", "version 7", "No Op registered for Erf")
     assert "graph(" not in outcome.out + outcome.err
     for opset in (-1, 0, 6, NEWEST + 1, 99):
-        cli(*base, "--opset", str(opset)).refused(f"opset: {opset} is not offered", f"give 7 to {NEWEST}")
+        cli(*base, "--opset", str(opset)).refused(f"opset: {opset} is not supported", f"use 7 to {NEWEST}")
     assert file.read_text() == "earlier"
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -1,1 +1,1 @@
-"""What becomes of trained weights: timm folders, the hub, ONNX, torch's exported programs; others' weights as ours."""
+"""Export trained models to timm folders, the hub, ONNX and torch programs, and import the authors' released weights."""

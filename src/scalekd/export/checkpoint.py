@@ -1,4 +1,4 @@
-"""The student's weights in a checkpoint of the authors' framework (mmpretrain, mmcls), read without running code."""
+"""Read the student's weights from a checkpoint of the authors' framework (mmpretrain, mmcls) without running code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from scalekd.errors import UserError
 
 _STUDENT = "student."
-_REFUSED = "Unsupported global"  # how torch begins to say what it would have to import
+_REFUSED = "Unsupported global"  # start of torch's message about an object that it would have to import
 
 
 class _Ignored:
-    """Stands for an object of the framework's own in a checkpoint, such as its log; takes anything, does nothing."""
+    """Placeholder for the framework's own objects in a checkpoint, such as its log; accepts anything, does nothing."""
 
     def __init__(self, *_arguments: Any) -> None:
         pass
@@ -25,12 +25,12 @@ class _Ignored:
         pass
 
 
-# What the framework's log in a checkpoint consists of. None of these is imported: reading makes `_Ignored` of each.
+# The types in the framework's log in a checkpoint. None of them is imported: each is read as `_Ignored`.
 _LOG = tuple(
     (_Ignored, name)
     for name in (
         "mmengine.logging.history_buffer.HistoryBuffer",
-        *("builtins.getattr", "__builtin__.getattr", "getattr"),  # of the buffer's methods
+        *("builtins.getattr", "__builtin__.getattr", "getattr"),  # used for the buffer's methods
         *(
             f"{numpy}.{name}"
             for numpy in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -43,10 +43,10 @@ _LOG = tuple(
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a `.pth` file; of a distiller's, what belongs to the student, without the prefix `student.`.
+    """Read a `.pth` file; from a distiller's checkpoint, only the student's tensors, without the prefix `student.`.
 
     Raises:
-        UserError: If the file is missing, holds anything else than tensors and plain values, or no state dict.
+        UserError: If the file is missing, holds anything other than tensors and plain values, or has no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"checkpoint: {path} cannot be read with weights_only=True: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"checkpoint: {path} holds no state dict; give a .pth file of mmpretrain or mmcls")
+        raise UserError(f"checkpoint: {path} holds no state dict; pass a .pth file of mmpretrain or mmcls")
     tensors = {
         str(key).removeprefix("module."): value.detach() for key, value in state.items() if isinstance(value, Tensor)
     }

@@ -1,4 +1,4 @@
-"""An exported model against the one that it came from: the same answers, and in what time?"""
+"""Compare an exported model with the original: agreement of the logits, and speed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models agree.
+    """Agreement of two models.
 
     Attributes:
-        images: How many were looked at.
-        top1: Share in percent on which both give the same class.
-        difference: The largest difference of two logits.
-        scale: The largest logit, to compare it with.
+        images: Number of images compared.
+        top1: Percentage of images for which both predict the same class.
+        difference: The largest absolute difference of two logits.
+        scale: The largest absolute logit, to compare the difference with.
     """
 
     images: int
@@ -36,7 +36,7 @@ class Agreement:
         )
 
 
-@torch.no_grad()  # models that keep what they compute, as LeViT does, could not be exported after inference mode
+@torch.no_grad()  # not inference mode: models that cache tensors, as LeViT does, could not be exported afterwards
 def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
     """Compare two models on batches of images `[B, 3, h, w]`, at least one."""
     wanted, found = (torch.cat(logits) for logits in zip(*((ours(b), exported(b)) for b in batches), strict=True))
@@ -46,7 +46,7 @@ def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
 
 @torch.inference_mode()
 def time_ratio(ours: Run, exported: Run, images: Tensor, rounds: int = 15) -> float:
-    """The exported model's time for `images` as a share of the other's: the median over rounds of one run each."""
+    """Return the exported model's time for `images` divided by the original's: the median over alternating rounds."""
 
     def seconds(run: Run) -> float:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Training branches of reparameterisable students (RepVGG, MobileOne, FastViT, ...) folded into plain layers."""
+"""Fold the training branches of reparameterisable students (RepVGG, MobileOne, FastViT, ...) into plain layers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scalekd.export.compare import agreement
 from scalekd.export.onnx import first_line
 from scalekd.models import Classifier
 
-# Rounding of float32 stays far below this share of the largest logit, a wrong fold far above it.
+# As a fraction of the largest logit: float32 rounding stays far below it, a wrong fold far above it.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What is exported of a student.
+    """The model to export for a student.
 
     Attributes:
-        classifier: The folded copy; the student itself where there is nothing to fold, or where folding fails.
-        told: A sentence on what was folded, or why nothing was; empty for a student without such branches.
+        classifier: The folded copy; the student itself if there is nothing to fold, or if folding fails.
+        told: A text on what was folded, or why nothing was; empty for a student without such branches.
     """
 
     classifier: Classifier
@@ -32,20 +32,20 @@ class Folded:
 
 @torch.no_grad()  # tensors of inference mode could not be exported
 def fold(classifier: Classifier, images: Iterable[Tensor]) -> Folded:
-    """Fold branches and batch norms as timm's `reparameterize_model` does, on a copy.
+    """Fold branches and batch norms in a copy of the student, with timm's `reparameterize_model`.
 
     Args:
         classifier: The student, in eval mode; it keeps its branches.
-        images: Batches `[B, 3, h, w]` that both must agree on: logits within a thousandth of the largest one.
+        images: Batches `[B, 3, h, w]` on which both must agree: logits within a thousandth of the largest one.
     """
     try:
         folded: Classifier = reparameterize_model(classifier).eval()
         if _names(folded) == _names(classifier):
             return Folded(classifier, "")
         found = agreement(classifier, folded, images)
-    except Exception as error:  # a module of the user's own may name something else `fuse`
+    except Exception as error:  # a user's own module may have an unrelated method `fuse`
         return Folded(classifier, f"nothing: timm cannot fold {classifier.name} ({first_line(error)})")
-    if not found.difference <= _TOLERANCE * found.scale:  # not a number is no agreement either
+    if not found.difference <= _TOLERANCE * found.scale:  # written so that NaN is not agreement either
         return Folded(classifier, f"nothing: folded by timm, {classifier.name} answers differently ({found})")
     before, after = _layers(classifier), _layers(folded)
     return Folded(folded, f"{before} convolutions and norms into {after}, largest difference {found.difference:.1e}")
@@ -56,6 +56,6 @@ def _names(model: nn.Module) -> set[str]:
 
 
 def _layers(model: nn.Module) -> int:
-    """How many convolutions and batch norms a model has."""
+    """Count the convolutions and batch norms of a model."""
     kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
     return sum(isinstance(module, kinds) for module in model.modules())

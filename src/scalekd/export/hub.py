@@ -1,4 +1,4 @@
-"""Upload of an exported folder to the Hugging Face hub, or to what stands at `HF_ENDPOINT`."""
+"""Upload an exported folder to the Hugging Face hub, or to the server at `HF_ENDPOINT`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def push_to_hub(folder: Path, files: Sequence[str], repository: str, *, private:
     """Upload files of a folder as a model, with the token of `hf auth login` or `HF_TOKEN`.
 
     Args:
-        folder: The folder; nothing else that is in it is sent.
-        files: Their names.
-        repository: `USER/NAME`; made if it is not there.
+        folder: The folder; its other files are not uploaded.
+        files: The names of the files to upload.
+        repository: `USER/NAME`; created if it does not exist.
         private: Whether a new repository is private.
 
     Returns:
-        Its address.
+        The repository's URL.
 
     Raises:
-        UserError: If the name is none, or the hub refuses or cannot be reached.
+        UserError: If the name is invalid, or the hub refuses or cannot be reached.
     """
     api = HfApi(library_name="scalekd")
     try:

@@ -1,4 +1,4 @@
-"""The images that an export is checked and calibrated on."""
+"""Images for checking and calibrating an export."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BATCH = 16
 
 
 class Images:
-    """The images of a split as a model is evaluated on them.
+    """The images of a split under a model's evaluation transform.
 
     Args:
-        dataset: The images, under the transform of the evaluation.
+        dataset: The images, with the evaluation transform.
     """
 
     def __init__(self, dataset: ReplayDataset) -> None:
@@ -32,10 +32,10 @@ class Images:
         self._dataset = dataset
 
     def sample(self, count: int) -> Iterator[Tensor]:
-        """Batches of `count` images, spread evenly over the split; unreadable ones are left out.
+        """Yield batches with `count` images in total, spread evenly over the split; unreadable ones are skipped.
 
         Raises:
-            UserError: If none can be read.
+            UserError: If no image can be read.
         """
         step = max(len(self.split) / count, 1)
         keys = [Key(0, int(number * step)) for number in range(min(count, len(self.split)))]
@@ -49,7 +49,7 @@ class Images:
             raise UserError(f"data: none of {len(keys)} images of {self.split.root} can be read")
 
     def accuracy(self, run: Run, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
-        """Accuracy over all images, behind a progress bar titled `what`."""
+        """Measure the accuracy on all images, with a progress bar titled `what`."""
         cpu = torch.device("cpu")
         return measure_accuracy(
             run,

@@ -1,4 +1,4 @@
-"""The README of a timm folder: what a run left, told in a model card. It claims no licence: that is the user's."""
+"""Write the README of a timm folder: a model card made from a run's files. The licence is left to the user."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scalekd.models import Classifier
 from scalekd.models.extra import __all__ as own_names
 from scalekd.recipes import ListKeys
 
-# Where things were on the machine of the run, and how it was run.
+# Keys left out of the card: locations on the run's machine, and how it was run there.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache", "workers", "accelerator", *ListKeys.model_fields}
 
 
 def model_card(classifier: Classifier, digest: str, run: Mapping[str, Any] | None) -> str:
-    """A model card in Markdown, with the hub's front matter.
+    """Return a model card in Markdown, with the hub's front matter.
 
     Args:
         classifier: The model.
         digest: SHA-256 of its weights.
-        run: `recipe`, `result`, `inputs` and `environment` as a run left them; None for weights from elsewhere.
+        run: `recipe`, `result`, `inputs` and `environment` from a run folder; None for weights from elsewhere.
     """
     parts = [_FRONT, f"# {_plain(classifier.name)}", _facts(classifier, digest), _usage(classifier)]
     if run is not None:
@@ -100,7 +100,7 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
 
 
 def _name(model: str) -> str:
-    """A model's name; of a weights file the name of the file, not where it lies."""
+    """Return a model's name; for a weights file, the file's name without its folder."""
     return Path(model).name if model.endswith(".safetensors") else model
 
 
@@ -110,5 +110,5 @@ def _table(facts: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text that cannot break out of a table or the page."""
+    """Escape text so that it cannot break out of a table or the page."""
     return printable(str(value)).replace("|", r"\|").replace("<", "&lt;")

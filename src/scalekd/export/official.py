@@ -1,4 +1,4 @@
-"""The authors' released weights as timm's: key maps from mmpretrain's names, and the tensors that differ in order."""
+"""Convert the authors' released weights to timm: map mmpretrain's names, and reorder the tensors that differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scalekd.models import Classifier
 from scalekd.models.fitting import load_weights, stored_resolution
 from scalekd.models.sources import create, timm_config
 
-# Beginnings of names there -> here. Blocks are numbered in one row there where MobileNet's are in stages here.
+# Prefixes of mmpretrain's names -> timm's. mmpretrain numbers MobileNet's blocks consecutively, timm within stages.
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]
 _MOBILENET = tuple((stage, block) for stage, blocks in enumerate((1, 2, 2, 6, 2)) for block in range(blocks))
 _MOBILENET_PARTS = {"0": "conv_dw", "1": "bn1", "3": "conv_pw", "4": "bn2"}
@@ -34,7 +34,8 @@ _RESNET: Rules = {
     r"backbone\.stem\.([01])\.bn\.": lambda m: f"conv1.{3 * int(m[1]) + 1}.",
     r"backbone\.stem\.2\.conv\.": "conv1.6.",
     r"backbone\.stem\.2\.bn\.": "bn1.",
-    # The D variant pools before each shortcut's convolution; there the first stage, which does not, has no such module.
+    # The D variant pools before each shortcut's convolution. In mmpretrain the first stage, which does not pool, has no
+    # module for it, so its indices are shifted by one.
     r"backbone\.layer1\.0\.downsample\.([01])\.": lambda m: f"layer1.0.downsample.{int(m[1]) + 1}.",
     r"backbone\.(?=layer\d)": "",
     r"head\.fc\.": "fc.",
@@ -100,12 +101,12 @@ _FAMILIES: dict[type[nn.Module], Rules] = {
 
 
 def import_checkpoint(path: str | Path, name: str, **model_args: Any) -> Classifier:
-    """A checkpoint of the authors' framework as a timm model, all of its weights accounted for.
+    """Load a checkpoint of the authors' framework as a timm model; every weight must have its place.
 
     Args:
         path: A `.pth` file with mmpretrain's (or mmcls's) names, of a student or of the whole distiller.
-        name: The timm model that it is, such as `resnet50d`.
-        model_args: Further arguments of `timm.create_model`, over those that the weights' names tell.
+        name: The name of the same model in timm, such as `resnet50d`.
+        model_args: Further arguments of `timm.create_model`; they override those inferred from the weights' names.
 
     Raises:
         UserError: If the file cannot be read, or its names or shapes do not match the model's; lists them.
@@ -115,39 +116,38 @@ def import_checkpoint(path: str | Path, name: str, **model_args: Any) -> Classif
     head = next((state[key] for key in ("head.fc.weight", "head.layers.head.weight") if key in state), None)
     with torch.device("meta"):
         family = type(create(name, pretrained=False, model_args=model_args))
-    arguments = {"num_classes": 0 if head is None else len(head), **_told_arguments(family, state), **model_args}
+    arguments = {"num_classes": 0 if head is None else len(head), **_inferred_arguments(family, state), **model_args}
     classifier = Classifier(name, pretrained=False, **arguments)
     converted = convert(state, classifier.model, str(path))
     trained_at = stored_resolution(classifier.model, converted)
     if trained_at is not None and "img_size" not in model_args:
         classifier = Classifier(name, pretrained=False, resolution=trained_at, **arguments)
     load_weights(classifier.model, converted, path)
-    classifier.mean.copy_(
-        torch.tensor(IMAGENET_DEFAULT_MEAN).view(-1, 1, 1)
-    )  # whatever timm's weights of this name use
+    # Always ImageNet's statistics, which timm's own weights of this name need not use.
+    classifier.mean.copy_(torch.tensor(IMAGENET_DEFAULT_MEAN).view(-1, 1, 1))
     classifier.std.copy_(torch.tensor(IMAGENET_DEFAULT_STD).view(-1, 1, 1))
-    classifier.crop_fraction = 0.875  # 256 -> 224, as all released configurations evaluate
+    classifier.crop_fraction = 0.875  # 256 -> 224, as in all released configurations
     return classifier
 
 
-def _told_arguments(family: type[nn.Module], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the names tell of the architecture: ViTs without class token, and where ConvNeXt's last norm stands."""
+def _inferred_arguments(family: type[nn.Module], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Infer the architecture's arguments from the names: ViTs without class token, place of ConvNeXt's last norm."""
     if issubclass(family, VisionTransformer) and "backbone.cls_token" not in state:
-        return {"class_token": False, "global_pool": "avg", "fc_norm": False}  # tokens are normalised, then pooled
+        return {"class_token": False, "global_pool": "avg", "fc_norm": False}  # tokens are normalised before pooling
     if issubclass(family, ConvNeXt) and "backbone.norm2.weight" in state:
-        return {"head_norm_first": True}  # maps of several stages, each normalised: pooling comes after
+        return {"head_norm_first": True}  # the maps of several stages are each normalised, and pooled afterwards
     if issubclass(family, EfficientNet):
-        return {"act_layer": "relu"}  # where timm's own has ReLU6
+        return {"act_layer": "relu"}  # timm's default is ReLU6
     return {}
 
 
 def convert(state: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """A state dict with mmpretrain's names -> one with timm's names and orders.
+    """Convert a state dict with mmpretrain's names to timm's names and orders.
 
     Args:
-        state: Names begin with `backbone.` and `head.`.
+        state: The state dict; its names begin with `backbone.` and `head.`.
         model: The timm model that it is for.
-        source: Where it is from, for messages.
+        source: Where the weights are from, for messages.
 
     Raises:
         UserError: If no map is known for this model, or for some of the names; lists them.
@@ -157,7 +157,7 @@ def convert(state: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[
         known = ", ".join(kind.__name__ for kind in _FAMILIES)
         raise UserError(f"model: no key map is known for a {type(model).__name__}; there are maps for {known}")
     rules = dict(_FAMILIES[family])
-    if family is ResNet and "conv1.weight" in model.state_dict():  # the plain variant: equal names
+    if family is ResNet and "conv1.weight" in model.state_dict():  # the plain variant has the same names in both
         rules = {r"backbone\.": "", r"head\.fc\.": "fc."}
     if family is ConvNeXt:
         rules |= {r"backbone\.norm3\.": "norm_pre." if hasattr(model.norm_pre, "weight") else "head.norm."}
@@ -166,7 +166,7 @@ def convert(state: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[
     unknown = [key for key, new in renamed.items() if new is None]
     if unknown:
         few = ", ".join(sorted(unknown)[:3]) + (", ..." if len(unknown) > 3 else "")
-        raise UserError(f"checkpoint: {source} is no {type(model).__name__}; {len(unknown)} keys not understood: {few}")
+        raise UserError(f"checkpoint: {source} is not a {type(model).__name__}; {len(unknown)} unknown keys: {few}")
     converted = {str(new): state[key] for key, new in renamed.items()}
     return _reorder(converted, model, source)
 
@@ -180,24 +180,24 @@ def _rename(key: str, rules: Rules) -> str | None:
 
 
 def _reorder(state: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Bring renamed tensors into timm's order, and check and drop what timm computes by itself."""
+    """Reorder renamed tensors for timm, and check and drop the tensors that timm computes itself."""
     own, buffers = model.state_dict(), dict(model.named_buffers())
     for key in list(state):
         value = state[key]
         if re.search(r"downsample\.(norm|reduction)\.", key) and isinstance(model, SwinTransformer):
             state[key] = merging_order(value)
         elif key.endswith("attn_mask"):
-            del state[key]  # follows from the resolution
+            del state[key]  # determined by the resolution
         elif key in buffers and key not in own:
             if not torch.equal(value.flatten(), buffers[key].flatten()):
                 raise UserError(f"checkpoint: {source} has another order of positions in {key}; it cannot be converted")
             del state[key]
     if "pos_embed" in own and "cls_token" not in own and state.pop("cls_token", None) is not None:
-        state["pos_embed"] = state["pos_embed"][:, 1:]  # the class token, kept though not used
+        state["pos_embed"] = state["pos_embed"][:, 1:]  # the class token's position is saved, but the model has none
     return state
 
 
 def merging_order(weight: Tensor) -> Tensor:
-    """Swin's patch merging, last axis `4C`: from `unfold`'s order (C, row, column) to timm's (column, row, C)."""
+    """Reorder Swin's patch merging, last axis `4C`, from `unfold`'s (C, row, column) to timm's (column, row, C)."""
     split = weight.reshape(*weight.shape[:-1], -1, 2, 2)
     return split.movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)

@@ -1,4 +1,4 @@
-"""ONNX: a model that takes RGB images in [0, 1], with its normalisation inside and its card in the metadata."""
+"""Export to ONNX: a model that takes RGB images in [0, 1] and normalises them, with its card in the metadata."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card, read_card
 
 IMAGES, LOGITS = "images", "logits"
-# Rounding of float32 stays far below this share of the largest logit, a wrong conversion far above it.
+# As a fraction of the largest logit: float32 rounding stays far below it, a wrong conversion far above it.
 _TOLERANCE = 1e-2
 
 
 def needed(module: str) -> Any:
-    """A module of the extra `onnx`.
+    """Import a module of the optional dependencies `onnx`.
 
     Raises:
         UserError: If it is not installed.
@@ -41,7 +41,7 @@ def needed(module: str) -> Any:
 
 
 def example(classifier: Classifier) -> Tensor:
-    """Two images of the model's size: with one, the tracer would take the batch for fixed."""
+    """Return two random images of the model's size; with one, the tracer would treat the batch size as fixed."""
     return _noise(classifier, 2)
 
 
@@ -51,78 +51,78 @@ def _noise(classifier: Classifier, count: int) -> Tensor:
 
 
 def export_onnx(classifier: Classifier, path: str | Path, card: Card, opset: int | None = None) -> None:
-    """Write a model that takes `images` `[batch, 3, side, side]` and gives `logits` `[batch, K]`; the batch is free.
+    """Export a model from `images` `[batch, 3, side, side]` to `logits` `[batch, K]`, with any batch size.
 
-    Weights are inside the file, but for models above 2 GB (a limit of the format), which get a second file.
-    Nothing is left at `path` unless onnxruntime gives the model's own logits from it.
+    Weights are stored in the file, except for models above 2 GB (a limit of the format), which get a second file.
+    The file is moved to `path` only after onnxruntime has reproduced the model's logits with it.
 
     Args:
         classifier: The model.
         path: The `.onnx` file.
-        card: What the metadata entry `scalekd` says, as JSON: class names, resolution, crop and more.
+        card: Written as JSON to the metadata entry `scalekd`: class names, resolution, crop and more.
         opset: Version of ONNX's operators; by default torch's choice.
 
     Raises:
-        UserError: If the model cannot be written, or not with this version of the operators.
+        UserError: If the model cannot be exported, or not with this version of the operators.
     """
     path = Path(path)
     needed("onnxscript")
     _check_opset(opset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ways = _ways(opset)
     reasons = []
-    for way in ways:
+    for way in _ways(opset):
         with TemporaryDirectory(dir=path.parent) as scratch:
             written = Path(scratch) / path.name
             try:
                 with _quiet():
                     way(classifier.eval(), written, opset)
                 _finish(classifier, written, card, opset)
-            except OSError:  # a full disk is not the model's fault
+            except OSError:  # for example a full disk; another exporter would not help
                 raise
-            except Exception as error:  # exporters raise kinds of their own, of many parents
+            except Exception as error:  # exporters raise their own exceptions, without a common base class
                 reasons.append(first_line(error).rstrip("."))
                 continue
             for file in Path(scratch).iterdir():
                 file.replace(path.parent / file.name)
             return
-    # The first way is the one made for this version: its reason is the model's, not that of a makeshift.
+    # Report the reason of the first exporter, which is the one made for this version; the others are fallbacks.
     if opset is None:
         raise UserError(f"format: {classifier.name} cannot be exported to ONNX: {reasons[0]}")
     raise UserError(
         f"opset: {classifier.name} cannot be written with version {opset} of the operators: {reasons[0]}; "
-        "leave --opset out for torch's choice"
+        "remove --opset to use torch's choice"
     )
 
 
 def _check_opset(opset: int | None) -> None:
-    """Refuse versions that do not exist, or that no exporter writes.
+    """Check that a version of the operators exists and that an exporter supports it.
 
     Raises:
-        UserError: If it is one of them.
+        UserError: If not.
     """
     onnx = needed("onnx")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST <= opset <= newest:
         raise UserError(
-            f"opset: {opset} is not offered; give {_OLDEST} to {newest}, which onnx {onnx.__version__} knows"
+            f"opset: {opset} is not supported; use {_OLDEST} to {newest}, the newest of onnx {onnx.__version__}"
         )
 
 
 _Way = Callable[[Classifier, Path, "int | None"], None]
-# torch's TorchScript exporter starts at 7. The other one translates to 18, and converts that to its neighbours.
+# Oldest versions of torch's exporters: TorchScript's supports 7 and later; the graph exporter translates to 18 and
+# converts the result to nearby versions.
 _OLDEST, _GRAPH_OLDEST = 7, 18
 
 
 def _ways(opset: int | None) -> tuple[_Way, ...]:
-    """The ways to write a version, the one made for it first."""
+    """Return the exporters to try for a version, the one made for it first."""
     if opset is None:
         return (_write_graph,)
     return (_write_graph, _write_converted) if opset >= _GRAPH_OLDEST else (_write_trace, _write_graph)
 
 
 def _write_graph(classifier: Classifier, path: Path, opset: int | None) -> None:
-    """By torch's exporter of exported programs."""
+    """Export with torch's exporter of exported programs."""
     program = torch.onnx.export(
         classifier,
         (example(classifier),),
@@ -138,7 +138,7 @@ def _write_graph(classifier: Classifier, path: Path, opset: int | None) -> None:
 
 
 def _write_trace(classifier: Classifier, path: Path, opset: int | None) -> None:
-    """By torch's TorchScript exporter, which knows old versions; its attention as single products, as it then was."""
+    """Export with torch's TorchScript exporter, which supports old versions, with unfused attention, as they need."""
     plain = copy.deepcopy(classifier)
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
@@ -157,22 +157,22 @@ def _write_trace(classifier: Classifier, path: Path, opset: int | None) -> None:
 
 
 def _write_converted(classifier: Classifier, path: Path, opset: int | None) -> None:
-    """By onnx's converter from torch's choice: it knows versions that torch does not yet."""
+    """Export with torch's default version and convert with onnx, which supports versions that torch does not yet."""
     onnx = needed("onnx")
     _write_graph(classifier, path, None)
     onnx.save(onnx.version_converter.convert_version(onnx.load(path), opset), path)
 
 
 def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -> None:
-    """Add the card to a file and check it: its version, its operators, its logits at another batch.
+    """Add the card to a file, and check its version, its operators and its logits at another batch size.
 
     Raises:
-        ValueError: If its version is another one, or it answers differently.
+        ValueError: If its version is another one, or its logits differ.
     """
     onnx = needed("onnx")
     model = onnx.load(path, load_external_data=False)
     version = next(entry.version for entry in model.opset_import if not entry.domain)
-    if opset not in (None, version):  # the exporter keeps its own where it cannot convert
+    if opset not in (None, version):  # the exporter keeps its own version if it cannot convert
         raise ValueError(f"torch's exporter kept version {version}")
     onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(asdict(card))})
     onnx.save(model, path)
@@ -181,18 +181,18 @@ def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -
     with torch.no_grad():
         wanted = classifier(images).cpu()
     difference = (OnnxClassifier(path)(images.cpu()) - wanted).abs().max().item()
-    if not difference <= _TOLERANCE * wanted.abs().max().item():  # not a number is no agreement either
+    if not difference <= _TOLERANCE * wanted.abs().max().item():  # written so that NaN is not agreement either
         raise ValueError(f"its logits differ by up to {difference:.1e} from the model's")
 
 
 def first_line(error: Exception) -> str:
-    """An exception's message up to its first line break, or its kind."""
+    """Return the first line of an exception's message, or the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell of each conversion that they try; what matters is looked at afterwards."""
+    """Silence the exporters, which report every conversion that they try; the result is checked afterwards."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -210,11 +210,11 @@ class OnnxClassifier:
         name: The architecture.
         classes: Class names in the order of the logits.
         resolution: Image side in pixels.
-        crop_fraction: Share of the resized image that evaluation looks at.
+        crop_fraction: Fraction of the resized image that is used in evaluation.
         num_classes: Width of the head.
 
     Raises:
-        UserError: If the file is missing, damaged, or not ours.
+        UserError: If the file is missing, corrupt, or was not exported by scalekd.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -227,11 +227,11 @@ class OnnxClassifier:
         options.log_severity_level = 3
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own kinds have no parent of theirs
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise UserError(f"model: {path} cannot be read: {first_line(error)}") from None
         text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
         if text is None:
-            raise UserError(f"model: {path} was not exported by scalekd: it does not say its size and classes")
+            raise UserError(f"model: {path} was not exported by scalekd: it lacks the metadata on size and classes")
         card = read_card(text, path)
         self.name, self.classes, self.num_classes = card.architecture, card.classes, card.num_classes
         self.resolution, self.crop_fraction = card.resolution, card.crop_fraction

@@ -1,4 +1,4 @@
-"""torch's own exported programs, `.pt2`: the model as a graph, without its code."""
+"""Export to torch's exported programs, `.pt2`: the model as a graph, independent of its code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CARD_FILE = f"{CARD_KEY}.json"
 
 
 def export_program(classifier: Classifier, path: str | Path, card: Card) -> None:
-    """Write a program that takes RGB images in [0, 1] `[batch, 3, side, side]` and gives logits; the batch is free.
+    """Export a program from RGB images in [0, 1] `[batch, 3, side, side]` to logits, with any batch size.
 
     Raises:
-        UserError: If torch cannot trace the model.
+        UserError: If torch cannot export the model.
     """
     path = Path(path)
     batch = torch.export.Dim("batch")

@@ -1,4 +1,4 @@
-"""Post-training quantisation of an ONNX model to int8, calibrated on the user's images."""
+"""Quantise an ONNX model to int8 after training, calibrated on the user's images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from scalekd.export.onnx import IMAGES, needed
 from scalekd.models.weights import CARD_KEY, Card
 
-# What holds nearly all of the work. Norms, softmax and activations stay in float32, which transformers need.
+# Operators with nearly all of the computation. Norms, softmax and activations stay in float32, as transformers need.
 OPERATORS = ("Conv", "Gemm", "MatMul")
-# Their inputs are rounded, not their outputs: a scale for what an activation is about to cut (ReLU6 above all) wastes
-# most of its steps, and OpenVINO computes a ViT's quantised patch embedding wrongly. See docs/decisions.md.
+# Only the inputs of these operators are quantised, not their outputs: if an activation (above all ReLU6) clips the
+# output next, most steps of its scale are wasted; and OpenVINO computes a ViT's quantised patch embedding wrongly. See
+# docs/decisions.md.
 OPTIONS = {"OpTypesToExcludeOutputQuantization": OPERATORS, "QuantizeBias": False}
 
-OLDEST_OPSET = 13  # the first whose DequantizeLinear takes a scale for each channel
+OLDEST_OPSET = 13  # the first version whose DequantizeLinear supports one scale per channel
 
 
 def quantise(
@@ -33,16 +34,16 @@ def quantise(
     operators: Sequence[str] = OPERATORS,
     options: Mapping[str, Any] = MappingProxyType(OPTIONS),
 ) -> None:
-    """Write the model of `source` with matrix products and convolutions in int8 to `target`.
+    """Quantise the matrix products and convolutions of `source` to int8, and write the model to `target`.
 
-    Weights have a scale a channel, activations one a tensor, from the range that they take on the images.
+    Weights have one scale per channel, activations one per tensor, from their range on the calibration images.
 
     Args:
         source: A file that `export_onnx` wrote.
         target: The `.onnx` file to write.
         batches: Images to calibrate on, `[B, 3, h, w]` in [0, 1].
-        card: As `export_onnx` takes it; quantisation loses the source's.
-        operators: Kinds of operators to quantise.
+        card: As for `export_onnx`; quantisation drops that of the source.
+        operators: Types of operators to quantise.
         options: `extra_options` of `onnxruntime.quantization.quantize_static`.
     """
     source, target = Path(source), Path(target)
@@ -70,7 +71,7 @@ def quantise(
 
 
 def _reader(batches: Iterable[Tensor]) -> Any:
-    """Batches as onnxruntime asks for them, one after the other and then None."""
+    """Wrap batches as onnxruntime's data reader, which returns one after the other and then None."""
     feeds: Iterator[dict[str, Any]] = ({IMAGES: batch.numpy()} for batch in batches)
 
     class Reader(needed("onnxruntime.quantization").CalibrationDataReader):  # type: ignore[misc]

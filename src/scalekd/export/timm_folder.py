@@ -1,4 +1,4 @@
-"""A folder as timm's own: `timm.create_model("local-dir:FOLDER", pretrained=True)` and the hub load it."""
+"""Read and write folders in timm's format, which `timm.create_model("local-dir:FOLDER")` and the hub can load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalekd.models.folders import CONFIG, WEIGHTS
 from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file, timm_config
 from scalekd.models.weights import file_hash, read_weights
 
-# What timm's configuration of an architecture says of its modules, rather than of weights that it was published with.
+# Keys of timm's configuration that describe an architecture's modules rather than its published weights.
 _STRUCTURE = ("fixed_input_size", "first_conv", "classifier")
 
 
@@ -28,7 +28,7 @@ _Side = Annotated[int, Field(gt=0, le=16384)]
 
 
 class _Config(TypedDict, total=False):
-    """What is read of `config.json`."""
+    """The entries of `config.json` that are read."""
 
     num_classes: Annotated[int, Field(ge=0, le=10**6)]
     input_size: tuple[Literal[3], _Side, _Side]
@@ -46,8 +46,9 @@ def write_timm_folder(classifier: Classifier, folder: str | Path, weights: Path 
 
     Args:
         classifier: The model.
-        folder: Where to; made if it is not there.
-        weights: The file that the model was read from, which is then copied as it is, card included.
+        folder: The target folder; created if it does not exist.
+        weights: The file that the model was read from, which is then copied as is, including its card; None to write
+            the model's current weights.
 
     Returns:
         The SHA-256 of the weights.
@@ -57,7 +58,7 @@ def write_timm_folder(classifier: Classifier, folder: str | Path, weights: Path 
     """
     folder = Path(folder)
     if not is_timm(classifier.name):
-        raise UserError(f"format: {classifier.name} is no model of timm's; export it with --format onnx")
+        raise UserError(f"format: {classifier.name} is not a timm model; export it with --format onnx")
     folder.mkdir(parents=True, exist_ok=True)
     model, side = copy.copy(classifier.model), classifier.resolution
     own = {key: model.pretrained_cfg[key] for key in _STRUCTURE if key in model.pretrained_cfg}
@@ -80,27 +81,27 @@ def write_timm_folder(classifier: Classifier, folder: str | Path, weights: Path 
 
 
 def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Classifier:
-    """The model of a folder that we, timm or the hub wrote; only safetensors are read, and nothing else is opened.
+    """Load the model of a folder that scalekd, timm or the hub wrote, from `config.json` and the safetensors file only.
 
     Args:
         folder: The folder.
-        resolution: Image side in pixels; by default what the folder says.
+        resolution: Image side in pixels; by default the one in `config.json`.
 
     Raises:
-        UserError: If something is missing, or `config.json` asks for what a file must not.
+        UserError: If a file is missing or invalid, or `config.json` sets arguments that a file must not set.
     """
     folder = Path(folder)
     try:
         config, name, args = load_model_config_from_path(folder)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"model: {folder / CONFIG} is no configuration of timm's: {error}") from None
+        raise UserError(f"model: {folder / CONFIG} is not a timm configuration: {error}") from None
     try:
         said = _CONFIG.validate_python(config)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"model: {folder / CONFIG} cannot be right: {where}: {first['msg'].removeprefix('Value error, ')}"
+            f"model: {folder / CONFIG} is invalid: {where}: {first['msg'].removeprefix('Value error, ')}"
         ) from None
     classes = said.get("num_classes", args.get("num_classes", 1000))
     args = {key: value for key, value in args.items() if key != "num_classes"}
@@ -119,7 +120,7 @@ def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Class
     try:
         classifier = Classifier(module, resolution=resolution)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"model: {folder / CONFIG} says of its images what cannot be: {error}") from None
+        raise UserError(f"model: {folder / CONFIG} has invalid image settings: {error}") from None
     classifier.name, classifier.model_args, classifier.notes = name, args, notes
     names = said.get("label_names") or (card.classes if card else ())
     classifier.classes = tuple(names.values() if isinstance(names, dict) else names)
@@ -131,7 +132,7 @@ def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Class
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:
-    """Numbers as they were written before they were held in float32."""
+    """Round float32 values to 6 digits, which recovers the decimal numbers that they were made from."""
     return tuple(round(value, 6) for value in values.flatten().tolist())
 
 
