@@ -72,7 +72,7 @@ def test_a_model_argument_that_does_not_exist_is_named(run: Cli) -> None:
 
 def test_a_teacher_that_is_no_vision_transformer_is_refused(run: Cli, tmp_path: Path) -> None:
     Classifier("resnet10t", pretrained=False, num_classes=3).save(tmp_path / "cnn.safetensors")
-    run("--teacher", tmp_path / "cnn.safetensors").refused("resnet10t", "no vision transformer")
+    run("--teacher", tmp_path / "cnn.safetensors").refused("resnet10t", "not a vision transformer")
 
 
 def test_no_teacher_no_student_and_no_data_are_named(cli: Cli, data: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_student_with_one_map_is_refused(run: Cli, monkeypatch: pytest.MonkeyP
         return model
 
     monkeypatch.setattr(timm, "create_model", short)
-    run().refused("resnet18 offers 1 feature map", "student_maps")
+    run().refused("resnet18 has 1 feature map", "student_maps")
 
 
 def test_tail_blocks_of_a_teacher_with_stages_are_refused(cli: Cli) -> None:

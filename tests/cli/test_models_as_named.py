@@ -125,9 +125,9 @@ def test_folders_teach(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path)
     assert "teacher weights" in json.loads((tmp_path / "run" / "inputs.json").read_text())
     assert cli("inspect", folder, "test_resnet", "--resolution", "32").code == 0
     second = ("distill", "--student", "resnet18", "--data", data, "--output", tmp_path / "b", *TINY_SETTINGS)
-    cli(*second, "--teacher", tmp_path / "run").refused("resnet18 is no vision transformer")
+    cli(*second, "--teacher", tmp_path / "run").refused("resnet18 is not a vision transformer")
     (tmp_path / "run" / "result.json").unlink()
-    cli(*second, "--teacher", tmp_path / "run").refused("has not ended")
+    cli(*second, "--teacher", tmp_path / "run").refused("is not finished")
 
 
 def test_a_start_with_other_class_names_says_so(cli: Cli, data: Path, cnn_file: Path, tmp_path: Path) -> None:

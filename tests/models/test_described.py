@@ -78,7 +78,7 @@ def test_weights_beside_a_hub_name_are_read_as_its_configuration_says(repository
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "resnet18", "model_args": {}}, "no vision transformer"),
+        ({"architecture": "resnet18", "model_args": {}}, "not a vision transformer"),
         ({"architecture": "bert"}, "names 'bert', which timm does not know"),
         ({"model_args": {"checkpoint_path": "aux.pth"}}, "wants to set checkpoint_path"),
     ],
@@ -94,7 +94,7 @@ def test_a_configuration_that_cannot_teach_is_refused_before_its_weights(
 
 def test_a_configuration_of_another_library_is_no_timm_model(repository: Path) -> None:
     (repository / "config.json").write_text('{"model_type": "dinov2"}')
-    with pytest.raises(UserError, match=r"config\.json of hf-hub:someone/model is none of timm's"):
+    with pytest.raises(UserError, match=r"config\.json of hf-hub:someone/model is not timm's"):
         Teacher(NAME)
 
 
@@ -124,14 +124,14 @@ def test_folders_of_adapt_and_of_finished_runs_are_models(tmp_path: Path, teache
     assert Teacher(teacher_file.parent).classes == ("blue", "green", "red")
     run = tmp_path / "run"
     Teacher(teacher_file).save(run / "student.safetensors")
-    with pytest.raises(UserError, match=r"the run in .* has not ended; resume it"):
+    with pytest.raises(UserError, match=r"the run in .* is not finished; resume it"):
         Teacher(run)
     (run / "result.json").write_text("{}")
     assert Teacher(run).num_classes == 3
     student.save(run / "student.safetensors")
-    with pytest.raises(UserError, match="resnet18 is no vision transformer"):
+    with pytest.raises(UserError, match="resnet18 is not a vision transformer"):
         Teacher(run)
-    with pytest.raises(UserError, match=r"name the folder of one of its runs: .*run"):
+    with pytest.raises(UserError, match=r"specify the folder of one of its runs: .*run"):
         Teacher(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no teacher\.safetensors, no finished run's student\.safetensors"):
@@ -149,6 +149,6 @@ def test_what_cannot_teach_is_refused_before_anything_is_fetched(name: str, monk
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
     monkeypatch.setattr(described, "_answers", fetched)
     state = torch.get_rng_state()
-    with pytest.raises(UserError, match=r"no vision transformer|none of timm's"):
+    with pytest.raises(UserError, match=r"not a vision transformer|not a timm model"):
         Teacher(name)
     assert torch.equal(torch.get_rng_state(), state), "looking changes no random weights"

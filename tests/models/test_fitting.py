@@ -150,7 +150,9 @@ def test_torchvisions_files(written: Written) -> None:
     student = Student("torchvision:mobilenet_v3_small", num_classes=3, maps=maps, resolution=64, weights=written(state))
     assert student.notes == ("head is fresh: the file has 5 classes, the data 3",)
     assert torch.equal(student.model.features[0][0].weight, state["features.0.0.weight"])
-    with pytest.raises(UserError, match=r"another architecture; .*torchvision's; name the model as torchvision:NAME"):
+    with pytest.raises(
+        UserError, match=r"another architecture; .*torchvision's; specify the model as torchvision:NAME"
+    ):
         Classifier("mobilenetv3_small_100", weights=written(state))
     resnet = torchvision.models.resnet18(num_classes=5).state_dict()
     assert_holds(Classifier("resnet18", weights=written(resnet)), resnet)
@@ -209,11 +211,11 @@ def test_evaluation_is_strict_about_the_head(written: Written) -> None:
         (cnn() | under("ema.", cnn()), r"2 copies of the model, under no prefix and 'ema\.'"),
         (
             under("backbone.body.", headless(cnn())) | {"rpn.conv.weight": torch.zeros(2, 2)},
-            r"holds the model under 'backbone\.body\.' beside 1 other keys \(rpn\.conv\.weight\); save",
+            r"holds the model under 'backbone\.body\.' next to 1 other keys \(rpn\.conv\.weight\); save",
         ),
         (
             under("teacher.backbone.", headless(cnn())) | {"teacher.dino_head.last.weight": torch.zeros(2, 2)},
-            r"under 'teacher\.backbone\.' beside 1 other keys",
+            r"under 'teacher\.backbone\.' next to 1 other keys",
         ),
         (headless(cnn()) | {"layer1.0.se.fc.weight": torch.zeros(8, 8)}, r"not in the model: layer1\.0\.se\.fc"),
         (timm.create_model("resnet10t", num_classes=7).state_dict(), r"another architecture; .* missing: conv1"),

@@ -76,7 +76,7 @@ def test_the_papers_maps_and_heads() -> None:
 
 
 def test_one_map_is_too_few() -> None:
-    with pytest.raises(UserError, match=r"offers 1 feature map.*student_maps"):
+    with pytest.raises(UserError, match=r"has 1 feature map.*student_maps"):
         map_indices(ISOTROPIC, "short")
 
 
@@ -133,9 +133,9 @@ def test_any_module_is_a_student_when_its_maps_are_named(last: str, teacher: Tea
         (("first", "head"), r"'head' of Own gives \[1, 4\]: it must give maps"),
         (("first", "ragged"), r"'ragged' of Own gives \[1, 30, 8\]"),
         (("first", "pair"), "'pair' of Own gives a tuple"),
-        (("first", "unused"), "'unused' takes no part in the forward"),
+        (("first", "unused"), "'unused' is not called in the forward"),
         (("first",), "two are needed"),
-        (None, r"name the two modules of Own .*: first \(16x16x6\), tokens \(8x8x8\)"),
+        (None, r"specify the two modules of Own .*: first \(16x16x6\), tokens \(8x8x8\)"),
     ],
 )
 def test_maps_that_cannot_be_are_named(maps: tuple[str, ...] | None, message: str) -> None:
@@ -156,7 +156,7 @@ def test_timms_maps_may_be_chosen_by_index_or_by_module() -> None:
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(by_name(images).previous, by_index(images).previous)
     torch.testing.assert_close(by_name(images).logits, by_index(images).logits)
-    with pytest.raises(UserError, match="4 does not come before 2; give the earlier map first"):
+    with pytest.raises(UserError, match="4 does not come before 2; specify the earlier map first"):
         Student("resnet18", maps=(4, 2))
     with pytest.raises(UserError, match="smaller grid than S_last"):
         Student("resnet18", maps=("layer4", "layer2"))
@@ -207,7 +207,7 @@ def test_own_code_is_a_student_by_its_path_and_never_by_a_file(tmp_path: Path, m
         ("python:other_models.small", "cannot be imported"),
         ("python:small", "cannot be imported"),
         ("python:own_models.number", "cannot be built"),
-        ("python:builtins.dict", "gave a dict, not a torch.nn.Module"),
+        ("python:builtins.dict", "returned a dict, not a torch.nn.Module"),
         ("torchvision:resnet51", "did you mean 'resnet"),
     ):
         with pytest.raises(UserError, match=message):

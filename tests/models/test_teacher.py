@@ -123,7 +123,7 @@ def test_a_tag_does_not_make_another_architecture(teacher_file: Path) -> None:
 
 
 def test_no_vision_transformer_is_refused() -> None:
-    with pytest.raises(UserError, match="no vision transformer"):
+    with pytest.raises(UserError, match="not a vision transformer"):
         Teacher("resnet18", pretrained=False)
 
 

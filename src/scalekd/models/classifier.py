@@ -1,4 +1,4 @@
-"""Any timm classifier, as it is used at inference."""
+"""A classifier for inference, built from any timm model."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ _ID = len("n01440764")
 
 
 class Classifier(ImageModel):
-    """A timm model, images in and logits or features out; for its arguments see `ImageModel`."""
+    """A model that maps images to logits or features; see `ImageModel` for its arguments."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> logits `[B, K]`."""
+        """Compute logits `[B, K]` of RGB images in [0, 1] `[B, 3, h, w]`."""
         logits: Tensor = self.run("model", self.model, images)
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> what the head's last layer sees, `[B, D]`.
+        """Compute the input of the head's last layer, `[B, D]`, for RGB images in [0, 1] `[B, 3, h, w]`.
 
         Raises:
-            UserError: If the model is none of timm's.
+            UserError: If the model is not a timm model.
         """
         if not hasattr(self.model, "forward_head"):
-            raise UserError(f"model: {self.name} gives no features as timm models do; only its logits can be measured")
+            raise UserError(
+                f"model: {self.name} is not a timm model and gives no features; only its logits can be used"
+            )
         features = self.run("model", self.model.forward_features, images)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         return pooled
 
     def imagenet_classes(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the logits of a model that was trained on ImageNet, where those of the data are ImageNet's too.
+        """Name the logits of a model that was trained on ImageNet, given data whose classes are ImageNet's, too.
 
         Args:
             classes: The data's class names, which are WordNet ids or begin with them (`n01440764`, `n01440764_tench`).
 
         Returns:
-            The data's name of a class, or its id where the data has none of it; nothing where the model has another
-            number of classes, or one of the data's is not among them.
+            For each logit the data's class name, or the WordNet id if the data lacks the class. Empty if the model has
+            another number of classes, or if a class of the data is not among the model's.
         """
         subset = infer_imagenet_subset(self.model)
         if subset is None or self.num_classes != ImageNetInfo(subset).num_classes():
@@ -50,7 +52,7 @@ class Classifier(ImageModel):
         return tuple(names.get(i, i) for i in ids) if len(names) == len(classes) and names.keys() <= set(ids) else ()
 
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Replace the head by a linear one: `weight` `[K, D]`, `bias` `[K]`."""
+        """Replace the head by a linear layer with `weight` `[K, D]` and `bias` `[K]`."""
         self.model.reset_classifier(len(weight))
         self.num_classes = len(weight)
         head = self.model.get_classifier()

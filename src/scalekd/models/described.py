@@ -1,4 +1,4 @@
-"""Models that a configuration of timm's describes, on the hub (`hf-hub:NAME`) or in a folder (`local-dir:FOLDER`)."""
+"""Models described by a timm `config.json`, on the hub (`hf-hub:NAME`) or in a folder (`local-dir:FOLDER`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from scalekd.errors import UserError
 
 HUB, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"
-_PATIENCE = 5.0  # seconds that a hub may take to answer at all
+_PATIENCE = 5.0  # seconds to wait for any answer of the hub
 
 
 @dataclass(frozen=True)
 class Described:
-    """What `config.json` says of a model.
+    """The description of a model in its `config.json`.
 
     Attributes:
         architecture: timm's name of the architecture.
-        args: Arguments of `timm.create_model` beyond it.
+        args: Further arguments of `timm.create_model`.
         config: Resolution, normalisation, classes and the like.
-        classes: Class names in the order of the logits; empty where it names none.
+        classes: Class names in the order of the logits; empty if it has none.
     """
 
     architecture: str
@@ -37,19 +37,19 @@ class Described:
 
 
 def is_described(name: str) -> bool:
-    """Whether a name is of the hub or of a folder of timm's."""
+    """Whether a name refers to the hub or to a timm folder."""
     return name.startswith((*HUB, LOCAL))
 
 
 def read_description(name: str, fixed: set[str]) -> Described:
-    """Read a model's `config.json`, from the hub or a folder.
+    """Read a model's `config.json` from the hub or a folder.
 
     Args:
         name: `hf-hub:OWNER/NAME` or `local-dir:FOLDER`.
-        fixed: Arguments that no file may set.
+        fixed: Arguments that a file must not set.
 
     Raises:
-        UserError: If it cannot be fetched, names no model of timm's, or asks for what a file must not.
+        UserError: If it cannot be fetched, does not name a timm model, or sets an argument in `fixed`.
     """
     place = name.partition(":")[2]
     try:
@@ -64,7 +64,7 @@ def read_description(name: str, fixed: set[str]) -> Described:
         classes = tuple(map(str, labels.values() if isinstance(labels, dict) else labels))
         args = {str(key): value for key, value in args.items() if key != "num_classes"}
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"model: the config.json of {name} is none of timm's ({error}); name a timm model") from None
+        raise UserError(f"model: the config.json of {name} is not timm's ({error}); specify a timm model") from None
     except Exception as error:
         raise UserError(f"model: the config.json of {name} cannot be read: {reason_of(error)}") from error
     if not timm.is_model(architecture):
@@ -76,7 +76,7 @@ def read_description(name: str, fixed: set[str]) -> Described:
 
 @contextmanager
 def answered_at_once() -> Iterator[None]:
-    """Take the hub's files from its cache where the hub does not answer, instead of asking again for a minute."""
+    """Use only cached files of the hub if it does not answer, instead of retrying for a minute."""
     if constants.HF_HUB_OFFLINE or _answers():
         yield
         return
@@ -90,13 +90,13 @@ def answered_at_once() -> Iterator[None]:
 def _answers() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-    except Exception:  # whichever library the hub's client uses
+    except Exception:  # the hub's client may use any HTTP library
         return False
     return True
 
 
 def reason_of(error: Exception) -> str:
-    """Why something was not fetched, in a part of a line."""
+    """Describe in a few words why something could not be fetched."""
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
         return f"it is not in the local cache, and {offline}"

@@ -1,4 +1,4 @@
-"""Models of the paper that timm can build but has no name for, under a name of their own in timm's registry."""
+"""Register models of the paper with timm that timm can build but has no name for."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ default_cfgs = generate_default_cfgs(
 
 @register_model  # type: ignore[untyped-decorator]
 def mixer_b14_224(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """Mixer-B/14: timm's `mixer_b16_224`, whose builder takes no other patch size, with 14-pixel patches.
+    """Build Mixer-B/14: timm's `mixer_b16_224`, whose builder fixes the patch size, with patches of 14 pixels.
 
-    Without scalekd: `timm.models.mlp_mixer.MlpMixer(patch_size=14, num_blocks=12, embed_dim=768)`.
+    Without scalekd, use `timm.models.mlp_mixer.MlpMixer(patch_size=14, num_blocks=12, embed_dim=768)`.
     """
     arguments = {"patch_size": 14, "num_blocks": 12, "embed_dim": 768} | kwargs
     return build_model_with_cfg(MlpMixer, "mixer_b14_224", pretrained, **arguments)

@@ -1,4 +1,4 @@
-"""What a teacher must offer beyond logits: final patch tokens and a tail. One class a family of timm models."""
+"""What a teacher provides beyond logits: final patch tokens and a tail. One class per family of timm models."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Family(Protocol):
     tail_name: str
 
     def read(self, features: Tensor) -> Tensor:
-        """Output of timm's `forward_features` -> final patch tokens `[B, N, D]`."""
+        """Convert the output of timm's `forward_features` to final patch tokens `[B, N, D]`."""
         ...
 
     def tail(self, tokens: Tensor) -> Tensor:
-        """`[B, N', D'] -> [B, N, D]`."""
+        """Run the tail on tokens: `[B, N', D'] -> [B, N, D]`."""
         ...
 
 
 class SwinFamily:
-    """Swin v1 and v2: patch merging, last stage and norm are the tail; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
+    """Swin v1 and v2: the tail is patch merging, last stage and norm; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
 
     def __init__(self, model: SwinTransformer | SwinTransformerV2) -> None:
         self._model = model
@@ -56,10 +56,10 @@ class SwinFamily:
 
 
 class ViTFamily:
-    """Plain ViT (DeiT, DINOv2, CLIP, SigLIP, ...): the last `tail_blocks` blocks and norm are the tail.
+    """Plain ViT (DeiT, DINOv2, CLIP, SigLIP, ...): the tail is the last `tail_blocks` blocks and the norm.
 
-    It takes patch tokens only: a student has nothing that stands for class and register tokens. The patch tokens then
-    attend to each other as they do in the whole model, but not to prefix tokens.
+    The tail takes patch tokens only, because a student has no counterpart of class and register tokens. The patch
+    tokens attend to each other as in the whole model, but not to prefix tokens.
     """
 
     def __init__(self, model: VisionTransformer | Beit | Eva, tail_blocks: int) -> None:
@@ -68,7 +68,7 @@ class ViTFamily:
             raise UserError(f"tail_blocks: {tail_blocks} is not between 1 and the teacher's {depth} blocks")
         self._model = model
         self._first = depth - tail_blocks
-        # Models that normalise after pooling have no final norm on tokens: theirs is applied to each token.
+        # Models that normalise after pooling have no final norm on tokens: their norm is applied to each token instead.
         self._token_norm = model.fc_norm if isinstance(model.norm, nn.Identity) else nn.Identity()
         self.tokens = self.tail_input = MapShape(model.embed_dim, *model.patch_embed.grid_size)
         self.tail_name = f"last {tail_blocks} of {depth} blocks + norm"
@@ -88,9 +88,9 @@ class ViTFamily:
 
 
 class _PositionalFamily(ViTFamily, ABC):
-    """ViTs whose blocks know positions (a relative-position bias, rotary embeddings), prefix tokens counted in.
+    """ViTs whose blocks use positions (a relative-position bias, rotary embeddings) that include prefix tokens.
 
-    Their attention needs the prefix in place. It gets zeros there, which no token attends to and which are dropped.
+    Their attention expects prefix tokens. The tail inserts zeros for them, masks them in attention, and drops them.
     """
 
     def _run_blocks(self, tokens: Tensor) -> Tensor:
@@ -104,21 +104,21 @@ class _PositionalFamily(ViTFamily, ABC):
 
     @abstractmethod
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
-        """Keyword arguments of each tail block; `mask` `[1, 1, 1, prefix + N]` is to be added to attention logits."""
+        """Return keyword arguments for each tail block that add `mask` `[1, 1, 1, prefix + N]` to attention logits."""
 
 
 class BeitFamily(_PositionalFamily):
-    """BEiT and BEiTv2: a relative-position bias in each block, or one for all."""
+    """BEiT and BEiTv2: a relative-position bias in each block, or a single shared one."""
 
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
         shared = self._model.rel_pos_bias
-        # Blocks add what is shared to their own bias.
+        # Each block adds the shared bias to its own.
         bias = mask if shared is None else mask + shared()
         return [{"shared_rel_pos_bias": bias} for _ in self._model.blocks[self._first :]]
 
 
 class RotaryFamily(_PositionalFamily):
-    """EVA-02, DINOv3 and others with rotary positions, equal in all blocks or learned for each ("mixed")."""
+    """EVA-02, DINOv3 and others with rotary positions, equal in all blocks or learned per block ("mixed")."""
 
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
         model = self._model
@@ -129,20 +129,20 @@ class RotaryFamily(_PositionalFamily):
 
 
 def has_patch_tokens(model: nn.Module) -> bool:
-    """Whether a model is of a family that can teach."""
+    """Whether a model belongs to a family that can be a teacher."""
     return isinstance(model, SwinTransformer | SwinTransformerV2 | Beit | Eva | VisionTransformer)
 
 
 def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Family:
-    """The family of a timm model.
+    """Return the family of a timm model.
 
     Args:
         model: A timm model.
         name: Its name, for messages.
-        tail_blocks: Blocks in the tail of an isotropic model; a Swin's is its last stage.
+        tail_blocks: Number of blocks in the tail of an isotropic model; a Swin's tail is its last stage.
 
     Raises:
-        UserError: If the model has no patch tokens, or fewer blocks.
+        UserError: If the model has no patch tokens, or fewer than `tail_blocks` blocks.
     """
     if isinstance(model, SwinTransformer | SwinTransformerV2):
         return SwinFamily(model)
@@ -153,6 +153,6 @@ def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Fa
     if isinstance(model, VisionTransformer | Eva):
         return ViTFamily(model, tail_blocks)
     raise UserError(
-        f"teacher: {name} is no vision transformer with patch tokens; use one of timm: Swin, ViT, DeiT, BEiT, "
+        f"teacher: {name} is not a vision transformer with patch tokens; use one of timm: Swin, ViT, DeiT, BEiT, "
         "EVA, DINO, CLIP or SigLIP"
     )

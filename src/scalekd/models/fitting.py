@@ -1,4 +1,4 @@
-"""From the keys of a weights file to those of a model: prefixes, other authors' names, heads; strict beyond these."""
+"""Match the keys of a weights file to those of a model: prefixes, other authors' names, heads; otherwise strict."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 
-# timm's modules call their conversion of other authors' names by one of these.
+# The names of the functions in timm's modules that convert other authors' names.
 _CONVERTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 # Components that torch adds to the names of modules that it wraps, in front of a key or within it.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# How people call the layers that give the logits, where timm calls them otherwise.
+# Common names of the layers that give the logits, in code other than timm's.
 _HEADS = {
     "head", "heads", "fc", "classifier", "linear", "logits", "probe", "cls_head", "linear_head", "fc_head", "head_dist",
     "dino_head", "ibot_head", "classification_head",
 }  # fmt: skip
-_COUNTERS = {"n_averaged"}  # of torch's averaged models: no weight
-_UNLEARNED = ".num_batches_tracked"  # which torch fills in too, where a file is without it
+_COUNTERS = {"n_averaged"}  # of torch's averaged models; not a weight
+_UNLEARNED = ".num_batches_tracked"  # filled in if a file lacks it, as torch does
 _FEW = 3
-_MOST = 0.9  # share of a model's keys that makes a part of a file a copy of the model
+_MOST = 0.9  # fraction of a model's keys from which a part of a file counts as a copy of the model
 _FOREIGN_LIBRARIES = {
-    "embeddings.patch_embeddings.projection.": "Hugging Face transformers'; take timm's own weights of this model",
-    "encoder.layers.encoder_layer_0.": "torchvision's; name the model as torchvision:NAME",
-    "features.0.0.": "torchvision's; name the model as torchvision:NAME",
+    "embeddings.patch_embeddings.projection.": "Hugging Face transformers'; use timm's own weights of this model",
+    "encoder.layers.encoder_layer_0.": "torchvision's; specify the model as torchvision:NAME",
+    "features.0.0.": "torchvision's; specify the model as torchvision:NAME",
     "data_preprocessor.": "mmpretrain's; see `scalekd import`",
 }
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A file's weights under the keys of a model, as far as they have a place in it.
+    """A file's weights, matched to the keys of a model.
 
     Attributes:
-        state: Tensors by the model's keys, and those that have no place.
-        plain: The file's tensors without their common prefix, before timm converted them.
-        missing: Keys of the model that the file does not give.
+        state: Tensors by the model's keys, and tensors under keys that the model does not have.
+        plain: The file's tensors without their common prefix, before timm's conversion.
+        missing: Keys of the model that are not in `state`.
         foreign: Keys of `state` that the model does not have.
-        head_width: Classes of the file's head; 0 without one.
-        notes: What was done to the keys, one line each.
+        head_width: Number of classes of the file's head; 0 without a head.
+        notes: How the keys were changed, one line each.
     """
 
     state: dict[str, Tensor]
@@ -58,14 +58,15 @@ class Fitted:
 
 
 def fit_keys(model: nn.Module, state: Mapping[str, Tensor]) -> Fitted:
-    """Find the model's keys in a file: as they are, without one common prefix, or as timm converts them.
+    """Match a file's keys to the model's: as they are, without a common prefix, or converted by timm.
 
     Args:
         model: A model of any resolution, with a head of any width or none.
         state: The file's tensors.
 
     Returns:
-        The first way that gives every key a place, a head aside; otherwise the one that comes nearest.
+        The first match in which no key is missing or foreign; otherwise the one with the fewest such keys outside the
+        head.
     """
     wanted = model.state_dict()
     cleaned = {_unwrapped(key): tensor for key, tensor in state.items()}
@@ -74,7 +75,7 @@ def fit_keys(model: nn.Module, state: Mapping[str, Tensor]) -> Fitted:
         plain = {key.removeprefix(prefix): tensor for key, tensor in cleaned.items()}
         outside = any(not key.startswith(prefix) and not _may_be_head(key) for key in cleaned)
         if outside or len(plain) < len(cleaned):
-            continue  # two parts of the file, not one with a prefix
+            continue  # the file has several parts, of which only one has this prefix
         for converted in (_convert(plain, model), plain):
             way = _place(model, converted, plain)
             ways.append(replace(way, notes=(*_prefix_note(state, prefix), *way.notes)))
@@ -91,19 +92,19 @@ def fit_keys(model: nn.Module, state: Mapping[str, Tensor]) -> Fitted:
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, fresh_head: bool = False
 ) -> tuple[str, ...]:
-    """Load a whole state dict, resampling position embeddings to the model's grid the way timm does.
+    """Load a complete state dict, resampling position embeddings to the model's grid as timm does.
 
     Args:
         model: A timm model.
-        state: Its state dict, at any resolution and floating-point type.
-        source: Where the weights are from, for the message.
-        fresh_head: Whether the model keeps its own random head where the file's has other classes, or there is none.
+        state: Its state dict, at any resolution and of any floating-point type.
+        source: Where the weights are from, for messages.
+        fresh_head: Whether the model keeps its own random head if the file's head has other classes or is absent.
 
     Returns:
-        What was done to the file's keys, one line each.
+        How the file's keys were changed, one line each.
 
     Raises:
-        UserError: If keys or shapes do not match; says which.
+        UserError: If keys or shapes do not match; names them.
     """
     return load_fitted(model, fit_keys(model, state), state, source, fresh_head=fresh_head)
 
@@ -111,7 +112,7 @@ def load_weights(
 def load_fitted(
     model: nn.Module, fitted: Fitted, state: Mapping[str, Tensor], source: str | Path, *, fresh_head: bool = False
 ) -> tuple[str, ...]:
-    """What `load_weights` does once `fit_keys` has found the keys of `state`."""
+    """Load weights whose keys `fit_keys` has matched; see `load_weights`."""
     wanted, notes = model.state_dict(), fitted.notes
     if fresh_head:
         fitted, fresh = _with_fresh_head(model, fitted)
@@ -129,7 +130,7 @@ def load_fitted(
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that give the logits: as timm says, or else a model's last linear layer or convolution."""
+    """Return the names of the modules that give the logits, from timm, or else the last linear layer or convolution."""
     if hasattr(model, "get_classifier"):
         given = model.get_classifier()  # type: ignore[operator]
         heads = [part for part in (given if isinstance(given, tuple | list) else (given,)) if list(part.parameters())]
@@ -141,27 +142,27 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def likely_head_width(state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None) -> int | None:
-    """Classes of a file's head, to be guessed before there is a model; None where no key ends as `classifier`."""
+    """Guess the number of classes of a file's head before the model is built; None if no key ends with `classifier`."""
     names = (classifier,) if isinstance(classifier, str) else classifier or ()
     found = [key for key in state for name in names if f".{key}".endswith(f".{name}.weight")]
     return len(state[min(found, key=len)]) if found else None
 
 
 def stored_resolution(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Image side in pixels that weights without a card were trained at, where their position embeddings tell it.
+    """Infer the image side in pixels at which weights without a card were trained, from their position embeddings.
 
     Args:
         model: A timm model of any resolution.
         state: The weights.
 
     Returns:
-        None where nothing tells, or it is the model's own resolution.
+        The image side; None if it cannot be inferred, or is the model's own resolution.
     """
     own, stored = dict(model.named_parameters()).get("pos_embed"), state.get("pos_embed")
     patches: Any = getattr(model, "patch_embed", None)
     if own is None or stored is None or not own.ndim == stored.ndim == 3 or not hasattr(patches, "feat_ratio"):
         return None
-    # Class tokens have no place in the grid. DINOv2's authors count one in where timm does not.
+    # Class tokens are not part of the grid. The weights of DINOv2's authors include one where timm's do not.
     for tokens in (own.shape[1] - patches.num_patches, 0, 1):
         positions = max(stored.shape[1] - tokens, 0)
         side = isqrt(positions)
@@ -171,7 +172,7 @@ def stored_resolution(model: nn.Module, state: Mapping[str, Tensor]) -> int | No
 
 
 def _prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
-    """Prefixes to try, none first: the one before most of the model's keys, then what stands before every key."""
+    """Yield prefixes to try: none, the one before most of the model's keys, then those common to all keys."""
     yield ""
     counts = _found_under(state, wanted)
     tried = {""}
@@ -189,7 +190,7 @@ def _prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iter
 
 
 def _found_under(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Counter[str]:
-    """How many of the model's keys the file has under each prefix, none among them."""
+    """Count the model's keys that the file has under each prefix, including the empty one."""
     parts = (key.split(".") for key in state)
     return Counter(
         "".join(f"{part}." for part in key[:length])
@@ -200,28 +201,28 @@ def _found_under(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> C
 
 
 def _convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as timm's own reader of published checkpoints would have it."""
+    """Convert a state dict with timm's own converter of published checkpoints, if the model has one."""
     module = sys.modules[type(model).__module__]
     converter = next((getattr(module, name) for name in _CONVERTERS if hasattr(module, name)), None)
     if converter is None:
         return state
-    for more in ((model,), ()):  # some of timm's take the weights alone
+    for more in ((model,), ()):  # some of timm's converters take only the weights
         try:
             converted: dict[str, Tensor] = converter(dict(state), *more)
         except TypeError:
             continue
         except (RuntimeError, ValueError, LookupError, AttributeError, AssertionError):
-            return state  # weights of something else, or position embeddings of no image
+            return state  # weights of another model, or position embeddings that are not a grid
         return converted
     return state
 
 
 def _place(model: nn.Module, converted: Mapping[str, Tensor], plain: dict[str, Tensor]) -> Fitted:
-    """Give what bears no weights its place, and a head of another name that of the model's."""
+    """Match converted tensors to the model's keys: handle tensors that are not learned, and a head of another name."""
     wanted, state, notes = model.state_dict(), dict(converted), []
     if renamed := sorted(plain.keys() - state.keys()):
         notes.append(f"its keys are read as timm converts them; converted or left out: {_few(renamed)}")
-    # Versions of timm and of the authors' code save more or fewer of the tensors that a model computes for itself.
+    # Depending on the version of timm or of the authors' code, files contain tensors that a model computes itself.
     computed = {key: value for key, value in model.named_buffers() if key not in wanted}
     for key in [key for key in state if key not in wanted]:
         value = computed.get(key)
@@ -238,7 +239,10 @@ def _place(model: nn.Module, converted: Mapping[str, Tensor], plain: dict[str, T
 
 
 def _other_head(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: tuple[str, ...]) -> str | None:
-    """The one layer that a model lacks, where it can only be its head by another name; `names` are its own heads."""
+    """Return the file's only layer that the model lacks if it must be the head under another name, otherwise None.
+
+    `names` are the model's own heads.
+    """
     own = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     layers = {key.rpartition(".")[0] for key in state if key not in wanted}
     if len(names) != 1 or len(layers) != 1 or state.keys() & own or not wanted.keys() - own <= state.keys():
@@ -251,7 +255,7 @@ def _other_head(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names
 
 
 def _with_fresh_head(model: nn.Module, fitted: Fitted) -> tuple[Fitted, str | None]:
-    """The same with the model's own head, where the file's has other classes or there is none; and a line on it."""
+    """Use the model's own head if the file's head has other classes or is absent; also returns a line about it."""
     wanted, names = model.state_dict(), head_names(model)
     head = {key for key in wanted if _is_under(key, names)}
     fits = all(key in fitted.state and fitted.state[key].shape == wanted[key].shape for key in head)
@@ -273,12 +277,12 @@ def _with_fresh_head(model: nn.Module, fitted: Fitted) -> tuple[Fitted, str | No
 
 
 def _unwrapped(key: str) -> str:
-    """A key without the names of torch's wrappers."""
+    """Remove the names of torch's wrappers from a key."""
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
 def _prefix_note(state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """What is taken off the keys, as a line; none where they are as in the file."""
+    """Describe what is removed from the keys, as one line; empty if nothing is."""
     plain = {key: _unwrapped(key).removeprefix(prefix) for key in state}
     changed = next((key for key in state if plain[key] != key), None)
     if changed is None:
@@ -290,7 +294,7 @@ def _prefix_note(state: Mapping[str, Tensor], prefix: str) -> list[str]:
 
 
 def _why_not(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fitted: Fitted) -> str:
-    """Why a file does not fit a model: what follows the file's name in the message."""
+    """Describe why a file does not fit a model, as the part of the message after the file's name."""
     weights = {key: tensor for key, tensor in wanted.items() if not key.endswith(_UNLEARNED)}
     counts = _found_under(state, weights)
     copies = sorted(prefix for prefix, count in counts.items() if count >= _MOST * len(weights))
@@ -301,7 +305,7 @@ def _why_not(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fitted: 
         others = sorted(key for key in state if not key.startswith(copies[0]))
         if others:
             return (
-                f"holds the model under {copies[0]!r} beside {len(others)} other keys ({_few(others)}); "
+                f"holds the model under {copies[0]!r} next to {len(others)} other keys ({_few(others)}); "
                 f"save the keys under {copies[0]!r} alone"
             )
     parts = [
@@ -327,7 +331,7 @@ def _is_under(key: str, modules: tuple[str, ...]) -> bool:
 
 
 def _may_be_head(key: str) -> bool:
-    """Whether a key outside of the model's own is called as heads are; also one that is no weight."""
+    """Whether a key that the model lacks has a usual name of a head, or is not a weight."""
     return key.split(".", maxsplit=1)[0] in _HEADS or key in _COUNTERS
 
 

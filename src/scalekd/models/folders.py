@@ -1,4 +1,4 @@
-"""Which weights a folder stands for, where a model is named by one."""
+"""Find the weights in a folder, if a model is specified by a folder."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 from scalekd.errors import UserError
 from scalekd.models.described import LOCAL
 
-TEACHER = "teacher.safetensors"  # what `adapt` leaves
-STUDENT, RESULT = "student.safetensors", "result.json"  # what a run leaves, and what is there once it is finished
-CONFIG, WEIGHTS = "config.json", "model.safetensors"  # what timm and the hub save
+TEACHER = "teacher.safetensors"  # written by `adapt`
+STUDENT, RESULT = "student.safetensors", "result.json"  # written by a run; the result only when it is finished
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # written by timm and the hub
 
 
 class Found(NamedTuple):
-    """A model's name, empty where the weights say it, and its weights."""
+    """A model's name (empty if the weights' card says it) and its weights."""
 
     name: str
     weights: Path
 
 
 def weights_of(folder: Path) -> Found:
-    """The model in a folder of `adapt`'s, of a finished run or of timm's.
+    """Find the model in a folder of `adapt`, of a finished run or in timm's format.
 
     Raises:
-        UserError: If it holds none, or one that is not finished.
+        UserError: If the folder holds no model, or its run is not finished.
     """
     if (folder / TEACHER).is_file():
         return Found("", folder / TEACHER)
@@ -35,12 +35,12 @@ def weights_of(folder: Path) -> Found:
         return Found("", student)
     if student.is_file():
         raise UserError(
-            f"model: the run in {folder} has not ended; resume it, or name {student} to take its student as last saved"
+            f"model: the run in {folder} is not finished; resume it, or specify {student} to use the student as saved"
         )
     inside = sorted(path.parent for path in folder.glob(f"*/{STUDENT}"))
     files = sorted(folder.glob("*.safetensors"))
-    hint = f"; name the folder of one of its runs: {inside[0]}" if inside else ""
-    hint = f"; give a weights file: {files[0]}" if files else hint
+    hint = f"; specify the folder of one of its runs: {inside[0]}" if inside else ""
+    hint = f"; specify a weights file: {files[0]}" if files else hint
     raise UserError(
         f"model: the folder {folder} holds no {TEACHER}, no finished run's {STUDENT} and no {CONFIG} of timm's{hint}"
     )

@@ -1,4 +1,4 @@
-"""How a pair's tensors and operations are laid out for speed on a device; it computes the same but for rounding."""
+"""Choose a pair's memory layouts and operations for speed on a device; results are equal up to rounding."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scalekd.models.build import ImageModel
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher
 
-_VECTOR = 16  # float32 numbers in the widest register that oneDNN uses
+_VECTOR = 16  # float32 values in the widest vector register that oneDNN uses
 
 
 def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
-    """Lay out a joined pair for `device` under autocast to `dtype`.
+    """Prepare a pair for `device` under autocast to `dtype`.
 
     Args:
-        method: The pair.
-        device: Where it will run.
+        method: The pair of teacher and student.
+        device: The device that it will run on.
         dtype: The autocast type.
         channels_last: Whether the student's convolutions use the channels-last layout.
     """
@@ -33,7 +33,7 @@ def prepare(method: Method, device: torch.device, dtype: torch.dtype, *, channel
 
 
 def prepare_classifier(model: ImageModel, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> None:
-    """What `prepare` does to the student: whoever measures its weights rounds as training does; see `prepare`."""
+    """Prepare a student as `prepare` does, so that measuring its weights rounds as in training."""
     choose_attention(model, device, dtype)
     choose_convolutions(model, device, dtype)
     if channels_last:
@@ -41,16 +41,16 @@ def prepare_classifier(model: ImageModel, device: torch.device, dtype: torch.dty
 
 
 def prepare_teacher(teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:
-    """What `prepare` does to the teacher."""
+    """Prepare a teacher as `prepare` does."""
     choose_attention(teacher, device, dtype)
     if dtype == torch.bfloat16:
         teacher.hold_weights(dtype)
 
 
 def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take attention's products and softmax apart where that is faster: in bf16 on the CPU (docs/decisions.md).
+    """Disable fused attention where separate products and softmax are faster: bf16 on the CPU (docs/decisions.md).
 
-    Works on modules with timm's flag `fused_attn`, timm's own and ours.
+    Applies to all modules with timm's flag `fused_attn`, both timm's and scalekd's.
     """
     if device.type == "cpu" and dtype == torch.bfloat16:
         for part in module.modules():
@@ -59,7 +59,7 @@ def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype
 
 
 def choose_convolutions(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Take the convolutions that oneDNN is slow at, or fails at, another way on the CPU (docs/decisions.md)."""
+    """Replace convolutions on the CPU for which oneDNN is slow or fails (docs/decisions.md)."""
     if device.type != "cpu":
         return
     for part in module.modules():
@@ -74,16 +74,16 @@ def choose_convolutions(module: nn.Module, device: torch.device, dtype: torch.dt
 
 
 def _skips_pixels(part: nn.Conv2d) -> bool:
-    """Whether a convolution reads single pixels, not all of them, of few channels."""
+    """Whether a convolution is 1x1 with a stride, without padding, and has few input channels."""
     few = part.in_channels // part.groups < _VECTOR
     return few and part.kernel_size == (1, 1) and part.stride != (1, 1) and part.padding == (0, 0)
 
 
 class SparsePointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride, which picks its pixels itself in training.
+    """A 1x1 convolution with a stride that selects its input pixels by indexing in training.
 
-    The weight gradient of oneDNN 3.x writes beyond its memory where they are channels-last and the channels fewer than
-    a vector holds, which ends the process: the first layer of RepVGG, MobileOne and FastViT.
+    oneDNN 3.x's weight gradient writes out of bounds, which crashes the process, if the input is channels-last and has
+    fewer channels than a vector register holds: the first layer of RepVGG, MobileOne and FastViT.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class SparsePointwise(nn.Conv2d):
 
 
 class WideDepthwise(nn.Conv2d):
-    """A depthwise convolution that stays in float32 under autocast: its bf16 backward is 1.1 to 29 times as slow."""
+    """A depthwise convolution that runs in float32 under autocast: its bf16 backward takes 1.1 to 29 times as long."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

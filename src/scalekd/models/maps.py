@@ -1,4 +1,4 @@
-"""Reading two feature maps and the logits from one forward of any student."""
+"""Read two feature maps and the logits from a single forward of any student."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from scalekd.errors import UserError, did_you_mean
 from scalekd.method.outputs import StudentOutputs
 
-# More leading tokens than this are no class and register tokens.
+# The most leading tokens that are taken for class and register tokens.
 _MOST_PREFIX_TOKENS = 16
 
 
 class Reader(Protocol):
-    """Prepared images `[B, 3, h, w]` -> both maps `[B, C, h, w]` and the logits, from one forward."""
+    """Computes both maps `[B, C, h, w]` and the logits of prepared images `[B, 3, h, w]` in one forward."""
 
     def __call__(self, images: Tensor) -> StudentOutputs: ...
 
 
 class IntermediatesReader:
-    """Maps by their index, through timm's `forward_intermediates`."""
+    """Reads maps by index with timm's `forward_intermediates`."""
 
     def __init__(self, model: Any, indices: Sequence[int]) -> None:
         self._model, self._indices = model, list(indices)
@@ -35,12 +35,13 @@ class IntermediatesReader:
 
 
 class ModuleReader:
-    """Maps by the names of the submodules that give them; the hooks live for one forward.
+    """Reads maps as the outputs of named submodules, with hooks that exist only during the forward.
 
     Args:
-        model: Any module that turns images into logits `[B, K]`, or into something with such `logits`.
-        names: Submodules of (S_prev, S_last). Their outputs are maps `[B, C, h, w]` or `[B, h, w, C]` (told apart by
-            which axes are equal: images are square), or tokens `[B, N, C]` of a square grid, class tokens first.
+        model: Any module that maps images to logits `[B, K]`, or to an object with an attribute `logits`.
+        names: Submodules of (S_prev, S_last). Their outputs are maps `[B, C, h, w]` or `[B, h, w, C]` (distinguished by
+            which axes are equal, because images are square), or tokens `[B, N, C]` of a square grid, class tokens
+            first.
         title: The model's name, for messages.
 
     Raises:
@@ -80,18 +81,18 @@ class ModuleReader:
             raise UserError(f"student: {self._title}{mode} must give logits [B, K], not {shape}")
         missing = [name for name in self._names if name not in found]
         if missing:
-            raise UserError(f"student_maps: {missing[0]!r} takes no part in the forward of {self._title}")
+            raise UserError(f"student_maps: {missing[0]!r} is not called in the forward of {self._title}")
         previous, last = (as_map(found[name], f"{name!r} of {self._title}", images.shape[-1]) for name in self._names)
         return StudentOutputs(previous=previous, last=last, logits=logits)
 
 
 def as_map(output: Any, title: str, resolution: int) -> Tensor:
-    """A submodule's output as a map `[B, C, h, w]`; see `ModuleReader` for what is understood.
+    """Convert a submodule's output to a map `[B, C, h, w]`; see `ModuleReader` for the supported kinds.
 
     Args:
-        output: Whatever the submodule gave.
-        title: Which one it is, for the message.
-        resolution: Side of the images in pixels, a multiple of the side of a grid of tokens.
+        output: The submodule's output.
+        title: The submodule's name, for messages.
+        resolution: Side of the images in pixels; must be a multiple of the side of a grid of tokens.
 
     Raises:
         UserError: If it is neither a map nor the tokens of a square grid.
@@ -112,9 +113,10 @@ def as_map(output: Any, title: str, resolution: int) -> Tensor:
 
 
 def candidates(model: nn.Module, images: Tensor) -> list[str]:
-    """Submodules whose outputs would do as maps in a forward of prepared images: the last one of each shape.
+    """Return submodules whose outputs can be used as maps, found in a forward of prepared images.
 
-    Looked for at most three levels deep. Where all have one shape, as in isotropic models, the last few are given.
+    Only the last submodule of each shape is listed, and submodules at most three levels deep. If all have the same
+    shape, as in isotropic models, the last few are listed.
     """
     found: dict[str, str] = {}
 

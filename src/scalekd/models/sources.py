@@ -1,4 +1,4 @@
-"""Where a model comes from: timm by its name, torchvision and the user's own code by a prefix."""
+"""Build models by name: from timm, or with a prefix from torchvision or the user's own code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from scalekd.models.described import LOCAL, Described, answered_at_once, is_desc
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
 _FLAGS = " (--teacher-weights or --student-weights; --weights of evaluate and predict)"
-# Arguments of the builders that say where weights come from, or give something else than a classifier. Neither a
-# weights file nor a recipe may set them: weights are `weights`, and are read without running code.
+# Arguments of the builders that choose where weights come from, or build something other than a classifier. Neither a
+# weights file nor a recipe may set them: weights are specified by other keys, and are read without running code.
 FIXED_ARGS = {
     "cache_dir", "checkpoint_path", "exportable", "features_only", "num_classes", "out_indices", "pretrained",
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
@@ -28,15 +28,15 @@ FIXED_ARGS = {
 
 
 def is_timm(name: str) -> bool:
-    """Whether a name is timm's (its hub's included), rather than torchvision's or the user's own."""
+    """Whether a name is timm's (including the hub's), as opposed to torchvision's or the user's own code."""
     return not name.startswith((TORCHVISION, PYTHON))
 
 
 def may_come_from_a_file(name: str) -> bool:
-    """Whether a weights file alone may say that it belongs to this model: a name of timm's own or of torchvision's.
+    """Whether a weights file may specify this model: only names in timm's own registry or torchvision's are allowed.
 
-    Not the user's code, nor what timm would look up elsewhere (`hf-hub:`, `local-dir:`): opening weights must not run
-    code or fetch anything.
+    The user's code and names that timm resolves elsewhere (`hf-hub:`, `local-dir:`) are not allowed, because opening
+    weights must not run code or fetch anything.
     """
     if name.startswith(TORCHVISION):
         return name.removeprefix(TORCHVISION) in _torchvision_names()
@@ -59,7 +59,7 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
         if name.startswith(PYTHON):
             if pretrained:
-                raise UserError(f"weights: there are no hub weights of {name}; give a weights file{_FLAGS}")
+                raise UserError(f"weights: there are no hub weights of {name}; specify a weights file{_FLAGS}")
             return _own_code(name.removeprefix(PYTHON), model_args)
         asks = pretrained or is_described(name)
         with answered_at_once() if asks and not name.startswith(LOCAL) else nullcontext():
@@ -72,12 +72,12 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
             raise UserError(f"model: {name} cannot be built with {model_args}: {reason_of(error)}") from error
         raise UserError(
             f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason_of(error)}); "
-            f"give a local safetensors file{_FLAGS} instead, or train a teacher of your own with --method none"
+            f"specify a local safetensors file{_FLAGS} instead, or train your own teacher with --method none"
         ) from error
 
 
 def timm_config(name: str) -> Any:
-    """Timm's pretrained configuration of a name in its registry; an empty one for models that are none of timm's.
+    """Return timm's pretrained configuration of a name in its registry; an empty one for models from elsewhere.
 
     Raises:
         UserError: If timm does not know the name; suggests the nearest.
@@ -92,7 +92,7 @@ def timm_config(name: str) -> Any:
 
 
 def described(name: str) -> Described | None:
-    """What the hub's or a folder's configuration says of a model; None for all other names.
+    """Read the description of a model on the hub or in a timm folder; None for all other names.
 
     Raises:
         UserError: See `read_description`.
@@ -106,7 +106,7 @@ def _torchvision(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.
         raise UserError(f"model: torchvision has no classifier {name!r}{did_you_mean(name, known)}")
     module: nn.Module = torchvision.models.get_model(name, **model_args)
     if pretrained:
-        # Not through get_model, which unpickles, and refuses another number of classes.
+        # Not with get_model(weights=...), which unpickles and does not accept another number of classes.
         weights = torchvision.models.get_model_weights(name).DEFAULT
         state, own = weights.get_state_dict(progress=False, check_hash=True, weights_only=True), module.state_dict()
         module.load_state_dict({k: v for k, v in state.items() if own[k].shape == v.shape}, strict=False)
@@ -121,14 +121,14 @@ def _torchvision_names() -> list[str]:
 def _own_code(path: str, model_args: dict[str, Any]) -> nn.Module:
     module_name, _, attribute = path.rpartition(".")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: users name files beside them
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that files in the working folder are found
     try:
         build = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"model: python:{path} cannot be imported ({error}); give python:module.callable, found from {Path.cwd()}"
+            f"model: python:{path} cannot be imported ({error}); use python:module.callable, found from {Path.cwd()}"
         ) from error
     module = build(**model_args)
     if not isinstance(module, nn.Module):
-        raise UserError(f"model: python:{path} gave a {type(module).__name__}, not a torch.nn.Module")
+        raise UserError(f"model: python:{path} returned a {type(module).__name__}, not a torch.nn.Module")
     return module

@@ -1,4 +1,4 @@
-"""The student: both maps and the logits from one forward."""
+"""The student model, which returns two feature maps and the logits from one forward."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from scalekd.models.pairing import check_indices, map_indices, stem_norm
 
 
 class Student(ImageModel):
-    """Any timm model with `forward_intermediates`, or any module whose two maps are named; unchanged by distillation.
+    """A model that gives two feature maps and logits; its architecture is not changed by distillation.
+
+    It is any timm model with `forward_intermediates`, or any module with two named submodules that give the maps.
+    Weights with another number of classes than `num_classes`, or without a head, are used with a new random head.
 
     Args:
-        model: A timm name, `torchvision:NAME`, `python:module.callable`, a weights file of scalekd's, or a module.
-        maps: S_prev and S_last: indices of a timm model's maps, or names of submodules (see `ModuleReader` for what
-            they may give). By default timm models choose as the paper does (see `map_indices`).
-        num_classes: Width of the head; by default the weights' or the architecture's own.
+        model: A timm name, `torchvision:NAME`, `python:module.callable`, a weights file of scalekd, or a module.
+        maps: S_prev and S_last: indices of a timm model's maps, or names of submodules (see `ModuleReader` for their
+            possible outputs). By default chosen for timm models as in the paper (see `map_indices`).
+        num_classes: Width of the head; by default that of the weights or the architecture.
         weights: A safetensors file to start from.
-        resolution: Image side in pixels; by default the weights' or the architecture's own. Images of another size
-            are resized to it, with a warning where it was not given.
+        resolution: Image side in pixels; by default that of the weights or the architecture. Images of another size
+            are resized to it, with a warning if it was not specified.
         pretrained: Whether to start from the hub's weights.
         model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
 
-    Weights with another number of classes than `num_classes`, or without a head, are taken with a fresh head.
-
     Attributes:
         maps: Shapes of (S_prev, S_last).
-        maps_reason: Which maps these are and why, for people.
+        maps_reason: Which maps these are and why, human-readable.
         stem_norm: Norm of CAP's stem for this student.
 
     Raises:
@@ -78,8 +79,8 @@ class Student(ImageModel):
         if not hasattr(self.model, "forward_intermediates"):
             found = candidates(self.model.eval(), self.prepare(self._blank()))
             raise UserError(
-                f"student_maps: name the two modules of {self.name} that give S_prev and S_last; "
-                f"those that could: {', '.join(found) or 'none'}"
+                f"student_maps: specify the two modules of {self.name} that give S_prev and S_last; "
+                f"candidates: {', '.join(found) or 'none'}"
             )
         if maps is None:
             indices, reason = map_indices(self.model.feature_info, self.name)
@@ -89,12 +90,12 @@ class Student(ImageModel):
         return IntermediatesReader(self.model, indices), f"as given: maps {indices[0]} and {indices[1]}"
 
     def _blank(self) -> Tensor:
-        """One empty image of this student's size."""
+        """Return one blank image of this student's size."""
         parameter = next(self.model.parameters())
         return torch.zeros(1, 3, self.resolution, self.resolution, device=parameter.device)
 
     def _measure(self) -> tuple[MapShape, MapShape]:
-        """Shapes of the two maps, from one forward of an empty image; also finds the number of classes if unknown."""
+        """Measure the maps' shapes in a forward of a blank image; also sets the number of classes if unknown."""
         training = self.model.training
         try:
             with torch.no_grad():
@@ -105,14 +106,14 @@ class Student(ImageModel):
         if outputs.previous.shape[2] < outputs.last.shape[2]:
             raise UserError(
                 f"student_maps: S_prev ({list(outputs.previous.shape[1:])}) has a smaller grid than S_last "
-                f"({list(outputs.last.shape[1:])}); give the earlier map first"
+                f"({list(outputs.last.shape[1:])}); specify the earlier map first"
             )
         if not hasattr(self.model, "num_classes") and self._head_width is None:
             self.num_classes = outputs.logits.shape[1]
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])
 
     def _reason(self, error: ModelError) -> UserError:
-        """Why this student fails on an image: its resolution, if it was built for that or runs at another."""
+        """Return the error for a student that failed on an image; blames the resolution if it works at its default."""
         own = timm.data.resolve_model_data_config(self.model)["input_size"]
         if own[0] != 3:
             return UserError(f"student: {self.name} takes images of {own[0]} channel(s); build it for 3 (in_chans: 3)")
@@ -120,23 +121,23 @@ class Student(ImageModel):
             try:
                 with torch.no_grad():
                     self.model(torch.zeros(1, *own, device=self.mean.device))
-            except Exception:  # so the resolution is not to blame
+            except Exception:  # it fails at its default resolution, too
                 return error
         reason = first_line(error.__cause__ or error)
         return UserError(f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}")
 
     def prepare(self, images: Tensor) -> Tensor:
-        """See `ImageModel.prepare`; warns of a change of size that nobody asked for."""
+        """Prepare images as `ImageModel.prepare` does; warns if they are resized and no resolution was chosen."""
         height, width = images.shape[-2:]
         if not self.resolution_given and (height, width) != (self.resolution, self.resolution):
             warnings.warn(
                 f"student: images of {height}x{width} pixels are resized to the {self.resolution} that {self.name} "
-                f"runs at by default; give Student(..., resolution={min(height, width)}) to train at their size, or "
+                f"runs at by default; pass Student(..., resolution={min(height, width)}) to train at their size, or "
                 f"resolution={self.resolution} to resize them",
                 stacklevel=2,
             )
         return super().prepare(images)
 
     def forward(self, images: Tensor) -> StudentOutputs:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""
+        """Map RGB images in [0, 1] `[B, 3, h, w]` to maps `[B, C3, h3, w3]`, `[B, C4, h4, w4]` and logits `[B, K]`."""
         return self.run("student", self._reader, images)

@@ -1,4 +1,4 @@
-"""The frozen teacher: tokens, logits and a differentiable tail."""
+"""The frozen teacher model, which gives tokens, logits and a differentiable tail."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from scalekd.models.pairing import paper_heads
 from scalekd.models.sources import TORCHVISION, create, described, is_timm, timm_config
 from scalekd.models.weights import FILE_ENDINGS
 
-_USUAL, _DEAR = 224, 1.5  # pixels that costs are compared with, and how many times the tokens are worth a line
+_USUAL, _DEAR = 224, 1.5  # reference image side in pixels, and the ratio of tokens from which a note is printed
 
 
 class Teacher(ImageModel):
-    """A pre-trained vision transformer that teaches; always frozen and in eval mode.
+    """A pre-trained vision transformer used as the teacher; always frozen and in eval mode.
 
     Args:
-        model: A timm name or `hf-hub:NAME` (its hub weights are loaded), a weights file written by scalekd, the folder
-            of `adapt`, of a finished run or of timm's, or a timm module.
+        model: A timm name or `hf-hub:NAME` (its hub weights are loaded), a weights file written by scalekd, a folder
+            of `adapt`, of a finished run or in timm's format, or a timm module.
         weights: A safetensors file for a timm name, instead of its hub weights.
-        num_classes: Width of the head; by default what the weights have.
-        resolution: Image side in pixels it sees; images of another size are resized (bicubic, antialiased).
-        tail_blocks: Blocks in the tail of an isotropic teacher (ViT, BEiT, EVA, ...); a Swin's is its last stage.
+        num_classes: Width of the head; by default that of the weights.
+        resolution: Image side in pixels; images of another size are resized to it (bicubic, antialiased).
+        tail_blocks: Number of blocks in the tail of an isotropic teacher (ViT, BEiT, EVA, ...); a Swin's tail is its
+            last stage.
         pretrained: False for random weights.
         model_args: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: If the name is unknown, the weights do not fit, the model has no patch tokens or not at this
-            resolution.
+        UserError: If the name is unknown, the weights do not fit, the model has no patch tokens, or its patches do not
+            fill images of this resolution.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Teacher(ImageModel):
 
     @property
     def tail_name(self) -> str:
-        """What the tail is made of, for people."""
+        """What the tail consists of, human-readable."""
         return self._family.tail_name
 
     @property
@@ -85,11 +86,11 @@ class Teacher(ImageModel):
         return paper_heads(self.name)
 
     def train(self, mode: bool = True) -> Self:
-        """A teacher is always in eval mode, whatever a parent is set to."""
+        """Stay in eval mode, whatever mode the parent module is set to."""
         return super().train(False)
 
     def weights_hash(self) -> str:
-        """SHA-256 of the weights as they were loaded, names and float32 values; to be asked before `hold_weights`."""
+        """Return the SHA-256 of the loaded weights' names and float32 values; call it before `hold_weights`."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             value = tensor.float() if tensor.is_floating_point() else tensor
@@ -98,10 +99,10 @@ class Teacher(ImageModel):
         return digest.hexdigest()
 
     def hold_weights(self, dtype: torch.dtype) -> Self:
-        """Hold the weights of matrix products in `dtype`, for use under autocast to it.
+        """Convert the weights of matrix products to `dtype`, for use under autocast to it.
 
-        Autocast casts exactly these before each product, so results are the same to the bit; memory and the
-        casts are saved. Norms, embeddings and biases on attention stay in float32.
+        Autocast casts exactly these weights before each product, so results are bitwise equal, and memory and casts are
+        saved. Norms, embeddings and attention biases stay in float32.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -110,9 +111,9 @@ class Teacher(ImageModel):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutputs:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> tokens `[B, N, D]` and logits `[B, K]` (None without a head).
+        """Compute tokens `[B, N, D]` and logits `[B, K]` (None without a head) of RGB images in [0, 1] `[B, 3, h, w]`.
 
-        Under autocast both are of its type, on every device: so they can be kept in it without a loss.
+        Under autocast both are of the autocast type on every device, so that they can be stored in it without loss.
         """
         features = self.run("teacher", self.model.forward_features, images)
         tokens = self._family.read(features)
@@ -123,28 +124,33 @@ class Teacher(ImageModel):
         return TeacherOutputs(tokens, logits)
 
     def tail(self, tokens: Tensor) -> Tensor:
-        """The last stage and final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""
+        """Run the last stage and the final norm, `[B, N', D'] -> [B, N, D]`; gradients reach `tokens` only."""
         return self._family.tail(tokens)
 
 
 def check_architecture(name: str, model_args: dict[str, Any]) -> None:
-    """Make sure that a name is of an architecture that can teach, before its weights are fetched.
+    """Check that an architecture can be a teacher before its weights are fetched.
 
     Args:
-        name: As the user gives it; files and folders pass, as they are at hand and are checked when they are read.
+        name: The name as the user specifies it; files and folders are not checked here, but when they are read.
         model_args: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: If it cannot.
+        UserError: If it cannot be a teacher.
     """
     if name.startswith(TORCHVISION):
-        raise UserError(f"teacher: {name} is none of timm's, whose tokens are known; name timm's own of this kind")
+        raise UserError(
+            f"teacher: {name} is not a timm model, so its tokens are not known; use timm's model of this kind"
+        )
     if (model := outline(name, model_args)) is not None:
         family_of(model, name)
 
 
 def outline(name: str, model_args: dict[str, Any]) -> nn.Module | None:
-    """A model of timm's without memory for its weights; None where it is not named, or can only be built in full.
+    """Build a timm model on the meta device, without memory for its weights.
+
+    Returns:
+        The model; None if `name` is not a timm name, or the model cannot be built on the meta device.
 
     Raises:
         UserError: If timm does not know the name.
@@ -163,11 +169,11 @@ def outline(name: str, model_args: dict[str, Any]) -> nn.Module | None:
 
 
 def resolution_note(model: ImageModel, flag: str) -> str | None:
-    """A line on a vision transformer that takes much longer than at 224 pixels, where nobody chose its resolution.
+    """Return a note if a vision transformer's default resolution takes much longer than 224 pixels, otherwise None.
 
     Args:
         model: The transformer.
-        flag: What chooses the resolution.
+        flag: The flag that sets the resolution.
     """
     times = (model.resolution / _USUAL) ** 2
     if model.resolution_given or times < _DEAR:
@@ -181,19 +187,19 @@ def resolution_note(model: ImageModel, flag: str) -> str | None:
 
 
 def check_patches(model: ImageModel, key: str = "teacher_resolution") -> None:
-    """Make sure that a vision transformer's patches fill its images.
+    """Check that the resolution of a vision transformer is a multiple of its patch size.
 
     Args:
         model: The transformer.
-        key: What the user gives the resolution with, for the message.
+        key: The key of the resolution, for messages.
 
     Raises:
-        UserError: If they do not.
+        UserError: If it is not.
     """
     patch = int(model.model.patch_embed.feat_ratio())
     if model.resolution % patch:
         lower = model.resolution // patch * patch
         raise UserError(
-            f"{key}: {model.name} has patches of {patch} pixels, which {model.resolution} pixels are no multiple of; "
+            f"{key}: {model.name} has patches of {patch} pixels, and {model.resolution} is not a multiple of {patch}; "
             f"use {lower or patch} or {lower + patch}"
         )

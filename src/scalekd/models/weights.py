@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors only, with a card that says which timm model they belong to."""
+"""Read and write weights: safetensors only, with a card that says which timm model they belong to."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from scalekd.errors import UserError
 from scalekd.models.sources import FIXED_ARGS
 
 CARD_KEY = "scalekd"
-EXPORTED = (".onnx", ".pt2")  # programs, which hold no state dict
-FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", *EXPORTED)  # a model so named is a file
+EXPORTED = (".onnx", ".pt2")  # exported programs, which hold no state dict
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", *EXPORTED)  # a model name with such an ending is a file
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file says of itself, so that a path alone is enough to rebuild the model.
+    """Metadata of a weights file, so that its path is enough to rebuild the model.
 
     Attributes:
         architecture: timm model name.
         args: Further arguments of `timm.create_model`.
         num_classes: Width of the head.
-        resolution: Image side in pixels that the weights were trained at.
-        mean, std: Channel statistics the model expects, RGB in [0, 1].
-        crop_fraction: Share of the resized image that evaluation looks at.
-        classes: Class names in the order of the logits; empty where unknown.
-        top1: Accuracy in percent that was measured for them, where one was.
+        resolution: Image side in pixels at which the weights were trained.
+        mean, std: Channel statistics that the model expects, for RGB in [0, 1].
+        crop_fraction: Fraction of the resized image that is used in evaluation.
+        classes: Class names in the order of the logits; empty if unknown.
+        top1: Measured top-1 accuracy in percent; None if it was not measured.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -56,14 +56,17 @@ _CARDS = TypeAdapter(Card)
 
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) -> str:
-    """Write plain timm weights and their card, whole or not at all.
+    """Write plain timm weights and their card atomically.
 
     Returns:
         The SHA-256 of the file.
+
+    Raises:
+        UserError: If the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Copies, since safetensors refuses tensors that share memory (modules used twice, as in CoaT).
+    # Copied because safetensors rejects tensors that share memory (modules used twice, as in CoaT).
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
     }
@@ -71,36 +74,36 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) ->
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
     try:
         save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
-        partial.chmod(0o644)  # safetensors leaves files to their owner alone
+        partial.chmod(0o644)  # safetensors creates files that only their owner can read
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        reason = str(error).rpartition("I/O error: ")[2]  # what safetensors says before it is no news
+        reason = str(error).rpartition("I/O error: ")[2]  # without safetensors' own prefix
         raise UserError(f"weights: {path} cannot be written: {reason}") from error
     return file_hash(path)
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
-    """Read a safetensors file; nothing in it is executed.
+    """Read a safetensors file; no code in it is executed.
 
     Returns:
-        The state dict, and the card where scalekd wrote the file.
+        The state dict, and the card if scalekd wrote the file, otherwise None.
 
     Raises:
-        UserError: If the file is missing or is not safetensors (a pickle, say).
+        UserError: If the file is missing or is not a safetensors file (for example a pickle).
     """
     if not Path(path).is_file():
         raise UserError(f"weights: no such file: {path}")
     if str(path).endswith(EXPORTED):
         raise UserError(
-            f"weights: {path} is an exported program; give the run's folder or its student.safetensors "
-            "(`scalekd predict` alone takes .onnx files)"
+            f"weights: {path} is an exported program; specify the run's folder or its student.safetensors "
+            "(only `scalekd predict` takes .onnx files)"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,14 +118,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
 
 
 def read_card(text: str, source: str | Path) -> Card:
-    """A card from its JSON.
+    """Parse a card from JSON.
 
     Args:
         text: The entry `scalekd` of a file's metadata.
         source: The file, for messages.
 
     Raises:
-        UserError: If it is damaged, or sets what a file must not.
+        UserError: If the card is invalid, or sets arguments that a file must not set.
     """
     try:
         card = _CARDS.validate_python(json.loads(text))
