@@ -30,13 +30,13 @@ VIEWS = 3
 
 
 def teach(images: Tensor) -> TeacherOutputs:
-    """Outputs that tell the image: tokens `[B, 4, 3]` and logits `[B, 2]`."""
+    """Outputs that identify the image: tokens `[B, 4, 3]` and logits `[B, 2]`."""
     quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(2).transpose(1, 2)
     return TeacherOutputs(quarters, images.flatten(2).std(-1)[:, :2])
 
 
 class Filling(NamedTuple):
-    """A cache, its images, and how many of them were made here."""
+    """A cache, its images, and the number of them that this process computed."""
 
     cache: TeacherCache
     dataset: ReplayDataset
@@ -62,7 +62,7 @@ def filling(data: Path, caches: Path, transform: Transform | None = None) -> Fil
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """5, 5 and 2 images a shard."""
+    """Three shards of 5, 5 and 2 images."""
     monkeypatch.setattr(layout, "SHARD_BYTES", 5 * LAYOUT.bytes_per_image)
 
 
@@ -115,7 +115,7 @@ def slow(images: Tensor) -> TeacherOutputs:
 
 
 def fill_elsewhere(data: Path, caches: Path, index: int) -> None:
-    torch.set_num_threads(1)  # as a loader's worker does: a fork has none of its parent's threads, and waits for them
+    torch.set_num_threads(1)  # as in a loader's worker: a fork lacks its parent's threads and would wait for them
     filled = filling(data, caches)
     (caches / f"made-{index}").write_text(str(filled.run(slow)))
 

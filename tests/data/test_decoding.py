@@ -18,7 +18,7 @@ from scalekd.data.decoding import UnreadableImageError, open_image, read_crop
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise whose amplitudes fall with the frequency, and which is mostly grey, as a photograph's."""
+    """Noise like a photograph: amplitudes fall with frequency, and colours are mostly grey."""
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)).clip(1 / max(width, height))
     spectrum = np.fft.rfft2(generator.normal(size=(3, height, width))) / frequency
@@ -35,7 +35,7 @@ def written(folder: Path, image: Image.Image) -> str:
 
 
 def plain(path: str, box: tuple[int, int, int, int], side: int) -> torch.Tensor:
-    """The whole image decoded by PIL, cut and resized by it."""
+    """Decode the whole image, crop and resize it with PIL."""
     with Image.open(path) as image:
         resized = image.convert("RGB").crop(box).resize((side, side), Image.Resampling.BICUBIC)
     return 255 * torch.as_tensor(F.to_tensor(resized))
@@ -46,7 +46,7 @@ def test_a_crop_is_the_plain_one_but_for_rounding(tmp_path: Path, box: tuple[int
     path = written(tmp_path, photograph(240, 180))
     with open_image(lambda: path) as image:
         difference = (read_crop(image, box, 100).float() - plain(path, box, 100)).abs()
-    assert difference.mean() < 0.3  # releases of PIL, too, differ in which side they resize first
+    assert difference.mean() < 0.3  # releases of PIL also differ among each other in which side they resize first
     assert difference.max() < 10
 
 
@@ -106,7 +106,7 @@ def test_transforms_can_be_sent_to_workers_that_are_not_forked() -> None:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """The start of a PNG file of that size."""
+    """The start of a PNG file whose header claims that size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0" * 1000)
     chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data))

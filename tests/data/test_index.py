@@ -1,4 +1,4 @@
-"""The index of an image folder: it says what torchvision says, and is trusted only where that is certain."""
+"""The index of an image folder lists what torchvision lists, and is used only while it is certainly valid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCES = sorted(LIST)
 
 @contextmanager
 def later() -> Iterator[pytest.MonkeyPatch]:
-    """A minute later: what was written before can be told from what is written now."""
+    """Let a minute pass: what was written before can be distinguished from what is written now."""
     now = time.time_ns
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scalekd.data.index.time.time_ns", lambda: now() + 60 * 10**9)
@@ -54,7 +54,7 @@ def indices() -> list[Path]:
 
 
 def expected(root: Path, source: str) -> tuple[list[str], list[int], tuple[str, ...]]:
-    """What torchvision lists, or a walk over everything, without what is hidden."""
+    """The images that torchvision lists, or a walk over all files, without hidden ones."""
     if source == "classes":
         there = ImageFolder(str(root), allow_empty=True)
         classes = [name for name in there.classes if not name.startswith(".")]
@@ -151,7 +151,7 @@ def test_a_change_is_seen(data: Path, settled: pytest.MonkeyPatch, change: str) 
 
 
 def test_what_changed_just_now_is_not_trusted(data: Path) -> None:
-    """Within a tick of the file system's clock a folder changes unseen."""
+    """No index is kept: a further change within a tick of the file system's clock would not be detected."""
     read_split(data, "train")
     assert not indices()
 

@@ -1,4 +1,4 @@
-"""What labelling tools export for classification: each row of the table in docs/data.md."""
+"""Exports of labelling tools for classification: tests each row of the table in docs/data.md."""
 
 from __future__ import annotations
 

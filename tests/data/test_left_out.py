@@ -1,4 +1,4 @@
-"""Which files of a folder or a shard are images; what is left out is counted, and what is hidden is no class."""
+"""Which files of a folder or shard are images; other files are counted, and hidden folders are not classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def names(split: Split) -> list[str]:
 
 
 def folder(root: Path) -> Path:
-    """Two classes of one picture each."""
+    """Two classes of one image each."""
     save(root / "train" / "cat" / "0.png", seed=1)
     save(root / "train" / "dog" / "0.png", seed=2)
     return root
@@ -153,7 +153,7 @@ def test_a_rare_format_is_read_under_its_own_ending_only(tmp_path: Path) -> None
 
 
 def shard(root: Path, members: dict[str, bytes | None]) -> Split:
-    """A shard of these members; None stands for a picture."""
+    """A shard of these members; None stands for an image."""
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     with tarfile.open(root / "train-0.tar", "w") as tar:
@@ -198,7 +198,7 @@ DOTTED: dict[str, tuple[dict[str, bytes | None], dict[str, str]]] = {
 @pytest.mark.parametrize("kind", DOTTED)
 def test_members_with_more_dots_are_read_with_their_labels(tmp_path: Path, kind: str) -> None:
     members, expected = DOTTED[kind]
-    for split in (shard(tmp_path, members), read_split(tmp_path, "train")):  # made, then from the index
+    for split in (shard(tmp_path, members), read_split(tmp_path, "train")):  # listed, then read from the index
         found = [name.removeprefix("train-0.tar/") for name in names(split)]
         assert dict(zip(found, (split.classes[label] for label in split.labels), strict=True)) == expected
         assert bool(split.aside.left_out) == (kind == "further fields")
@@ -248,7 +248,7 @@ def test_what_is_written_must_not_become_a_class(tmp_path: Path, output: str) ->
 
 @pytest.fixture
 def messy(tmp_path: Path) -> Path:
-    """A folder with everything that people have."""
+    """A folder with every kind of other file that users have."""
     for number, (split, label) in enumerate((s, c) for s in ("train", "val") for c in ("cat", "dog")):
         for index in range(3):
             save(tmp_path / split / label / f"{index}.png", seed=10 * number + index)

@@ -1,4 +1,4 @@
-"""Lists as tools write them: columns, separators, slashes, labels, and where their paths begin."""
+"""Lists as tools write them: columns, separators, slashes, labels, and the folder of their paths."""
 
 from __future__ import annotations
 

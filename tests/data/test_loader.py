@@ -145,7 +145,7 @@ def test_an_image_smaller_than_the_crop_is_enlarged(data: Path) -> None:
 
 
 def spoil(data: Path) -> str:
-    """Cut one image short and empty another; returns the first."""
+    """Truncate one image and empty another; returns the first."""
     path = data / "train" / "blue" / "1.png"
     path.write_bytes(path.read_bytes()[:200])
     (data / "train" / "red" / "0.png").write_bytes(b"")
@@ -170,7 +170,7 @@ def test_too_many_unreadable_images_stop_the_run(data: Path) -> None:
     corrupt.add({"a.png": ""})
     with pytest.raises(UserError, match=r"2 unreadable image\(s\), the last b.png.*max_corrupt \(now 1\)"):
         corrupt.add({"b.png": ""})
-    corrupt.paths |= {"b.png", "c.png"}  # as a resumed run of several processes has them
+    corrupt.paths |= {"b.png", "c.png"}  # as in a resumed run of several processes
     corrupt.add({})
     corrupt.add({"b.png": ""})
 

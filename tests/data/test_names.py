@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scalekd.data.names import Names
 
-# File names as Linux has them: any bytes but 0 and "/".
+# File names that Linux allows: any bytes except 0 and "/".
 NAMES = st.lists(st.binary(max_size=12).map(lambda raw: raw.decode(errors="surrogateescape")), max_size=9)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are stored turned or mirrored are read as viewers show them, by every reader and of every format."""
+"""Images stored rotated or mirrored are read as viewers show them, by every reader and in every format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scalekd.tasks.segmentation.values import read_values
 
 EVERY = range(1, 9)
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}
-# What a viewer does, backwards: from the picture as it is shown to the pixels that a file of this orientation stores.
+# The inverse of what a viewer does: from the image as shown to the pixels that a file of this orientation stores.
 STORE: dict[int, Callable[[Image.Image], Image.Image]] = {
     1: lambda shown: shown.copy(),
     2: lambda shown: shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -43,13 +43,13 @@ STORE: dict[int, Callable[[Image.Image], Image.Image]] = {
 
 
 def picture(width: int, height: int, block: int = 1) -> Image.Image:
-    """Noise in blocks: with blocks of 8, a JPEG file's are alike however they are turned."""
+    """Noise in blocks: with blocks of 8, JPEG compresses them alike in every orientation."""
     pixels = np.random.default_rng(0).integers(0, 256, (height // block, width // block, 3), dtype=np.uint8)
     return Image.fromarray(pixels.repeat(block, 0).repeat(block, 1))
 
 
 def stored(shown: Image.Image, orientation: int, kind: str = "PNG", **options: Any) -> bytes:
-    """A file that stores a picture turned, and says so."""
+    """A file that stores an image rotated or mirrored, with the EXIF orientation."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     STORE[orientation](shown).save(file, kind, exif=exif, **options)

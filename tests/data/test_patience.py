@@ -1,4 +1,4 @@
-"""Data that is gone for a while: waited for, then a clean stop; never mistaken for broken images."""
+"""Data that is temporarily unavailable: wait, then stop cleanly; never counted as corrupt images."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def later(act: Callable[[], object]) -> threading.Thread:
 
 
 def unmount(root: Path) -> Callable[[], object]:
-    """Leave the empty folder of a disk that is not mounted; returns what brings the images back."""
+    """Leave an empty folder, as of a disk that is not mounted; returns a function that brings the images back."""
     root.rename(root.with_name("away"))
     root.mkdir()
-    return lambda: root.with_name("away").rename(root)  # which takes the place of an empty folder
+    return lambda: root.with_name("away").rename(root)  # rename replaces an empty folder
 
 
 def move(root: Path) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""Every kind of pixel that PIL opens becomes 8-bit RGB by its stated rule, or is unreadable for a stated reason."""
+"""Every kind of pixel that PIL opens is converted to 8-bit RGB by its documented rule, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def array(pixels: NDArray[Any], kind: str = "TIFF", **options: Any) -> bytes:
 
 
 def tiff(pixels: bytes, bits: int, numbers: int, *, photometric: int = 1, channels: int = 1) -> bytes:
-    """An uncompressed TIFF file, 256 x 32, of numbers that no writer of ours writes; see `TIFF_NUMBERS`."""
+    """An uncompressed TIFF file, 256 x 32, of values that our libraries cannot write; see `TIFF_NUMBERS`."""
     tags = [
         (256, 4, [256]), (257, 4, [32]), (258, 3, [bits] * channels), (259, 3, [1]), (262, 3, [photometric]),
         (273, 4, [0]), (277, 3, [channels]), (278, 4, [32]), (279, 4, [len(pixels)]), (339, 3, [numbers] * channels),
@@ -50,7 +50,7 @@ def tiff(pixels: bytes, bits: int, numbers: int, *, photometric: int = 1, channe
 
 
 def read_grey(content: bytes) -> NDArray[np.uint8]:
-    """The first row of a picture that is grey throughout; a crop of it must be the same."""
+    """The first row of an image whose channels are all equal; a crop of it must be the same."""
     with open_image(lambda: io.BytesIO(content)) as image:
         pixels = read(image).numpy()
     with open_image(lambda: io.BytesIO(content)) as image:

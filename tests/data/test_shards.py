@@ -80,7 +80,7 @@ def test_classes_that_are_called_by_numbers_are_not_merged(data: Path, tmp_path:
     paths = images_of(data, "train")
     names = ("blue", "green", "red")
     (tmp_path / "classes.txt").write_text("1\n2\n3\n")
-    for texts in ("012", "123"):  # indices, and names
+    for texts in ("012", "123"):  # as indices, then as names
         label = by_class(dict(zip(names, texts, strict=True)))
         write_tar(tmp_path / "train-0.tar", samples(paths, label))
         split = read_split(tmp_path, "train")

@@ -1,4 +1,4 @@
-"""The same images from every source."""
+"""Every source gives the same images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ datasets = pytest.importorskip("datasets")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """What lies in `tmp_path`, behind a URL, and the paths that were asked for."""
+    """Serve `tmp_path` at a URL; also records the requested paths."""
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

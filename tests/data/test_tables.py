@@ -1,4 +1,4 @@
-"""Hugging Face's tables and torchvision's sets: how they are read, and which are refused, in one line."""
+"""Hugging Face tables and torchvision data sets: how they are read, and which are refused, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported answers as before: in timm, onnxruntime and torch, for a CNN, a Mixer and a ViT."""
+"""Exported models give the same logits in timm, onnxruntime and torch, for a CNN, a Mixer and a ViT."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_onnx_agrees_on_real_images_at_any_batch(cli: Cli, data: Path, tmp_path:
         images = torch.rand(batch, 3, 32, 32)
         with torch.no_grad():
             torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-4)
-    assert [path.name for path in file.parent.iterdir()] == ["student.onnx"]  # nothing beside it
+    assert [path.name for path in file.parent.iterdir()] == ["student.onnx"]  # no other file is left
     graph = onnx.load(file).graph
     assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in graph.input] == [("images", "batch")]
 

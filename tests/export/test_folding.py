@@ -1,4 +1,4 @@
-"""Training branches are folded in what is exported, and kept where folding is wrong and in the timm folder."""
+"""Training branches are folded in exports, but kept if folding is wrong, and in the timm folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDED = ("mobileone_s0", "repvgg_a0", "repghostnet_050", "repvit_m0_9", "fastvi
 
 
 def trained(name: str) -> Classifier:
-    """A student whose norms have seen images, so that a fold that forgets them is seen."""
+    """A student whose norms have statistics of images, so that a fold that ignores them is detected."""
     torch.manual_seed(0)
     model = Classifier(name, pretrained=False, num_classes=3, resolution=64)
     for module in model.modules():
@@ -68,7 +68,7 @@ def test_a_student_without_branches_is_left_as_it_is() -> None:
 
 
 class Block(nn.Module):
-    """A layer of the user's own; `how` says what its `fuse` does."""
+    """A user's own layer; `how` selects what its `fuse` does."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An upload to the hub, against a server on this machine that keeps what it is sent."""
+"""Uploads to the hub, tested with a local server that keeps the files it receives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalekd.models import Classifier
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few addresses that an upload asks for; files come with the commit."""
+    """Answers the few requests of an upload; files are part of the commit request."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012 (one server at a time)
     created: list[dict[str, Any]] = []  # noqa: RUF012
@@ -67,7 +67,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     Hub.files, Hub.created = {}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
-    # As HF_ENDPOINT and HF_TOKEN in the environment, which are read when the library is imported.
+    # Patched here, because the library reads HF_ENDPOINT and HF_TOKEN only when it is imported.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     yield Hub

@@ -1,4 +1,4 @@
-"""int8 files answer as the float files do, in onnxruntime and in OpenVINO, for every kind of student."""
+"""int8 files agree with the float files in onnxruntime and OpenVINO, for every kind of student."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STUDENTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # architecture, image 
 
 
 def images(count: int, side: int, seed: int) -> Tensor:
-    """Pictures of large patches `[count, 3, side, side]`: unlike noise, a random network tells them apart."""
+    """Images of large patches `[count, 3, side, side]`: unlike noise, a random network distinguishes them."""
     patches = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(patches, side, mode="bicubic").clamp(0, 1)
 
 
 def trained(kind: str) -> Classifier:
-    """A student whose norms have seen pictures and whose patches have a bias, as training leaves them."""
+    """A student with norm statistics of images and a bias in its patch embedding, as after training."""
     torch.manual_seed(0)
     name, side, arguments = STUDENTS[kind]
     model = Classifier(name, pretrained=False, num_classes=4, resolution=side, **arguments)
@@ -49,12 +49,12 @@ def trained(kind: str) -> Classifier:
 
 
 def error(found: Tensor, truth: Tensor) -> float:
-    """Root mean square of the difference, over the logits' deviation between images."""
+    """Root mean square of the difference, divided by the logits' standard deviation between images."""
     return float((found - truth).square().mean().sqrt() / truth.std(0).mean())
 
 
 def written(model: Classifier, folder: Path, **how: Any) -> tuple[Path, Path]:
-    """The float file and the int8 one."""
+    """Export a float file and an int8 file."""
     whole, small = folder / "a.onnx", folder / f"int8-{len(how)}.onnx"
     if not whole.exists():
         export_onnx(model, whole, model.card(), 17)

@@ -1,4 +1,4 @@
-"""Each released architecture, named as in mmpretrain, becomes timm's: strictly in full size, equal when tiny."""
+"""Each released architecture converts from mmpretrain to timm: strictly at full size, equal logits when tiny."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scalekd.models import Classifier
 
 Build = Callable[[], nn.Module]
 
-# timm name and arguments, and the other side's module, at the sizes that were released.
+# timm name and arguments, and mmpretrain's module, at the released sizes.
 FULL: dict[str, tuple[dict[str, Any], Build]] = {
     "resnet50d": ({}, lambda: mm.Classified(mm.ResNetV1d((3, 4, 6, 3), 64, 64), 2048, 1000)),
     "swin_tiny_patch4_window7_224": (
@@ -37,7 +37,7 @@ FULL: dict[str, tuple[dict[str, Any], Build]] = {
     "mixer_b14_224": ({}, lambda: mm.Classified(mm.Mixer(768, 12, 16, 14), 768, 1000)),
     "mobilenetv1_100": ({}, lambda: mm.Classified(mm.MobileNetV1(), 1024, 1000)),
 }
-# The same families, small enough to run, with the side of their images.
+# The same families, small enough to run, each with its image side.
 TINY: dict[str, tuple[str, dict[str, Any], int, Build]] = {
     "resnet": (
         "resnet50d",
@@ -84,20 +84,20 @@ TINY: dict[str, tuple[str, dict[str, Any], int, Build]] = {
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """All weights and statistics random, so that no two places can be taken for each other."""
+    """Make all weights and statistics random, so that no two tensors can be swapped unnoticed."""
     torch.manual_seed(0)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.5 if "running_var" in name else torch.randn_like(tensor) * 0.2)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):  # as large as activations get, so that bounded ones (ReLU6) would show
+        if isinstance(part, nn.BatchNorm2d):  # large enough that bounded activations (ReLU6) make a difference
             part.weight.data += 1.5
             part.bias.data += 1
     return module.eval()
 
 
 def distiller_file(path: Path, state: dict[str, Tensor]) -> Path:
-    """A file as the authors' trainer writes it: the student among the rest, with an optimiser and a log."""
+    """A file as the authors' trainer writes it: student and other parts, with an optimiser and a log."""
     others = {"teacher.backbone.norm3.weight": torch.zeros(2), "linear.weight": torch.zeros(2, 2)}
     content = {f"student.{key}": value for key, value in state.items()} | others
     torch.save({"meta": {"epoch": 1}, "state_dict": content, "optimizer": {"state": {}}}, path)
@@ -113,7 +113,7 @@ def test_a_small_model_computes_the_same_after_import(family: str, tmp_path: Pat
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         wanted, found = reference(images), imported.model(images)
-    # The two sides' Mixers differ in their norms' epsilon, 1e-5 there and 1e-6 in timm.
+    # The Mixers differ in their norms' epsilon, 1e-5 in mmpretrain and 1e-6 in timm.
     torch.testing.assert_close(found, wanted, rtol=2e-3 if family == "mixer" else 1e-4, atol=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_each_released_architecture_is_mapped_to_every_name_and_shape(name: str)
         if name.startswith("vit"):
             arguments = {"class_token": False, "global_pool": "avg", "fc_norm": False}
         model = timm.create_model(name, **arguments)
-    for key in state:  # the one tensor whose values are looked at
+    for key in state:  # the only tensor whose values are checked
         if key.endswith("relative_position_index"):
             state[key] = build_index()
     for key, buffer in list(model.named_buffers()):

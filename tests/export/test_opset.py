@@ -1,4 +1,4 @@
-"""Versions of ONNX's operators: what can be written is and answers alike; what cannot is refused with the reason."""
+"""Versions of ONNX's operators: supported ones give the same logits; others are refused with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def student(kind: str) -> Classifier:
 
 
 def assert_agrees(file: Path, model: nn.Module, opset: int) -> None:
-    """Assert a valid file of this version that gives the model's logits at any batch."""
+    """Assert that a file is valid, of this version, and gives the model's logits at any batch size."""
     assert [(entry.domain, entry.version) for entry in onnx.load(file).opset_import] == [("", opset)]
     onnx.checker.check_model(str(file), full_check=True)
     for batch in (1, 5):
@@ -61,7 +61,7 @@ def test_what_really_lacks_an_operator_is_refused_and_what_is_there_stays(cli: C
     file = tmp_path / "a.onnx"
     file.write_text("earlier")
     base = ("export", tmp_path / "mixer.safetensors", "--format", "onnx", "--output", file, "--overwrite")
-    outcome = cli(*base, "--opset", "7")  # GELU's error function came with 9
+    outcome = cli(*base, "--opset", "7")  # GELU needs the error function, which version 9 added
     outcome.refused("opset: mixer_s16_224", "version 7", "No Op registered for Erf")
     assert "graph(" not in outcome.out + outcome.err
     for opset in (-1, 0, 6, NEWEST + 1, 99):
@@ -71,7 +71,7 @@ def test_what_really_lacks_an_operator_is_refused_and_what_is_there_stays(cli: C
 
 
 class OfTheBatch(nn.Module):
-    """A tracer takes the branch for fixed, so that the answers at another batch are wrong."""
+    """A tracer records only one branch, so that the logits at another batch size are wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class OfTheBatch(nn.Module):
 
 
 class Sorting(nn.Module):
-    """Uses an operator that ONNX got with version 11."""
+    """Uses an operator that ONNX added in version 11."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models by their folder or by the hub's name: what their configuration says, and a hub that does not answer."""
+"""Models specified by a folder or a hub name: their configuration, and a hub that does not answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "hf-hub:someone/model"
 
 
 def write_repository(folder: Path, *, architecture: str = "vit_small_patch14_dinov2", **more: Any) -> Path:
-    """A tiny ViT of 112 px and three classes as timm pushes it to the hub."""
+    """A tiny ViT of 112 px and three classes, as timm uploads it to the hub."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = timm.create_model("vit_small_patch14_dinov2", num_classes=3, img_size=112, **VIT)
@@ -40,7 +40,7 @@ def write_repository(folder: Path, *, architecture: str = "vit_small_patch14_din
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub that answers and has one repository, in a folder."""
+    """A hub that answers and has a single repository, stored in a folder."""
     folder = tmp_path / "repository"
 
     def download(repo_id: str, filename: str, **_: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a model's own code raises becomes one line."""
+"""Exceptions in a model's own code become one-line errors."""
 
 from __future__ import annotations
 

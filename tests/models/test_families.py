@@ -1,4 +1,4 @@
-"""Every family of teachers, with random weights and few blocks."""
+"""Tests every family of teachers, with random weights and few blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalekd import ScaleKD, Student, Teacher
 ISOTROPIC: dict[str, Any] = {"depth": 3, "embed_dim": 64, "num_heads": 2}
 SWIN: dict[str, Any] = {"depths": (1, 1, 1, 2), "embed_dim": 16, "num_heads": (1, 2, 2, 4)}
 
-# Name, resolution (none of them the native one), arguments, tail input and final tokens.
+# Name, resolution (never the native one), arguments, tail input and final tokens.
 FAMILIES: dict[str, tuple[str, int, dict[str, Any], str, str]] = {
     "Swin": ("swin_tiny_patch4_window7_224", 96, SWIN, "6x6x64", "3x3x128"),
     "Swin v2": ("swinv2_tiny_window8_256", 64, SWIN, "4x4x64", "2x2x128"),
@@ -55,7 +55,7 @@ def build(family: str, **more: Any) -> Teacher:
     name, resolution, args, _, _ = FAMILIES[family]
     torch.manual_seed(0)
     teacher = Teacher(name, pretrained=False, num_classes=5, resolution=resolution, **args | more)
-    # Layer scales and bias tables start at 0 or near it: what they do would not be seen.
+    # Layer scales and bias tables are initialised at or near 0, so that their effect would not be noticed.
     for parameter in teacher.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return teacher
@@ -75,7 +75,7 @@ def test_grids_and_outputs(family: str) -> None:
 
 
 def intermediate(teacher: Teacher) -> tuple[Tensor, Tensor | None]:
-    """The teacher's own patch tokens where its tail begins, and its prefix tokens there if it has any."""
+    """Return the teacher's own patch tokens at the start of its tail, and its prefix tokens there, if any."""
     depth = len(teacher.model.feature_info)
     index = [depth - 2 if teacher.tail_input != teacher.tokens else depth - 3]
     options = {"return_prefix_tokens": True} if getattr(teacher.model, "num_prefix_tokens", 0) else {}
@@ -86,7 +86,7 @@ def intermediate(teacher: Teacher) -> tuple[Tensor, Tensor | None]:
 
 
 def normed(teacher: Teacher, tokens: Tensor) -> Tensor:
-    """The final norm of an isotropic model, wherever timm has it."""
+    """Return the final norm of an isotropic model, wherever timm keeps it."""
     out: Tensor = teacher.model.norm(tokens)
     return teacher.model.fc_norm(out) if isinstance(teacher.model.norm, torch.nn.Identity) else out
 
@@ -104,7 +104,7 @@ def test_its_own_tokens_through_the_tail_are_its_final_tokens(family: str) -> No
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in WITHOUT_PREFIX and "BEiT" not in f])
 def test_with_prefix_tokens_the_tail_is_that_of_a_model_without_them(family: str) -> None:
-    """Attention among patch tokens, at their positions: what blocks built without a prefix do with the same weights."""
+    """Attention among patch tokens only equals that of blocks built without prefix tokens, with the same weights."""
     teacher = build(family)
     tokens, _ = intermediate(teacher)
     expected = tokens
@@ -124,7 +124,7 @@ def test_with_prefix_tokens_the_tail_is_that_of_a_model_without_them(family: str
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if "BEiT" in f])
 def test_beits_bias_reaches_the_patch_tokens(family: str) -> None:
-    """BEiT's attention written out on patch tokens, with the patches' part of the bias."""
+    """Compute BEiT's attention step by step on patch tokens, with the patches' part of the bias."""
     teacher = build(family)
     model, (tokens, _) = teacher.model, intermediate(teacher)
     expected = tokens
@@ -143,7 +143,7 @@ def test_beits_bias_reaches_the_patch_tokens(family: str) -> None:
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in WITHOUT_PREFIX])
 def test_the_patch_tokens_true_values_need_the_prefix(family: str) -> None:
-    """Why the invariant cannot be exact here: with the model's own prefix tokens in place the outcome is another."""
+    """Shows why the invariant cannot be exact here: with the model's own prefix tokens the result differs."""
     teacher = build(family)
     tokens, prefix = intermediate(teacher)
     assert prefix is not None

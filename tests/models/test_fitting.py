@@ -1,4 +1,4 @@
-"""Weights files as people have them: prefixes, authors' own names, other heads or none; and what stays refused."""
+"""Weights files from other sources: prefixes, authors' own names, other heads or none; and files that are refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_one_prefix_before_every_key_is_left_out_and_said(prefix: str, written: 
 
 
 def test_files_as_torch_wraps_models(written: Written) -> None:
-    """Averaged weights count their updates; compiled parts of a model have torch's name in the middle of their keys."""
+    """Averaged weights have an update counter; compiled parts of a model have torch's prefix within their keys."""
     averaged = AveragedModel(timm.create_model("resnet18", num_classes=7, **TINY_CNN))
     model = Classifier("resnet18", weights=written(averaged.state_dict()), **TINY_CNN)
     assert_holds(model, {k.removeprefix("module."): t for k, t in averaged.state_dict().items() if k != "n_averaged"})
@@ -104,11 +104,11 @@ def test_a_head_by_another_name_is_the_head(layer: str, written: Written) -> Non
 
 
 def dinov2(name: str, size: int) -> tuple[State, State]:
-    """A tiny DINOv2's weights under timm's keys, and as its authors name them."""
+    """Return a tiny DINOv2's weights under timm's keys, and under its authors' keys."""
     torch.manual_seed(0)
     own: State = timm.create_model(name, num_classes=0, img_size=size, **VIT).state_dict()
     theirs = own | {"mask_token": torch.zeros(1, 48)}
-    if "reg_token" in own:  # theirs counts the class token's position in
+    if "reg_token" in own:  # the authors' includes the class token's position
         theirs["register_tokens"] = theirs.pop("reg_token")
         theirs["pos_embed"] = torch.cat([torch.zeros(1, 1, 48), own["pos_embed"]], dim=1)
     return own, theirs
@@ -143,7 +143,7 @@ def test_swin_as_its_authors_release_it(prefix: str, num_classes: int, written: 
 
 
 def test_torchvisions_files(written: Written) -> None:
-    """Under torchvision's own name, and where timm has the same keys or converts them."""
+    """Under torchvision's own name, and under a timm name with the same keys or a conversion."""
     state = torchvision.models.mobilenet_v3_small(num_classes=5).state_dict()
     maps = ("features.8", "features.12")
     assert Classifier("torchvision:mobilenet_v3_small", weights=written(state)).num_classes == 5

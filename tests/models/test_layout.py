@@ -1,4 +1,4 @@
-"""Choices for the device change speed, not values."""
+"""Layouts chosen for a device change speed, not results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_pair_with_stems_as_products_computes_the_same(teacher: Teacher, monke
         total.backward()
         return total.detach(), torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
 
-    monkeypatch.setattr(WideDepthwise, "forward", torch.nn.Conv2d.forward)  # it would leave float64
+    monkeypatch.setattr(WideDepthwise, "forward", torch.nn.Conv2d.forward)  # otherwise it would not stay in float64
     before = found()
     choose_convolutions(method, CPU, torch.bfloat16)
     changed = [part for part in method.modules() if isinstance(part, StemConvolution)]

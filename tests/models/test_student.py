@@ -81,7 +81,7 @@ def test_one_map_is_too_few() -> None:
 
 
 class Own(nn.Module):
-    """A model of one's own: maps, channels-last maps, tokens with a class token, and things that are neither."""
+    """A user's own model with maps, channels-last maps, tokens with a class token, and other outputs."""
 
     def __init__(self, num_classes: int = 4) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_own_code_is_a_student_by_its_path_and_never_by_a_file(tmp_path: Path, m
             Student(name, num_classes=3, maps=("0", "1"))
 
 
-# One of each kind of design; the whole of timm is in docs/coverage.md.
+# One model of each kind of design; docs/coverage.md covers all of timm.
 SAMPLE = {
     "mobilenetv3_small_050": 64,
     "efficientnet_lite0": 64,

@@ -32,7 +32,7 @@ def vit(**args: Any) -> Teacher:
 
 
 def tail_input(teacher: Teacher, images: torch.Tensor, index: int) -> torch.Tensor:
-    """The teacher's own tokens where its tail begins."""
+    """Return the teacher's own tokens at the start of its tail."""
     maps = teacher.model.forward_intermediates(teacher.prepare(images), indices=[index], intermediates_only=True)
     tokens: torch.Tensor = maps[0].flatten(2).transpose(1, 2)
     return tokens
