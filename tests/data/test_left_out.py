@@ -104,7 +104,7 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:
     for split in (read_split(tmp_path, "train"), read_split(tmp_path, "train")):
         assert split.aside.left_out == {
             ".txt": (2, "cat/a.txt"), ".eps": (1, "dog/c.eps"), "without an ending": (1, "dog/more/d"),
-            ".jpg_large": (1, "cat/e.jpg_large"), "beside the classes' folders": (1, "stray.jpg"),
+            ".jpg_large": (1, "cat/e.jpg_large"), "outside the class folders": (1, "stray.jpg"),
         }  # fmt: skip
         assert split.aside.described().startswith("6 files (2 .txt, ")
     assert names(read_unlabelled(tmp_path, "train")) == ["cat/0.png", "dog/0.png", "stray.jpg"]
@@ -273,7 +273,7 @@ def test_a_messy_folder_is_told_in_one_screen(cli: Cli, messy: Path) -> None:
     outcome = cli("data", "check", messy, "--workers", "0")
     assert outcome.code == 1, outcome.err
     for part in (
-        "F 1", "I;16 1", "mode      F: floating-point grey, read where all values are from 0 (black) to 1 (white)",
+        "F 1", "I;16 1", "mode      F: floating-point grey, read if all values are from 0 (black) to 1 (white)",
         "found from 0 to 599: these are almost black", "left out  train: 1 file (1 .txt)", "dog/notes.txt",
         "hidden    train: 2 hidden entries", ".ipynb_checkpoints", "empty     train: no images in fish",
         "classes   fish in train only", "beyond.tif (its pixels are floating-point values from 0 to 9", "corrupt.jpg",
@@ -309,7 +309,7 @@ def test_commands_tell_what_they_leave_out(cli: Cli, data: Path, tmp_path: Path)
     outcome = cli("evaluate", tmp_path / "run", "--workers", "0")
     assert "left out  val: 1 file (1 .txt)" in outcome.err
     outcome = cli("predict", tmp_path / "run", data / "val", "--workers", "0")
-    assert outcome.code == 0, "hidden files are not looked at"
+    assert outcome.code == 0, "hidden files are skipped"
     assert "1 file (1 .txt) left out" in outcome.err
     cli("distill", *keys, "--output", data / "train" / "run").refused("output", "name a folder elsewhere")
     assert not (data / "train" / "run").exists()

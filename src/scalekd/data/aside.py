@@ -60,7 +60,7 @@ class Aside:
         """Describe the hidden files and folders in one line; empty if there are none."""
         if not self.hidden:
             return ""
-        return f"{_listed(self.hidden, 'hidden entry')} not looked at, for example {printable(_first(self.hidden))}"
+        return f"{_listed(self.hidden, 'hidden entry')} skipped, for example {printable(_first(self.hidden))}"
 
     def dump(self) -> str:
         """Serialise to text, as an index stores it."""

@@ -141,9 +141,9 @@ class _Walk:
 
 
 def _walk_classes(walk: _Walk) -> Listing:
-    folders, beside = walk.read("")
-    for image in beside:
-        walk.aside.leave_out(image, "beside the classes' folders")
+    folders, stray = walk.read("")
+    for image in stray:
+        walk.aside.leave_out(image, "outside the class folders")
     classes = sorted(folders)
     counts = np.zeros(len(classes), np.int64)
 
@@ -190,7 +190,7 @@ def _load(file: Path, root: Path) -> Listing | None:
     """Memory-map the listing in an index; None if there is no index, it is corrupt, or a folder changed."""
     try:
         with safe_open(file, "pt") as index:  # the torch interface maps the file, the numpy one copies it
-            arrays = {name: index.get_tensor(name).numpy() for name in index.keys()}  # noqa: SIM118  # it is no dict
+            arrays = {name: index.get_tensor(name).numpy() for name in index.keys()}  # noqa: SIM118  # not a dict
             checksum = (index.metadata() or {}).get("checksum")
     except (OSError, RuntimeError, SafetensorError):  # torch raises RuntimeError if the file vanishes while opening
         return None

@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 _GREY16 = "16-bit grey, 0 is black and 65535 white"
-_WHOLE = "whole numbers of 32 bits or with a sign, read where all are from 0 to 255"
+_WHOLE = "32-bit or signed whole numbers, read if all are from 0 to 255"
 _ALPHA = "transparency is ignored"
 # How each of PIL's modes is read; `data check` prints the rules of the modes that it finds.
 RULES = {
     "1": "black and white",
     "L": "8-bit grey",
     "P": f"colours of its palette; {_ALPHA}",
-    "RGB": "8-bit colour as it is; of 16 bits the upper 8",
-    "RGBX": "the first three channels",
+    "RGB": "8-bit colour as is; of 16-bit colour the upper 8 bits",
+    "RGBX": "8-bit colour, the first three channels",
     "RGBA": f"8-bit colour; {_ALPHA}",
     "RGBa": f"8-bit colour; {_ALPHA}",
     "LA": f"8-bit grey; {_ALPHA}",
     "La": f"8-bit grey; {_ALPHA}",
     "PA": f"colours of its palette; {_ALPHA}",
-    "CMYK": "printing colours by PIL's formula, without a profile",
+    "CMYK": "CMYK converted by PIL's formula, without a colour profile",
     "YCbCr": "converted to RGB",
     "HSV": "converted to RGB",
     "LAB": "CIE L*a*b* (D50) to sRGB",
@@ -31,8 +31,8 @@ RULES = {
     "I;16L": _GREY16,
     "I;16B": _GREY16,
     "I;16N": _GREY16,
-    "I": f"16-bit grey in PGM and PNG files; in others {_WHOLE}",
-    "F": "floating-point grey, read where all values are from 0 (black) to 1 (white)",
+    "I": f"16-bit grey in PGM and PNG files; in other files {_WHOLE}",
+    "F": "floating-point grey, read if all values are from 0 (black) to 1 (white)",
 }
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _SIGNED = 2

@@ -89,7 +89,7 @@ class Learner(nn.Module):
         # The last loss until it is checked: its step, whether it is finite, and the event after which that is known.
         self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         self._skipper = Skipper(model) if keys.nonfinite == "skip" else None
-        self._gradients_count = True  # whether the last step's gradients were finite
+        self._gradients_finite = True  # whether the last step's gradients were finite
 
     @property
     def called(self) -> nn.Module:
@@ -178,20 +178,20 @@ class Learner(nn.Module):
         Raises:
             NonFiniteLossError: If the gradients of too many steps in a row were not finite.
         """
-        self._weigh_gradients(step)
+        self._drop_bad_gradients(step)
         if self.keys.clip is not None:
             trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.keys.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.ema is not None and self._gradients_count:
+        if self.ema is not None and self._gradients_finite:
             self.ema.update(self._others[0])
         self.schedule.step_update(num_updates=step)
 
-    def _weigh_gradients(self, step: int) -> None:
+    def _drop_bad_gradients(self, step: int) -> None:
         """Discard the gradients of a step if they are not finite and the recipe says to skip such steps."""
-        self._gradients_count = self._skipper is None or not self._skipper.look()
-        if self._skipper is None or self._gradients_count:
+        self._gradients_finite = self._skipper is None or not self._skipper.look()
+        if self._skipper is None or self._gradients_finite:
             return
         self.log({"skipped_steps": self._skipper.skipped}, step)
         if self._skipper.in_a_row == IN_A_ROW:

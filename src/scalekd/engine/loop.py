@@ -145,7 +145,7 @@ class Loop:
                 self._train(batches(self.step * self.schedule.accumulate), validation)
             self._vote.close()
         except BaseException as error:
-            self._save_what_is_whole(error)
+            self._save_after_error(error)
             if isinstance(error, UserError) and self._stop.asked is not None:
                 raise Interrupted(f"stopped by {self._stop.asked.name}, while: {error}", self._stop.asked) from error
             raise
@@ -264,7 +264,7 @@ class Loop:
             self._vote.close()
             raise Interrupted(f"stopped at step {self.step}; resume with: {self._resume_with}", request.signal)
 
-    def _save_what_is_whole(self, error: BaseException) -> None:
+    def _save_after_error(self, error: BaseException) -> None:
         """After an error, write a checkpoint if a step had just ended, and report which checkpoint is the last one."""
         if isinstance(error, Interrupted):
             return

@@ -102,7 +102,7 @@ class Processes:
         """Return what this process should raise after an error: only the first process with an error reports it."""
         if isinstance(error, Stopped):
             return error
-        if _is_loss(error):
+        if _is_lost_process(error):
             code = _read_note()
             return Stopped("another process of the run stopped", 1 if code is None else code)
         if self.training or not isinstance(error, Exception):
@@ -248,7 +248,7 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
 
 
-def _is_loss(error: BaseException | None) -> bool:
+def _is_lost_process(error: BaseException | None) -> bool:
     """Whether an error, or one during whose handling it was raised, means that another process is gone."""
     words = ("closed by peer", "reset by peer", "gloo/transport", "Broken pipe")
     while error is not None and (not isinstance(error, UserError) or isinstance(error, ModelError)):

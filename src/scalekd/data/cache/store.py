@@ -132,7 +132,7 @@ class TeacherCache:
         path = self.file(shard).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lock:
-            if not _lock(lock, wait) or not _is(path, lock):  # the lock of a removed file excludes nobody
+            if not _lock(lock, wait) or not _leads_to(path, lock):  # the lock of a removed file excludes nobody
                 yield False
                 return
             try:
@@ -178,7 +178,7 @@ def _lock(file: IO[str], wait: bool) -> bool:
     return True
 
 
-def _is(path: Path, file: IO[str]) -> bool:
+def _leads_to(path: Path, file: IO[str]) -> bool:
     """Whether the path still leads to this open file."""
     try:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino

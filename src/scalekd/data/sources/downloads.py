@@ -23,8 +23,8 @@ _ABSENT = (403, 404, 410)  # object stores answer 403 for missing objects
 def folder_of(url: str) -> Path:
     """Return the local folder for files from a URL's folder; queries, as in signed URLs, are ignored."""
     parts = urlsplit(url)
-    beside = f"{parts.scheme}://{parts.netloc}{os.path.dirname(parts.path)}"
-    return cache_folder("shards", hashlib.sha256(beside.encode()).hexdigest()[:16])
+    folder = f"{parts.scheme}://{parts.netloc}{os.path.dirname(parts.path)}"
+    return cache_folder("shards", hashlib.sha256(folder.encode()).hexdigest()[:16])
 
 
 def fetch(url: str) -> Path:

@@ -79,8 +79,8 @@ class ShardFolder:
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
         shards = self._shards(name)
-        beside = [shards[0].parent / _CLASSES, self.folder / _CLASSES]
-        return _read(shards, next((file for file in beside if file.is_file()), None), labelled)
+        candidates = [shards[0].parent / _CLASSES, self.folder / _CLASSES]
+        return _read(shards, next((file for file in candidates if file.is_file()), None), labelled)
 
     def _shards(self, name: str) -> list[Path]:
         inside = _tars(self.folder / name)
@@ -138,11 +138,11 @@ class ShardPattern:
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
         places = self._expand(name)
-        beside = os.path.join(os.path.dirname(places[0]), _CLASSES)
+        listed = os.path.join(os.path.dirname(places[0]), _CLASSES)
         if self.remote:
-            shards, classes = [fetch(url) for url in places], fetch_if_there(beside)
+            shards, classes = [fetch(url) for url in places], fetch_if_there(listed)
         else:
-            shards, classes = [Path(place) for place in places], Path(beside)
+            shards, classes = [Path(place) for place in places], Path(listed)
         return _read(shards, classes if classes and classes.is_file() else None, labelled)
 
     def _expand(self, name: str) -> list[str]:

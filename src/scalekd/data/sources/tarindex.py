@@ -151,7 +151,7 @@ class _Members:
             if own is None:
                 own = next((each for each in beginnings[1:] if each in self._images), key)
             if own != key and own in self._images:
-                self.aside.leave_out(image.name, "images of samples that have another one")
+                self.aside.leave_out(image.name, "additional images of a sample")
                 continue
             if own in found:
                 raise self._two_images(found[own][0], image)
