@@ -212,7 +212,7 @@ def test_utf_16_is_read_and_other_encodings_are_named(data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [("list.json", "save it as .jsonl"), ("t.parquet", "hf:FOLDER"), ("t.xlsx", "save it as CSV"),
-     ("t.zip", "unpack it"), ("t.tar.gz", "unpack it"), ("t.yaml", "name a folder, a list")],
+     ("t.zip", "unpack it"), ("t.tar.gz", "unpack it"), ("t.yaml", "specify a folder, a list")],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / name).write_bytes(b"{}")

@@ -96,7 +96,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "told"),
-    [("forgets", "answers differently"), ("infinite", "answers differently"), ("raises", "fuse: not in this mode")],
+    [("forgets", "gives other logits"), ("infinite", "gives other logits"), ("raises", "fuse: not in this mode")],
 )
 def test_a_wrong_fold_is_not_taken_and_said(how: str, told: str) -> None:
     torch.manual_seed(0)

@@ -205,7 +205,7 @@ def test_a_group_whose_start_was_broken_off_starts_anew(
 
 
 def test_wrong_students_are_named(distill: Distill, cli: Cli, tmp_path: Path) -> None:
-    distill(("test_vit", "test_vit"), "run").refused("student", "'test_vit' is given twice")
+    distill(("test_vit", "test_vit"), "run").refused("student", "'test_vit' is specified twice")
     distill(("python:net-a", "python:net:a"), "run").refused("share the folder 'python-net-a'")
     distill(("test_vit", "checkpoints"), "run").refused("'checkpoints' cannot be used as a folder name")
     distill(("test_vit", "resnet51"), "run").refused("student resnet51", "did you mean 'resnet")

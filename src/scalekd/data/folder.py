@@ -27,7 +27,7 @@ def _folder(data: Path, name: str) -> Path:
     if not root.is_dir():
         found = sorted(p.name for p in data.iterdir() if p.is_dir())
         if any(data.glob("*.parquet")) or any(data.glob("*.arrow")):
-            raise UserError(f"data: {data} holds tables of a Hugging Face data set; name it as hf:{data}")
+            raise UserError(f"data: {data} holds tables of a Hugging Face data set; specify it as hf:{data}")
         holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
         hint, parent = other_name(data, name) or did_you_mean(name, found), data.absolute().parent
         if not hint and (parent / name).is_dir():  # DATA/train was given

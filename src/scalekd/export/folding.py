@@ -46,7 +46,7 @@ def fold(classifier: Classifier, images: Iterable[Tensor]) -> Folded:
     except Exception as error:  # a user's own module may have an unrelated method `fuse`
         return Folded(classifier, f"nothing: timm cannot fold {classifier.name} ({first_line(error)})")
     if not found.difference <= _TOLERANCE * found.scale:  # written so that NaN is not agreement either
-        return Folded(classifier, f"nothing: folded by timm, {classifier.name} answers differently ({found})")
+        return Folded(classifier, f"nothing: folded by timm, {classifier.name} gives other logits ({found})")
     before, after = _layers(classifier), _layers(folded)
     return Folded(folded, f"{before} convolutions and norms into {after}, largest difference {found.difference:.1e}")
 

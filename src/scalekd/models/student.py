@@ -113,7 +113,9 @@ class Student(ImageModel):
         return MapShape(*outputs.previous.shape[1:]), MapShape(*outputs.last.shape[1:])
 
     def _reason(self, error: ModelError) -> UserError:
-        """Return the error for a student that failed on an image; blames the resolution if it works at its default."""
+        """Return the error for a student that failed on an image.
+
+        The resolution is blamed if the student was built for it, or works at its default resolution."""
         own = timm.data.resolve_model_data_config(self.model)["input_size"]
         if own[0] != 3:
             return UserError(f"student: {self.name} takes images of {own[0]} channel(s); build it for 3 (in_chans: 3)")

@@ -39,7 +39,9 @@ def folder_names(students: Sequence[str]) -> list[str]:
     names = [re.sub(r"[^\w.-]+", "-", student.removesuffix(".safetensors")).strip("-.") for student in students]
     for (one, name), (two, other) in combinations(zip(students, names, strict=True), 2):
         if name.lower() == other.lower():
-            what = f"{one!r} is given twice" if one == two else f"{one!r} and {two!r} would share the folder {name!r}"
+            what = (
+                f"{one!r} is specified twice" if one == two else f"{one!r} and {two!r} would share the folder {name!r}"
+            )
             raise UserError(f"student: {what}; specify each student once")
     for student, name in zip(students, names, strict=True):
         if name.lower() in ("", _CHECKPOINTS):

@@ -20,7 +20,7 @@ from scalekd.errors import UserError
 from scalekd.recipes import AS_USUAL, ListKeys
 
 _SCHEMES: dict[str, Callable[[str], Source]] = {"hf": HubSource, "torchvision": VisionSource}
-_FIX = f"name a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
+_FIX = f"specify a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
 _OTHER_FILES = {
     ".json": "a JSON list needs one object per line: save it as .jsonl (pandas: to_json(orient='records', lines=True))",
     ".parquet": "pass its folder as hf:FOLDER",
