@@ -115,7 +115,8 @@ class Student(ImageModel):
     def _reason(self, error: ModelError) -> UserError:
         """Return the error for a student that failed on an image.
 
-        The resolution is blamed if the student was built for it, or works at its default resolution."""
+        The resolution is blamed if the student was built for it, or works at its default resolution.
+        """
         own = timm.data.resolve_model_data_config(self.model)["input_size"]
         if own[0] != 3:
             return UserError(f"student: {self.name} takes images of {own[0]} channel(s); build it for 3 (in_chans: 3)")
