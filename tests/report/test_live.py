@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lively(tmp_path_factory: pytest.TempPathFactory, images: Path, teacher_file: Path) -> Path:
-    """A run with pictures, whose student has a moving average."""
+    """A run that writes pictures to TensorBoard, with a moving average of the student."""
     run = tmp_path_factory.mktemp("lively") / "run"
     train(images, teacher_file, run, ema=0.9)
     return run

@@ -17,7 +17,7 @@ from scalekd.tasks.distill import distill_students
 
 
 class Read(HTMLParser):
-    """The tags, the addresses and the text of a page; raises for a tag that is closed and was not opened."""
+    """Collects the tags, addresses and text of a page; raises for a closing tag without an opening one."""
 
     VOID = ("meta", "link", "img", "br", "wbr")
 
@@ -49,7 +49,7 @@ class Read(HTMLParser):
 
 @pytest.fixture
 def copied(runs: Path, tmp_path: Path) -> Path:
-    """The runs, to be changed."""
+    """A copy of the runs, which a test may change."""
     return Path(shutil.copytree(runs, tmp_path / "copied"))
 
 
@@ -98,7 +98,7 @@ def test_an_unfinished_run_is_told_for_one(copied: Path) -> None:
     text = Read(page_of(run)).text
     assert "The run is not finished: 2 of 2 epochs" in text
     assert "1 line(s) of metrics.jsonl cannot be read" in text
-    assert "images looked at here the teacher names" in text
+    assert "images measured for this report the teacher classifies" in text
     assert "scalekd distill --resume" in text
 
 
