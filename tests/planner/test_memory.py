@@ -1,4 +1,4 @@
-"""Predicted memory against sums by hand, a real step's tensors, and the batch that fits."""
+"""Predicted memory agrees with sums by hand and a real step's tensors; the largest batch that fits is found."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class LiveFigures:
 
 
 def spectrum_picture(shares: Floats) -> Image.Image:
-    """Draw energy shares `[H, W]` as squares on a logarithmic scale of three decades, zero frequency at the top left."""
+    """Draw energy shares `[H, W]` on a logarithmic scale of three decades, with the zero frequency at the top left."""
     side = max(2 * SIDE // max(shares.shape), 1)
     squares = heat(decades(shares))
     return squares.resize((squares.width * side, squares.height * side), Image.Resampling.NEAREST)
