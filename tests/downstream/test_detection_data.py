@@ -129,7 +129,7 @@ def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tm
             read(write({}, images=[outside]))
     with pytest.raises(UserError, match="a URL; export the images"):
         read(write({}, images=[outside | {"file_name": "https://host/3.png"}]))
-    with pytest.raises(UserError, match="name and an id"):
+    with pytest.raises(UserError, match="unique name and id"):
         read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
     (root / "annotations" / "instances_train2017.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
