@@ -58,13 +58,13 @@ class DataKeys(LoadingKeys):
     data: File | None = None
     """Folder of the data set; ADE20K's layout by default."""
     image_folder: str = "images/{split}"
-    """Where a split's images are in it."""
+    """Folder of a split's images, relative to data."""
     label_folder: str = "annotations/{split}"
-    """Where a split's label images are in it: one channel of class numbers, named as the images are."""
+    """Folder of a split's label images, relative to data: one channel of class numbers, named like the images."""
     label_suffix: str = ""
-    """What a label image's name has behind the image's: _mask, where a.jpg has a_mask.png."""
+    """Suffix that a label image's name adds to the image's: _mask if a.jpg has a_mask.png."""
     split_list: str | None = Field(default=None, min_length=1)
-    """Text file that names a split's images, a line each, without ending, as ImageSets/Segmentation/{split}.txt."""
+    """Text file with a split's image names, one per line, no extension, such as ImageSets/Segmentation/{split}.txt."""
     train_split: SplitName = "training"
     """Name of the training split."""
     val_split: SplitName = "validation"
@@ -72,15 +72,15 @@ class DataKeys(LoadingKeys):
     classes: tuple[str, ...] = ()
     """Class names in the order of their numbers."""
     num_classes: int | None = Field(default=None, ge=2, le=_MOST_CLASSES)
-    """Number of classes, where they are not named."""
+    """Number of classes, if they are not named."""
     zero_is_unlabelled: bool = True
-    """Whether 0 stands for pixels without a label and classes are numbered from 1, as in ADE20K. 255 always does."""
+    """Whether 0 means unlabelled and classes are numbered from 1, as in ADE20K. 255 always means unlabelled."""
     map_values: ValueMap = ()
-    """Numbers that values or colours stand for, before zero_is_unlabelled acts: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
+    """Class numbers of values or colours, before zero_is_unlabelled applies: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
     short_side: Positive = 512
     """Short side in pixels that images are resized to for testing, and before the random scale in training."""
     long_side: Positive = 2048
-    """Most pixels of the long side at that size."""
+    """Longest side in pixels after that resize."""
     scale_range: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale."""
     crop: Positive = 512
@@ -103,7 +103,7 @@ class OptimisationKeys(StepKeys):
     min_lr: NonNegative = 0.0
     """Learning rate at the end."""
     warmup_steps: int = Field(default=1500, ge=0)
-    """Steps of linear warm-up. Left open, they are at most a tenth of the steps."""
+    """Steps of linear warm-up. If not set, at most a tenth of the steps."""
     warmup_lr: NonNegative = 0.0
     """Learning rate at the start of warm-up."""
 
@@ -116,7 +116,7 @@ class TestingKeys(Keys):
     window_stride: Positive | None = None
     """Pixels between windows. Default: two thirds of the window."""
     flip_test: bool = False
-    """Whether the mirrored image is averaged in."""
+    """Whether to average the predictions for the image and its mirror image."""
 
 
 class SegmentationRunKeys(RunKeys):
@@ -125,7 +125,7 @@ class SegmentationRunKeys(RunKeys):
     channels_last: bool = True
     """Whether convolutions use the channels-last layout."""
     validate_every: Positive = 16_000
-    """Steps between validations. Left open, it is at most the steps."""
+    """Steps between validations. If not set, at most the steps."""
 
 
 class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys, ModelKeys, Transfer):

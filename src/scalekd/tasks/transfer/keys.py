@@ -71,7 +71,7 @@ class RunKeys(Keys):
     log_every: Positive = 50
     """Steps between log lines; the last step has one too."""
     pictures: int = Field(default=8, ge=0)
-    """Validation images that are drawn at the end, what is there beside what was found."""
+    """Validation images that are drawn at the end, annotations next to predictions."""
 
 
 class Transfer(RunKeys, StepKeys, LoadingKeys, BackboneKeys):
