@@ -187,7 +187,7 @@ VALUES = st.one_of(
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to everything in a JSON document."""
+    """Yield the path to each value in a JSON document."""
     inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inside:
         yield (*path, key)
@@ -196,7 +196,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @pytest.fixture
 def valid(write: Write) -> tuple[Path, str]:
-    """A folder, and what its file of annotations holds."""
+    """A folder, and the content of its annotation file."""
     root = write({}, {"category_id": 7, "segmentation": uncompressed(np.ones((HEIGHT, WIDTH)))})
     return root, (root / "annotations" / "instances_train2017.json").read_text()
 

@@ -55,7 +55,7 @@ def scenes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(cli: Cli, scenes: Path, tmp_path: Path) -> Cli:
-    """A `transfer segmentation` that would work, with further flags."""
+    """Run a valid `transfer segmentation` command with further flags."""
 
     def call(*more: str | Path) -> Outcome:
         base = ("--data", scenes, "--output", tmp_path / "run", "--backbone", "resnet18")
@@ -98,11 +98,11 @@ def test_the_backbones_weights_are_taken_and_noted(run: Cli, cli: Cli, tmp_path:
 
 
 def logged(run: Path) -> list[str]:
-    """The log's lines but for those that depend on the clock."""
+    """Read the log without the values that depend on the clock."""
     return [line for line in (run / "metrics.jsonl").read_text().splitlines() if "images_per_second" not in line]
 
 
-@pytest.mark.parametrize("last", [2, 3])  # at a validation, between two
+@pytest.mark.parametrize("last", [2, 3])  # at a validation, and between two validations
 @pytest.mark.parametrize("more", [(), ("--micro-batch", "2", "--ema", "0.5", "--precision", "bf16")])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], last: int
@@ -273,7 +273,7 @@ def test_windows_cover_each_pixel_and_are_averaged() -> None:
 
     images = torch.rand(2, 3, 50, 70)
     whole = predict(model, images)
-    torch.testing.assert_close(predict(model, images, window=32, stride=20), whole)  # each window says the same
+    torch.testing.assert_close(predict(model, images, window=32, stride=20), whole)  # all windows predict the same
     assert set(seen[1:]) == {(32, 32)}
     assert len(seen) == 1 + 2 * 3
     torch.testing.assert_close(predict(model, images, flip=True), whole)

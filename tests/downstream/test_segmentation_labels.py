@@ -1,4 +1,4 @@
-"""Label images as tools write them: what is read, what is refused before training, and which flags mend it."""
+"""Label images as tools write them: which are read, which are refused before training, and which flags fix that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Mask = NDArray[Any]
 
 
 def write(folder: Path, masks: list[Mask | Image.Image], suffix: str = "png") -> Path:
-    """A training split of one image for each mask, in ADE20K's layout."""
+    """Write a training split with one image per mask, in ADE20K's layout."""
     for kind in ("images", "annotations"):
         (folder / kind / "training").mkdir(parents=True, exist_ok=True)
     for number, mask in enumerate(masks):
@@ -40,7 +40,7 @@ def write(folder: Path, masks: list[Mask | Image.Image], suffix: str = "png") ->
 
 
 def stripes(*values: int, dtype: type = np.uint8) -> Mask:
-    """A mask of 8x12 with a stripe of each value."""
+    """Return a mask of 8x12 with a stripe of each value."""
     return np.repeat(np.array(values, dtype), 12 // len(values))[None].repeat(8, 0)
 
 
@@ -49,7 +49,7 @@ def settings(data: Path, classes: tuple[str, ...] = ("rest", "object"), **keys: 
 
 
 def checked(data: Path, classes: tuple[str, ...] = ("rest", "object"), **keys: object) -> tuple[Pairs, list[str]]:
-    """The pairs of the training split, and the lines that were said of their labels."""
+    """Check the training split; return its pairs and the lines printed about its labels."""
     recipe, said = settings(data, classes, **keys), list[str]()
     pairs = read_pairs(recipe, "training")
     check_labels(pairs, recipe, said.append, Console(file=io.StringIO()))
@@ -64,7 +64,7 @@ def refused(data: Path, *parts: str, classes: tuple[str, ...] = ("rest", "object
 
 
 def given(flags: str) -> dict[str, Any]:
-    """The keys of flags that a message names."""
+    """Return the keys of the flags that a message names."""
     words, keys = flags.split(), dict[str, Any]()
     for place, word in enumerate(words):
         if word == "--map-values":
@@ -141,7 +141,7 @@ def test_a_sample_is_counted_and_the_rest_where_a_class_is_missing(
 
 
 def coloured(*colours: str) -> Mask:
-    """A mask of 8x12 with a stripe of each colour."""
+    """Return a mask of 8x12 with a stripe of each colour."""
     values = np.array([list(bytes.fromhex(colour)) for colour in colours], np.uint8)
     return np.repeat(values[None], 12 // len(colours), axis=1).repeat(8, 0)
 

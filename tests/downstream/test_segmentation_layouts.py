@@ -1,4 +1,4 @@
-"""What labelling tools export for segmentation: each row of the table in docs/data.md."""
+"""The exports of labelling tools for segmentation can be read: each row of the table in docs/data.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mask(path: Path, values: NDArray[Any] = NUMBERS) -> None:
 
 
 def painted() -> NDArray[np.uint8]:
-    """The mask in colours, as CVAT and Datumaro write it."""
+    """Return the mask in colours, as CVAT and Datumaro write it."""
     return np.array(list(COLOURS.values()), np.uint8)[NUMBERS]
 
 
@@ -56,7 +56,7 @@ def recipe(data: Path, flags: str, **keys: Any) -> Segmentation:
 
 
 def read(data: Path, flags: str, **keys: Any) -> list[NDArray[np.uint8]]:
-    """Class indices of both splits' label images, counted as a run counts them."""
+    """Read the class indices of both splits' label images, after checking them as a run does."""
     settings, found = recipe(data, flags, **keys), list[NDArray[np.uint8]]()
     for split in (settings.train_split, settings.val_split):
         pairs = read_pairs(settings, split)

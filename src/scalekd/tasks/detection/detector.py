@@ -72,7 +72,7 @@ def load_detector(path: str | Path, recipe: Detection | None = None) -> tuple[Fa
 
 
 def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None:
-    """Train a copy of a detector for one step on noise, so that one that cannot be trained fails before the run starts.
+    """Train a copy of a detector for one step on noise, so that what cannot be trained fails before a run starts.
 
     Args:
         detector: The detector. It and the random state are not changed.

@@ -11,18 +11,18 @@ from scalekd.recipes import Keys
 from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName
 from scalekd.tasks.transfer.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 
-IGNORED = 255  # stands for no label, in label images and as a class index
+IGNORED = 255  # means "no label", both as a value in label images and as a class index
 _MOST_CLASSES = 254
 _ENTRY = re.compile(r"(?:(\d+)|#([0-9a-fA-F]{6}))\s*=\s*(\d+)")
 
 
 def _entries(value: object) -> object:
-    """A mapping `{255: 1}` as the entries that the command line gives: `255=1`."""
+    """Convert a mapping `{255: 1}` to the entries of the command line: `255=1`."""
     return [f"{key}={number}" for key, number in value.items()] if isinstance(value, dict) else value
 
 
 def _entry(text: str) -> str:
-    """`255=1` or `#ff0000=1`."""
+    """Validate an entry such as `255=1` or `#ff0000=1`."""
     match = _ENTRY.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not VALUE=NUMBER, such as 255=1 or '#ff0000=1'")
@@ -32,7 +32,7 @@ def _entry(text: str) -> str:
 
 
 def colour_in_words(value: int) -> str:
-    """`0xff0000` as `#ff0000`."""
+    """Format the colour `0xff0000` as `#ff0000`."""
     return f"#{value:06x}"
 
 
@@ -160,7 +160,7 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
             raise ValueError(f"window_stride: {self.window_stride} needs a window of at least as many pixels")
         for key in ("image_folder", "label_folder") if self.split_list is None else ("split_list",):
             if "{split}" not in getattr(self, key):
-                raise ValueError(f"{key}: {getattr(self, key)!r} must say where the split's name goes: {{split}}")
+                raise ValueError(f"{key}: {getattr(self, key)!r} must contain {{split}} in place of the split's name")
         self._check_mapping()
         return self
 
@@ -178,18 +178,18 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
 
     @property
     def mapping(self) -> dict[int, int]:
-        """The number for each value, or for each colour `0xRRGGBB`, that `map_values` names."""
+        """The class number of each value, or of each colour `0xRRGGBB`, in `map_values`."""
         matches = [_ENTRY.fullmatch(entry) for entry in self.map_values]
         return {int(m[1]) if m[1] else int(m[2], 16): int(m[3]) for m in matches if m is not None}
 
     @property
     def maps_colours(self) -> bool:
-        """Whether `map_values` names colours."""
+        """Whether `map_values` maps colours instead of values."""
         return any(entry.startswith("#") for entry in self.map_values)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all classes; their numbers where they have none, and nothing where their number is not known."""
+        """Names of all classes; their indices as text if only `num_classes` is set, empty if neither is."""
         return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
 
