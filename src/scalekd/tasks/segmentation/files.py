@@ -51,7 +51,7 @@ def read_pairs(recipe: Segmentation, split: str) -> Pairs:
         UserError: If a folder is missing or empty, an image or label image has no partner, or their sizes differ.
     """
     if recipe.data is None:
-        raise UserError("data: none is given; pass --data (a folder with images/training/, annotations/training/, ...)")
+        raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
     image_root, label_root = (
         recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
     )
