@@ -61,7 +61,7 @@ def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
     process = context.Process(target=_answer, args=(theirs, work), daemon=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forking with other threads is safe here
+            warnings.simplefilter("ignore", DeprecationWarning)  # about other threads, which the child does not use
             process.start()
         theirs.close()
         if not ours.poll(seconds):

@@ -132,7 +132,7 @@ def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tm
     with pytest.raises(UserError, match="unique name and id"):
         read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
     (root / "annotations" / "instances_train2017.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not a JSON file"):
         read(root)
     with pytest.raises(UserError, match=r"no such file: .*instances_val2017\.json"):
         read(tmp_path, "val2017")

@@ -242,7 +242,7 @@ def test_files_that_are_there_are_named_where_a_split_is_not(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="needed are annotations in COCO's format"):
         learned(tmp_path / "empty", ("train", "valid"))
-    put(tmp_path / "tasks.json", json.dumps([{"id": 1, "annotations": []}]))  # Label Studio's own format
+    put(tmp_path / "tasks.json", json.dumps([{"id": 1, "annotations": []}]))  # Label Studio's native format
     with pytest.raises(UserError, match=r"tasks\.json holds no object with images, annotations and categories"):
         learned(tmp_path, ("tasks.json", "valid"))
 

@@ -240,7 +240,7 @@ def losses(masked: list[bool], fill: int, kind: type[RoIHeads] | None = None) ->
 
 def test_masks_are_learned_from_the_objects_that_have_one_and_boxes_from_all() -> None:
     theirs = losses([True, True], 1, RoIHeads)
-    assert losses([True, True], 1) == theirs  # torchvision's, to the bit
+    assert losses([True, True], 1) == theirs  # bit-equal to torchvision's
     assert losses([True, True], 0)["loss_mask"] != theirs["loss_mask"]
     partly = losses([True, False], 1)
     assert partly == losses([True, False], 0)

@@ -294,4 +294,4 @@ def test_a_run_keeps_its_mapping_and_says_over_how_many_classes_its_mean_is(cli:
     assert json.loads(measured.out)["iou"] == result["iou"]
     panels = torch.from_numpy(np.asarray(Image.open(tmp_path / "run" / "pictures" / "000.png")).astype(int))
     truth = panels[:, 48:96]
-    assert not torch.equal(truth[0, 0], truth[0, -1])  # background and object have each their colour
+    assert not torch.equal(truth[0, 0], truth[0, -1])  # background and object have different colours

@@ -33,7 +33,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BEiT-L/14 (EVA) at 224 px": ("eva_large_patch14_196", {"img_size": 224}),
     "BEiT-L/14 (EVA) at 196 px, as it teaches": ("eva_large_patch14_196", {}),
 }
-# Printed by the paper for the /14 students and EVA at 224 px are the parameters of the /16 models and of EVA at 196 px.
+# For the /14 students and EVA at 224 px, the paper prints the parameters of the /16 models and of EVA at 196 px.
 OTHER_PARAMETERS = {"Mixer-B/14", "ViT-B/14", "BEiT-L/14 (EVA) at 224 px"}
 
 
@@ -100,7 +100,7 @@ def counted(method: Method, batch: int = 2) -> float:
     ],
 )
 def test_step_flops_are_those_of_a_real_step(teacher_name: str, student_name: str) -> None:
-    teacher = Teacher(teacher_name, pretrained=False, resolution=112)  # a quarter of the work, every kind of it
+    teacher = Teacher(teacher_name, pretrained=False, resolution=112)  # a quarter of the work, but all operations
     student = Student(student_name, resolution=112)
     method = ScaleKD(teacher, student)
     flops = step_flops(method)

@@ -178,12 +178,12 @@ def largest_batch(
     least = needs(sizes[0])
     if least > budget_bytes:
         raise UserError(
-            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB where there is room for "
-            f"{budget_bytes / MIB:.0f} MiB; "
+            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB, but {budget_bytes / MIB:.0f} MiB are "
+            "available; "
             + (
-                f"the batch of {batch} has no smaller part, take one with small divisors"
+                f"the batch of {batch} has no smaller divisor, use one with small divisors"
                 if sizes[0] > 2
-                else "take a smaller teacher or student, or a lower resolution"
+                else "use a smaller teacher or student, or a lower resolution"
             )
         )
     fits, too_large = 0, len(sizes) - 1  # indices in `sizes`

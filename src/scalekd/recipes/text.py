@@ -69,7 +69,7 @@ def read_keys(file: Path | Traversable, source: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is no UTF-8 text (at byte {error.start})") from None
+        raise UserError(f"{source}: is not UTF-8 text (at byte {error.start})") from None
     if keys is None:
         return {}
     if not isinstance(keys, dict):

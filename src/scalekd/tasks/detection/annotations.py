@@ -122,7 +122,7 @@ def read_annotations(file: Path) -> Content:
         first = error.errors(include_url=False)[0]
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         if first["type"] == "json_invalid":
-            raise UserError(f"data: {file} is no JSON file ({message}); export or download it again") from None
+            raise UserError(f"data: {file} is not a JSON file ({message}); export or download it again") from None
         if not first["loc"]:
             raise UserError(
                 f"data: {file} holds no object with images, annotations and categories; {_EXPORT}"

@@ -56,7 +56,7 @@ class DataKeys(LoadingKeys):
     """Data and augmentation."""
 
     data: File | None = None
-    """Folder of the data set; ADE20K's layout by default."""
+    """Folder of the dataset; ADE20K's layout by default."""
     image_folder: str = "images/{split}"
     """Folder of a split's images, relative to data."""
     label_folder: str = "annotations/{split}"
