@@ -179,8 +179,8 @@ def test_a_resolution_the_teacher_cannot_take_is_refused(run: Cli) -> None:
 
 
 def test_a_key_of_another_method_is_refused(run: Cli) -> None:
-    run("--method", "kd", "--views", "spatial").refused("views is not a key of method kd", "scalekd")
-    run("--ofa-gamma", "2").refused("ofa_gamma is not a key of method scalekd")
+    run("--method", "kd", "--views", "spatial").refused("views is no key of method kd", "scalekd")
+    run("--ofa-gamma", "2").refused("ofa_gamma is no key of method scalekd")
 
 
 def test_maps_that_do_not_exist_or_are_no_maps_are_refused(run: Cli) -> None:

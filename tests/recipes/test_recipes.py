@@ -160,9 +160,9 @@ def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
         ("base: mine.yaml", ("its own base",)),
         ("base: strategies/resnett", ("resnett",)),
         ("base: [a]", ("base must name",)),
-        ("method: kd\nviews: [spatial]", ("views is not a key of method kd", "scalekd")),
-        ("method: dist\nofa_gamma: 2", ("ofa_gamma is not a key of method dist",)),
-        ("method: none\nlogit_weight: 0.3", ("logit_weight is not a key of method none",)),
+        ("method: kd\nviews: [spatial]", ("views is no key of method kd", "scalekd")),
+        ("method: dist\nofa_gamma: 2", ("ofa_gamma is no key of method dist",)),
+        ("method: none\nlogit_weight: 0.3", ("logit_weight is no key of method none",)),
         ("method: none\nlabels: none", ("labels",)),
         ("method: ofa\nlogit_weight: 0", ("logit_weight", "ofa")),
         ("unlabelled_split: val", ("unlabelled_split", "val")),
@@ -190,7 +190,7 @@ def test_another_method_leaves_the_recipes_own_keys_behind(tmp_path: Path) -> No
     recipe = load(tmp_path / "mine.yaml", {"method": "kd"})
     assert (recipe.method, recipe.views, recipe.temperature, recipe.epochs) == ("kd", ("spatial", "frequency"), 2.0, 9)
     assert "views" not in dump(recipe)
-    with pytest.raises(UserError, match="views is not a key of method kd"):
+    with pytest.raises(UserError, match="views is no key of method kd"):
         load(tmp_path / "mine.yaml", {"method": "kd", "views": ["spatial"]})
 
 

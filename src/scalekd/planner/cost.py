@@ -138,7 +138,7 @@ class StepFlops:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return self.teacher + self.student + self.cap + self.tail
 
 

@@ -53,7 +53,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.overhead
 
 

@@ -84,7 +84,7 @@ def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str,
     foreign = [key for key in above if not has_key(method, key)]
     if foreign:
         key = foreign[0]
-        raise UserError(f"{source}: {key} is not a key of method {method} (but of {methods_with(key)}); leave it out")
+        raise UserError(f"{source}: {key} is no key of method {method} (but of {methods_with(key)}); leave it out")
     return {key: value for key, value in keys.items() if has_key(method, key)}
 
 

@@ -87,7 +87,7 @@ class Transfer(RunKeys, StepKeys, LoadingKeys, BackboneKeys):
         fixed = sorted(self.backbone_args.keys() & FIXED_ARGS)
         if fixed:
             raise ValueError(
-                f"backbone_args: {fixed[0]} cannot be given here; it is a key of its own or follows the data"
+                f"backbone_args: {fixed[0]} cannot be given here; set the recipe key for it, or leave it out"
             )
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide the batch of {self.batch}")
