@@ -47,7 +47,7 @@ class LiveFigures:
         self._sample = sample(recipe.model_copy(update={"data_patience": 0}), val, LOOKED_AT)
         self._method, self._at_once = method, recipe.micro_batch or 1  # as many images as fit in memory in training
         # Kept on the CPU: images `[B, 3, h, w]` with the teacher's tokens, and the images that attention is drawn over.
-        self._images_and_tokens: list[tuple[Tensor, Tensor]] = []
+        self._teacher_tokens: list[tuple[Tensor, Tensor]] = []
         self._attended: list[Tensor] = []
 
     @property
@@ -57,9 +57,9 @@ class LiveFigures:
     def __call__(self) -> Shown:
         """Compute the figures of the current weights; the first call adds the teacher's spectrum."""
         images = {}
-        if not self._images_and_tokens:
+        if not self._teacher_tokens:
             self._read()
-            tokens = torch.cat([tokens for _, tokens in self._images_and_tokens])
+            tokens = torch.cat([tokens for _, tokens in self._teacher_tokens])
             images["teacher/spectrum"] = spectrum_picture(energy_shares(tokens, self._method.teacher.tokens))
         return Shown(images | self._attention(), self._distances())
 
@@ -74,7 +74,7 @@ class LiveFigures:
             raise UserError(f"data: none of {len(self._sample.indices)} images can be read")
         self._attended = [read[index] for index in self._sample.chosen(ATTENDED) if index in read]
         for images in torch.split(torch.stack(list(read.values())), self._at_once):
-            self._images_and_tokens.append((images, self._method.teacher(images.to(self._device)).tokens.cpu()))
+            self._teacher_tokens.append((images, self._method.teacher(images.to(self._device)).tokens.cpu()))
 
     def _attention(self) -> dict[str, Image.Image]:
         """Draw a sheet per projector; each column is an image, its mean over all queries, and its central query."""
@@ -87,7 +87,7 @@ class LiveFigures:
     def _distances(self) -> dict[str, Floats]:
         """Compute the squared distances of all positions, by place and by what is compared."""
         found: dict[str, list[Tensor]] = {}
-        for images, tokens in self._images_and_tokens:
+        for images, tokens in self._teacher_tokens:
             student = self._method.student(images.to(self._device))
             for place, distances in compared(self._method, student, tokens.to(self._device)).items():
                 for name, values in distances.items():

@@ -183,10 +183,10 @@ class _Gatherer:
             figures.given += answers(models.student(images).cpu(), labels, indices)
         if models.teacher is None:
             return
-        outputs = models.teacher(images)
-        if self.asks_teacher and outputs.logits is not None:
-            figures.teacher_given += answers(outputs.logits.cpu(), labels, indices)
-        for some, tokens in zip(torch.split(images, _PART), torch.split(outputs.tokens, _PART), strict=True):
+        teacher_outputs = models.teacher(images)
+        if self.asks_teacher and teacher_outputs.logits is not None:
+            figures.teacher_given += answers(teacher_outputs.logits.cpu(), labels, indices)
+        for some, tokens in zip(torch.split(images, _PART), torch.split(teacher_outputs.tokens, _PART), strict=True):
             self.shares.append((len(some), energy_shares(tokens, models.teacher.tokens)))
             if models.projectors is not None:
                 self.compare(models.projectors, some, tokens)

@@ -31,26 +31,26 @@ class Shown(NamedTuple):
     histograms: dict[str, NDArray[Any]]
 
 
-Draw = Callable[[], Shown]
+Visualise = Callable[[], Shown]
 """Computes pictures and histograms of a pair in its current state."""
-Live = Callable[[Recipe, Method, Split], Draw | None]
-"""Creates a `Draw` from a run's settings, pair and validation images; None if there is nothing to show."""
+Live = Callable[[Recipe, Method, Split], Visualise | None]
+"""Creates a `Visualise` from a run's settings, pair and validation images; None if there is nothing to show."""
 
 
 class Watcher:
     """Draws a pair in training without changing it: in eval mode, without gradients, with a separate random state.
 
     Args:
-        draw: Computes the pictures and histograms.
+        visualise: Computes the pictures and histograms.
         method: The pair.
         autocast: Returns the autocast context that validation runs in.
         say: Called with a line for the user.
     """
 
     def __init__(
-        self, draw: Draw, method: Method, autocast: Callable[[], torch.autocast], say: Callable[[str], object]
+        self, visualise: Visualise, method: Method, autocast: Callable[[], torch.autocast], say: Callable[[str], object]
     ) -> None:
-        self._draw: Draw | None = draw
+        self._visualise: Visualise | None = visualise
         self._method, self._autocast, self._say = method, autocast, say
 
     def watch(self, events: TensorBoardEvents, step: int) -> None:
@@ -58,13 +58,13 @@ class Watcher:
 
         An error in writing to `events` is not caught: it ends the run like any other log that cannot be written.
         """
-        if self._draw is None:
+        if self._visualise is None:
             return
         try:
             with evaluating(self._method), seeded(step), torch.no_grad(), self._autocast():
-                shown = shown_values(*self._draw())
+                shown = shown_values(*self._visualise())
         except Exception as error:  # pictures must never end a run, not even if memory runs out
-            self._draw = None
+            self._visualise = None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._say(f"warning: pictures for TensorBoard are left out from now on: {reason}")
             return
