@@ -68,7 +68,7 @@ def test_a_finished_run_has_every_figure(page: str) -> None:
     for words in (
         "The run is finished: 2 of 2 epochs, 24 images viewed", "Loss, term by term", "Teacher-student cosine",
         "Spectrum of the teacher's features", "Distances of the proxies (TPP)", "CAP_last, frequency",
-        "Rows: the image's class", "operations an image", "student.safetensors (SHA-256)", "scalekd distill --recipe",
+        "Rows: the image's class", "operations per image", "student.safetensors (SHA-256)", "scalekd distill --recipe",
         "alpha_frequency: 0.06", "teacher weights",
     ):  # fmt: skip
         assert words in read.text, words

@@ -33,12 +33,12 @@ from scalekd.tasks.segmentation import run as segmentation
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "said"),
     [
-        (301, 256, 3, "3 steps in all (3 epochs of 1) teach a student little; better take --batch 16 (18 steps an "
+        (301, 256, 3, "3 steps in all (3 epochs of 1) teach a student little; better take --batch 16 (18 steps per "
                       "epoch) and --epochs 12"),
-        (301, 256, 100, "--batch 16 (18 steps an epoch)"),
+        (301, 256, 100, "--batch 16 (18 steps per epoch)"),
         (10_000, 256, 3, "117 steps in all (3 epochs of 39) teach a student little; better take --epochs 6"),
         (100, 16, 400, "2400 steps in all (400 epochs of 6) teach a student little; better take --batch 8 (12"),
-        (7, 4, 5, "better take --batch 2 (3 steps an epoch) and --epochs 67"),
+        (7, 4, 5, "better take --batch 2 (3 steps per epoch) and --epochs 67"),
         (5, 1, 2, "better take --epochs 40"),
     ],
 )  # fmt: skip

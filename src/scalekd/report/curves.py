@@ -68,7 +68,7 @@ def _of_one(record: Record) -> list[Chart]:
         Chart("Teacher-student cosine, by term and epoch", x, cosines,
               "The mean over each epoch's log lines; 1 is perfect. Place and view of DFM: proxy or student."),
         Chart("Learning rate", x, [Series("learning rate", curve("lr"))], from_zero=True),
-        Chart("Images a second", x, [Series("images a second", curve("images_per_second"))], from_zero=True),
+        Chart("Images per second", x, [Series("images per second", curve("images_per_second"))], from_zero=True),
     ]  # fmt: skip
 
 

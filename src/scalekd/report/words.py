@@ -111,12 +111,12 @@ def cost(record: Record, figures: Figures) -> dict[str, str]:
         )
     speed = record.last("images_per_second")
     if speed is not None:
-        facts["speed"] = f"{speed:.3g} images a second (at the end of the log)"
+        facts["speed"] = f"{speed:.3g} images per second (at the end of the log)"
     if figures.flops is not None:
         facts |= _operations(record, figures.flops)
     for role, model in (("student", figures.student), ("teacher", figures.teacher)):
         if model is not None:
-            facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs an image"
+            facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs per image"
     facts["energy"] = _energy(record)
     return facts
 
@@ -159,7 +159,7 @@ def _operations(record: Record, flops: StepFlops) -> dict[str, str]:
     step = sum(parts.values())
     shares = ", ".join(f"{name} {value / step:.0%}" for name, value in parts.items())
     return {
-        "operations an image": f"{amount(step)}FLOPs a training step ({shares}), counted, not measured",
+        "operations per image": f"{amount(step)}FLOPs per training step ({shares}), counted, not measured",
         "operations so far": f"{amount(step * record.samples)}FLOPs",
     }
 

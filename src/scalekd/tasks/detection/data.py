@@ -30,7 +30,7 @@ class Example(NamedTuple):
     Attributes:
         image: `[3, h, w]`, uint8; None if it could not be read.
         target: Its training target; empty in evaluation.
-        number: Index of the picture in the split.
+        number: Index of the image in the split.
         corrupt: Reasons by path of the files that could not be read.
     """
 
@@ -50,7 +50,7 @@ class DetectionBatch(NamedTuple):
 
 
 class CocoDataset(Dataset[Example]):
-    """Dataset of a split's pictures with random horizontal flips.
+    """Dataset of a split's images with random horizontal flips.
 
     Args:
         split: The split.
@@ -100,7 +100,7 @@ class CocoDataset(Dataset[Example]):
 
 
 def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Read a picture as `[3, h, w]`, uint8.
+    """Read an image as `[3, h, w]`, uint8.
 
     Raises:
         UnreadableImageError: If its file is corrupt, or its size differs from the annotations.
@@ -175,7 +175,7 @@ def training_batches(
 def evaluation_batches(
     split: CocoSplit, recipe: Detection, report: Callable[[str], object], processes: Processes
 ) -> SteadyLoader[DetectionBatch, Key]:
-    """Return the loader that reads every picture of a split once, in order, divided among the processes.
+    """Return the loader that reads every image of a split once, in order, divided among the processes.
 
     See `training_batches` for the arguments.
     """

@@ -24,7 +24,7 @@ def few_steps(images: int, batch: int, epochs: int) -> str | None:
     flags, smaller = [], batch
     if an_epoch < _STEPS_AN_EPOCH and batch > 2:
         smaller = 2 ** int(math.log2(max(min(images // _STEPS_AN_EPOCH, batch - 1), 2)))
-        flags.append(f"--batch {smaller} ({images // smaller} steps an epoch)")
+        flags.append(f"--batch {smaller} ({images // smaller} steps per epoch)")
     if images // smaller * epochs < _STEPS:
         flags.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
     if not flags:  # too few images for any setting to help
