@@ -133,5 +133,5 @@ def test_another_device_has_no_overhead_of_the_cpus(teacher: Teacher, student: S
 
 def test_own_code_is_not_run_without_memory(teacher: Teacher, student: Student) -> None:
     student.name = "python:own.model"
-    with pytest.raises(UnpredictableError, match="give --micro-batch"):
+    with pytest.raises(UnpredictableError, match="pass --micro-batch"):
         step_memory(ScaleKD(teacher, student), batch=2, optimizer="adamw", ema=False, dtype=torch.float32)

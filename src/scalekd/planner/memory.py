@@ -88,13 +88,13 @@ def step_memory(
     """
     device = device or device_of(method).type
     if student_of(method).is_own_code:  # see `on_copy`
-        raise UnpredictableError("memory: is not predicted for a student in your own code; give --micro-batch")
+        raise UnpredictableError("memory: is not predicted for a student in your own code; pass --micro-batch")
     try:
         tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate, device))
     except Exception as error:  # an unknown architecture may fail in any way on such tensors
         reason = str(error).partition("\n")[0]
         raise UnpredictableError(
-            f"memory: cannot be predicted for {student_of(method).name} ({reason}); give --micro-batch"
+            f"memory: cannot be predicted for {student_of(method).name} ({reason}); pass --micro-batch"
         ) from error
     trained = [p.nbytes for p in method.parameters() if p.requires_grad]
     weights = sum(t.nbytes for t in method_tensors(method))

@@ -57,7 +57,7 @@ def facts(split: CocoSplit, *, training: bool) -> dict[str, Any]:
 
 def _root(recipe: Detection) -> Path:
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
+        raise UserError("data: none is given; pass --data (a folder with annotations/, train2017/ and val2017/)")
     return recipe.data
 
 

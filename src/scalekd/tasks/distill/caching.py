@@ -85,7 +85,7 @@ def fill_cache(
         UserError: For any wrong input, and if there is too little disk space.
     """
     if recipe.cache is None:
-        raise UserError("cache: no folder is given; give --cache (one folder may hold many caches)")
+        raise UserError("cache: no folder is given; pass --cache (one folder may hold many caches)")
     if recipe.method == "none":
         raise UserError("cache: method none reads no teacher; set method to that of the runs that will read the cache")
     console = console or Console(stderr=True)

@@ -39,7 +39,7 @@ def _read_data(recipe: Recipe) -> tuple[Split, Split]:
     data = recipe.data
     if data is None:
         raise UserError(
-            "data: none is given; give --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
+            "data: none is given; pass --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
         )
     if recipe.labels == "none":
         train, val = read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split, recipe)

@@ -51,7 +51,7 @@ def read_pairs(recipe: Segmentation, split: str) -> Pairs:
         UserError: If a folder is missing or empty, an image or label image has no partner, or their sizes differ.
     """
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
+        raise UserError("data: none is given; pass --data (a folder with images/training/, annotations/training/, ...)")
     image_root, label_root = (
         recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
     )
@@ -142,7 +142,7 @@ def _check_partners(
             (s for s in suffixes if not recipe.label_suffix and all(name + s in lack for name in missing)), ""
         )
         if suffix:
-            fix = f"if its partner is {lack[missing[0] + suffix].name}, give --label-suffix {suffix}"
+            fix = f"if its partner is {lack[missing[0] + suffix].name}, pass --label-suffix {suffix}"
         else:
             example = f" (files there have names like {next(iter(lack.values())).name})" if lack else ""
             fix = f"add it{example}, or remove the file"

@@ -26,7 +26,7 @@ def _voc(data: Path) -> str:
     train = next((name for name in lists if name.startswith("train")), "train")
     val = next((name for name in lists if name.startswith("val")), "val")
     return (
-        f"{data} looks like Pascal VOC's layout: give {flags} --split-list '{where}' --train-split {train} "
+        f"{data} looks like Pascal VOC's layout: pass {flags} --split-list '{where}' --train-split {train} "
         f"--val-split {val} --no-zero-is-unlabelled{missing}"
     )
 
@@ -38,7 +38,7 @@ def _roboflow(data: Path) -> str:
         return ""
     val = "valid" if "valid" in splits else splits[-1]
     return (
-        f"{data} looks like Roboflow's layout: give --image-folder '{{split}}' --label-folder '{{split}}' "
+        f"{data} looks like Roboflow's layout: pass --image-folder '{{split}}' --label-folder '{{split}}' "
         f"--label-suffix _mask --train-split {splits[0]} --val-split {val} "
         "--no-zero-is-unlabelled, and the classes of _classes.csv"
     )
@@ -64,7 +64,7 @@ def _supervisely(data: Path) -> str:
     splits = f"--train-split {train} --val-split {val}"
     more = "" if len(sets) > 1 else ", after moving some images and masks into a second data set's folder"
     return (
-        f"{data} looks like Supervisely's layout: give --image-folder '{{split}}/img' --label-folder "
+        f"{data} looks like Supervisely's layout: pass --image-folder '{{split}}/img' --label-folder "
         f"'{{split}}/{masks}' {splits}{more}"
     )
 
@@ -77,7 +77,7 @@ def _camvid(data: Path) -> str:
         return ""
     train, val = _train_and_val(splits)
     return (
-        f"{data} looks like CamVid's layout: give --image-folder '{{split}}' --label-folder '{{split}}annot' "
+        f"{data} looks like CamVid's layout: pass --image-folder '{{split}}' --label-folder '{{split}}annot' "
         f"--train-split {train} --val-split {val}"
     )
 

@@ -27,9 +27,9 @@ def _of_zero(seen: list[int], recipe: Segmentation) -> str:
     if len(seen) < fewest:
         return ""
     if recipe.zero_is_unlabelled and seen[0] == 0 and seen[-1] < count:
-        return f"if 0 is {recipe.class_names[0]!r}, give --no-zero-is-unlabelled"
+        return f"if 0 is {recipe.class_names[0]!r}, pass --no-zero-is-unlabelled"
     if not recipe.zero_is_unlabelled and seen[-1] == count:
-        return "if 0 is unlabelled and classes are numbered from 1, give --zero-is-unlabelled"
+        return "if 0 is unlabelled and classes are numbered from 1, pass --zero-is-unlabelled"
     return ""
 
 
@@ -61,7 +61,7 @@ def _flags(seen: list[int], names: tuple[str, ...], *, zero: bool) -> str:
     flag = "--zero-is-unlabelled" if zero else "--no-zero-is-unlabelled"
     meant = ", ".join(f"{value} is {name!r}" for value, name in zip(seen[:5], names, strict=False))
     more = " and so on" if len(seen) > 5 else ""
-    return f"if {meant}{more}, give {' '.join(['--map-values', ','.join(entries), flag] if entries else [flag])}"
+    return f"if {meant}{more}, pass {' '.join(['--map-values', ','.join(entries), flag] if entries else [flag])}"
 
 
 def _of_colours(colours: list[int], recipe: Segmentation) -> str:
