@@ -208,7 +208,7 @@ def test_a_run_tells_its_energy_and_a_resumed_one_adds_up(
 
     (run / "result.json").unlink()
     newest_checkpoint(run).unlink()  # goes on from step 2 of 4
-    assert "told when the run is finished" in page(run)
+    assert "reported when the run is finished" in page(run)
     with pytest.MonkeyPatch.context() as patch:
         spending(patch, powercap, 100)
         outcome = cli("distill", "--resume", "--output", run)
@@ -234,7 +234,7 @@ def test_a_run_begun_by_an_earlier_revision_does_not_tell_a_part(
     outcome = cli("distill", "--resume", "--output", run)
     assert outcome.code == 0, outcome.err
     assert told(run) is None
-    assert "not known: the machine told none" in page(run)
+    assert "not known: the machine reported none" in page(run)
 
 
 def test_the_page_names_what_is_missing_and_whose_machine_it_is(

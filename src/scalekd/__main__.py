@@ -1,4 +1,4 @@
-"""`python -m scalekd`."""
+"""Runs the command line with `python -m scalekd`."""
 
 from scalekd.cli.main import run
 

@@ -1,4 +1,4 @@
-"""A piece of work in a copy of this process, which it may change or end without a trace in this one."""
+"""Runs a function in a fork of this process, where it may change any state or crash without affecting this process."""
 
 from __future__ import annotations
 
@@ -22,45 +22,46 @@ T = TypeVar("T")
 
 
 class DeathError(UserError):
-    """A child process ended without an answer; says by what."""
+    """Raised if a child process ended without an answer; names the signal or exit code."""
 
 
 class ForkError(Exception):
-    """A copy of this process cannot run a backward: autograd has started threads for GPUs."""
+    """Raised if a fork of this process cannot run a backward because autograd has started threads for GPUs."""
 
 
 def can_fork(device: torch.device) -> bool:
-    """Whether a copy of this process can compute on `device`: on the CPU of a Linux machine that has no GPU.
+    """Whether a fork of this process can compute on `device`: only on the CPU of a Linux machine without GPU.
 
-    torch's threads for GPUs do not survive the copy, nor do macOS's own libraries.
+    torch's threads for GPUs do not survive a fork, nor do macOS's system libraries.
     """
-    alone = not multiprocessing.current_process().daemon  # which may have no children
+    alone = not multiprocessing.current_process().daemon  # a daemonic process may not have children
     return device.type == "cpu" and sys.platform == "linux" and alone and not torch.cuda.device_count()
 
 
 def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
-    """What `work` gives in a copy of this process, made at once and without loading anything anew; on one thread.
+    """Run `work` in a fork of this process on one thread and return its result.
 
-    What it changes (weights, buffers, random generators, gradients) is changed in the copy alone.
+    The fork starts at once and loads nothing again. What `work` changes (weights, buffers, random generators,
+    gradients) changes only in the fork.
 
     Args:
-        work: Its answer, or what it raises, is brought here by pickle.
-        seconds: How long it may take.
+        work: The function. Its result or exception is transferred with pickle.
+        seconds: Time limit.
 
     Returns:
-        The answer; None where it took longer.
+        The result; None if the time limit was reached.
 
     Raises:
-        ForkError: If the copy cannot run a backward.
-        DeathError: If the copy ended without an answer.
-        BaseException: What `work` raised.
+        ForkError: If the fork cannot run a backward.
+        DeathError: If the fork ended without an answer.
+        BaseException: Whatever `work` raised.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, work), daemon=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside other threads; it uses none of them
+            warnings.simplefilter("ignore", DeprecationWarning)  # about other threads, which the child does not use
             process.start()
         theirs.close()
         if not ours.poll(seconds):
@@ -80,24 +81,24 @@ def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
 
 
 def _answer(pipe: Connection, work: Callable[[], object]) -> None:
-    """What the child does."""
+    """Run in the child: call `work` and send its result or exception."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _die_in_silence()
-    torch.set_num_threads(1)  # the threads of the pool are not part of the copy
+    torch.set_num_threads(1)  # the thread pool does not exist in the fork
     try:
         _start_autograd()
         pipe.send((work(), None))
     except BaseException as error:  # the parent raises it
         error.add_note(traceback.format_exc())
         pipe.send((None, error if _can_be_sent(error) else RuntimeError(traceback.format_exc())))
-    os._exit(0)  # runs nothing that the parent has set up for its own end
+    os._exit(0)  # skip the parent's exit handlers
 
 
 def _can_be_sent(error: BaseException) -> bool:
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class does with its arguments
+    except Exception:  # the exception's class may do anything in its constructor
         return False
     return True
 
@@ -110,8 +111,8 @@ def _start_autograd() -> None:
 
 
 def _die_in_silence() -> None:
-    """Leave no core file and print nothing: the parent tells what happened."""
-    import resource  # noqa: PLC0415  # not there on Windows
+    """Write no core file and print nothing on a crash: the parent reports it."""
+    import resource  # noqa: PLC0415  # does not exist on Windows
 
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -121,7 +122,7 @@ def _die_in_silence() -> None:
 
 
 def _cause(code: int | None) -> str:
-    """`signal 11 (Segmentation fault)` or `exit code 3`."""
+    """Describe how a process ended: `signal 11 (Segmentation fault)` or `exit code 3`."""
     if code is None or code >= 0:
         return f"exit code {code}"
     return f"signal {-code} ({signal.strsignal(-code)})"

@@ -1,4 +1,4 @@
-"""The energy that a run takes, from the counters that machines keep of it anyway."""
+"""Measures the energy that a run uses with the hardware's counters: RAPL for processors, NVML for GPUs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from pathlib import Path
 
 import torch
 
-POWERCAP = Path("/sys/class/powercap")  # Linux's RAPL counters, of AMD's processors too
-_OFTEN = 10.0  # seconds between readings
-_MOST_WATTS = 1000.0  # no package takes more
+POWERCAP = Path("/sys/class/powercap")  # Linux's RAPL counters, also for AMD processors
+_INTERVAL = 10.0  # seconds between readings
+_MOST_WATTS = 1000.0  # upper bound of a processor package's power
 
 
 class _Packages:
-    """Joules of all processor packages; None once a part of them is not known.
+    """Energy of all processor packages; unknown (None) as soon as a part of it is unknown.
 
-    Their counters go round: at 400 W in 11 minutes where they hold 262 kJ (Intel's servers), in less than 3 where they
-    hold 66 kJ (AMD's). Hence they are to be read often, and a pause that is long enough to go round in loses the count.
+    The counters wrap around: at 400 W after 11 minutes if they hold 262 kJ (Intel servers), after less than 3 minutes
+    if they hold 66 kJ (AMD). They must therefore be read often; a pause in which a counter may have wrapped around
+    makes the energy unknown.
     """
 
     def __init__(self, root: Path) -> None:
         self._joules: float | None = None
         try:
-            # Beside them are their own parts (core, dram) and the whole machine (psys).
+            # Other entries are parts of packages (core, dram) and the whole machine (psys).
             found = [path for path in root.glob("intel-rapl:*") if (path / "name").read_text().startswith("package")]
             self._ranges = {path / "energy_uj": int((path / "max_energy_range_uj").read_text()) for path in found}
             self._counts = self._read()
-        except (OSError, ValueError):  # for root only, as a rule; absent in containers
+        except (OSError, ValueError):  # usually readable by root only; absent in containers
             return
         self._at = time.time()
         self._joules = 0.0 if found else None
@@ -37,15 +38,15 @@ class _Packages:
         return {file: int(file.read_text()) for file in self._ranges}
 
     def keep_up(self) -> None:
-        """Read the counters if they were not of late."""
-        if self._joules is not None and abs(time.time() - self._at) >= _OFTEN:
+        """Read the counters if the last reading is too old."""
+        if self._joules is not None and abs(time.time() - self._at) >= _INTERVAL:
             self.joules()
 
     def joules(self) -> float | None:
-        """Joules since the beginning."""
+        """Return the joules since the start; None if unknown."""
         if self._joules is None:
             return None
-        before, self._at = self._at, time.time()  # not a monotonic clock: that one stands still in a machine's sleep
+        before, self._at = self._at, time.time()  # a monotonic clock would stop while the machine sleeps
         try:
             counts = self._read()
         except (OSError, ValueError):
@@ -55,14 +56,14 @@ class _Packages:
             self._joules = None
             return None
         for file, count in counts.items():
-            gone = count - self._counts[file]
-            self._joules += (gone if gone >= 0 else gone + self._ranges[file]) / 1e6
+            used = count - self._counts[file]
+            self._joules += (used if used >= 0 else used + self._ranges[file]) / 1e6
         self._counts = counts
         return self._joules
 
 
 class _Gpus:
-    """Joules of the first `count` CUDA devices, by NVML's counters, which do not go round; None if not known."""
+    """Energy of the first `count` CUDA devices from NVML's counters, which do not wrap around; None if unknown."""
 
     def __init__(self, count: int) -> None:
         self._begun: float | None = None
@@ -74,30 +75,32 @@ class _Gpus:
             return
         try:
             self._nvml.nvmlInit()
-            # NVML knows neither CUDA_VISIBLE_DEVICES nor CUDA's order of devices.
+            # NVML ignores CUDA_VISIBLE_DEVICES and CUDA's order of devices, so devices are found by UUID.
             names = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(count)]
             self._devices = [self._nvml.nvmlDeviceGetHandleByUUID(name) for name in names]
-        except self._nvml.NVMLError:  # a part of a GPU (MIG) has no counter of its own
+        except self._nvml.NVMLError:  # a part of a GPU (MIG) has no counter
             return
         self._begun = self._read()
 
     def _read(self) -> float | None:
         try:
             return sum(int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(device)) for device in self._devices) / 1e3
-        except self._nvml.NVMLError:  # older than Volta
+        except self._nvml.NVMLError:  # GPUs older than Volta have no counter
             return None
 
     def joules(self) -> float | None:
-        """Joules since the beginning."""
+        """Return the joules since the start; None if unknown."""
         now = None if self._begun is None else self._read()
         return None if now is None or self._begun is None else now - self._begun
 
 
 class EnergyMeter:
-    """Counts the energy of this machine's processors and of its first GPUs, whoever uses them, from now on.
+    """Measures the energy of this machine's processors and first GPUs from construction on.
+
+    The counters include everything else that runs on the machine.
 
     Args:
-        gpus: How many CUDA devices to count, from the first on.
+        gpus: Number of CUDA devices to count, starting with the first.
     """
 
     def __init__(self, gpus: int) -> None:
@@ -105,16 +108,16 @@ class EnergyMeter:
         self._packages, self._gpus = _Packages(POWERCAP), _Gpus(gpus)
 
     def resume(self, before: Mapping[str, float | None] | None) -> None:
-        """Add what a run took in earlier starts, as `energy` told it; what was not known then stays unknown."""
+        """Add the energy that a resumed run used earlier, as returned by `energy`; unknown parts stay unknown."""
         self._before = {name: (before or {}).get(name) for name in self._before}
 
     def keep_up(self) -> None:
-        """To be called a few times a minute, see `_Packages`; costs next to nothing."""
+        """Read the counters if necessary; must be called several times a minute (see `_Packages`) and is cheap."""
         self._packages.keep_up()
 
     @property
     def energy(self) -> dict[str, float | None] | None:
-        """`cpu_joules` and `gpu_joules` so far, each None if not known or not for the whole run; None if neither is."""
+        """`cpu_joules` and `gpu_joules` so far, each None unless known for the whole run; None if neither is known."""
         total: dict[str, float | None] = {}
         for name, now in (("cpu_joules", self._packages.joules()), ("gpu_joules", self._gpus.joules())):
             before = self._before[name]

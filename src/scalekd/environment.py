@@ -1,4 +1,4 @@
-"""Versions, revision and hardware that a number depends on."""
+"""Describes the software versions, revision and hardware that results depend on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy",
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, revision and hardware that a number depends on."""
+    """Return the versions, revision and hardware that results depend on."""
     return {
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -30,7 +30,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def versions() -> str:
-    """What a bug report needs, a line each: versions, our git revision, the device, the number format, the system."""
+    """Return the facts for a bug report, one per line: versions, git revision, device, number format, system."""
     found = describe_environment()
     device = pick_device("auto")
     number = "bf16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
@@ -47,7 +47,7 @@ def versions() -> str:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None for what is not installed, as scalekd itself where a checkout is on PYTHONPATH."""
+    """Return a package's installed version; None if it is not installed, like scalekd when run from PYTHONPATH."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def _revision(checkout: Path) -> str | None:
-    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
+    """Return the git revision of scalekd's checkout; None if scalekd does not run from one or git is missing."""
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"]

@@ -1,43 +1,46 @@
-"""The one error that a user is meant to read."""
+"""The error class for wrong inputs, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-_LONGEST = 2000
-_LONG = 6  # letters of a beginning by which a longer name may be meant
+_LONGEST = 2000  # characters of a message
+_LONG = 6  # letters from which on a word may be the misspelt beginning of a longer name
 
 
 def printable(text: object) -> str:
-    """A text as one line that does nothing to a terminal: control characters, surrogates and the like are escaped."""
+    """Turn a text into one line that is safe to print: control characters, surrogates and the like are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 class UserError(Exception):
-    """A wrong input, told in one line: the key or file, its value, and the mend. Commands exit with code 2."""
+    """A wrong input, described in one line that names the key or file, its value and the fix.
+
+    Commands print the line and exit with code 2.
+    """
 
     exit_code = 2
 
     def __init__(self, message: object) -> None:
-        # A loader's worker hands on a whole traceback, which ends in the error's name and line.
+        # An error from a loader's worker holds a whole traceback that ends with the error's name and line.
         _, _, line = str(message).rpartition(f"\n{type(self).__module__}.{type(self).__qualname__}: ")
         line = printable(line.rstrip("\n") if line != message else message)
-        if len(line) > _LONGEST:  # its beginning names the key, its end the mend
+        if len(line) > _LONGEST:  # the start names the key and the end the fix, so cut the middle
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         super().__init__(line)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` with the nearest known word, or nothing where none is near; see `nearest`."""
+    """Return `"; did you mean 'x'?"` with the nearest known word, or an empty text if none is near; see `nearest`."""
     near = nearest(word, known)
     return "" if near is None else f"; did you mean {near!r}?"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was meant: one that begins with `word`, or is spelt nearly like it; None where none is.
+    """Return the known word that was probably meant; None if there is none.
 
-    Nearly is one typing error in three letters or more, two in six, three in ten. Long names are also found by a
-    misspelt beginning: `vit_tny` is a `vit_tiny_patch16_224`.
+    It starts with `word`, or differs from it by at most one typing error in three letters or more, two in six, three
+    in ten. Long names are also found by a misspelt beginning: `vit_tny` finds `vit_tiny_patch16_224`.
     """
     known = list(known)
     lower, errors = word.lower(), _allowed(word)
@@ -57,14 +60,15 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _allowed(word: str) -> int:
-    """How many typing errors a word may have."""
+    """Return the number of typing errors that a word may have."""
     return sum(len(word) >= length for length in (3, 6, 10))
 
 
 def _distance(one: str, other: str, most: int) -> int:
-    """Typing errors between two words: letters put in, left out, replaced, or swapped with the next; above `most`, any.
+    """Count the typing errors between two words: letters inserted, deleted, replaced or swapped with the next.
 
-    This is the optimal string alignment distance, by its recurrence over rows.
+    This is the optimal string alignment distance, computed row by row. If it exceeds `most`, the result is any larger
+    number.
     """
     if abs(len(one) - len(other)) > most:
         return most + 1

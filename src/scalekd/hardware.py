@@ -1,4 +1,4 @@
-"""Which device and which number format a run uses."""
+"""Chooses the device and autocast type of a run, and moves batches to the device."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """The device for a recipe's `accelerator`; `auto` is the first GPU that is there.
+    """Return the device for a recipe's `accelerator`; `auto` is the first GPU if there is one, otherwise the CPU.
 
     Raises:
-        UserError: If one is asked for by name that is not there.
+        UserError: If the requested kind of device does not exist on this machine.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":
-        accelerator = next(name for name, is_there in there.items() if is_there)
-    if not there[accelerator]:
-        raise UserError(f"accelerator: there is no {accelerator} device here; leave it at auto")
+        accelerator = next(name for name, is_available in available.items() if is_available)
+    if not available[accelerator]:
+        raise UserError(f"accelerator: there is no {accelerator} device on this machine; leave it at auto")
     return torch.device(accelerator)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast type for a recipe's `precision`: `auto` is bf16 where matrix products are faster in it."""
+    """Return the autocast type for a recipe's `precision`; `auto` is bf16 if the hardware multiplies matrices in it."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":
@@ -42,21 +42,21 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to `dtype`; for float32 it is switched off."""
+    """Return an autocast context for `dtype`; for float32 autocast is off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def to_device(batch: T, device: torch.device) -> T:
-    """A batch with all its tensors (in tuples, lists, dictionaries) on a device; does not wait for the copy."""
+    """Move all tensors of a batch (in tuples, lists, dictionaries) to a device without waiting for the copy."""
     move = partial(Tensor.to, device=device, non_blocking=True)
     moved: T = tree_map_only(Tensor, move, batch)
     return moved
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed, for this process: a step then faults in a third of the pages anew.
+    """Make glibc's malloc keep freed memory in this process, which reduces a step's page faults to a third.
 
-    Blocks of any size come from its heap instead of mappings of their own, and the heap does not shrink.
+    Blocks of any size then come from the heap instead of separate mappings, and the heap does not shrink.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h

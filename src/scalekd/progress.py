@@ -1,4 +1,4 @@
-"""What is going on, on standard error, where that is a terminal."""
+"""Progress bars and status lines on standard error, shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class SizedIterable(Sized, Iterable[T_co], Protocol[T_co]):
-    """Something to loop over whose length is known, such as a DataLoader."""
+    """An iterable with a known length, such as a DataLoader."""
 
 
 def watched(batches: SizedIterable[T_co], what: str, console: Console | None = None) -> Iterable[T_co]:
-    """Loop over `batches` behind a bar on standard error, which is left out where that is no terminal."""
+    """Iterate over `batches` with a progress bar on standard error; without a terminal no bar is shown."""
     console = console or Console(stderr=True)
     return track(batches, what, total=len(batches), console=console, transient=True, disable=not console.is_terminal)
 
 
 def working(what: str, console: Console | None = None) -> AbstractContextManager[object]:
-    """Say within it what takes so long, where nobody knows how long; nothing where that is no terminal."""
+    """Show a status line inside the context, for work of unknown duration; without a terminal nothing is shown."""
     console = console or Console(stderr=True)
     return console.status(escape(what)) if console.is_terminal else nullcontext()

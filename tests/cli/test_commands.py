@@ -121,7 +121,7 @@ def test_inspect_says_what_training_would_cost(cli: Cli) -> None:
     assert costs["student"]["parameters"] == 11_689_512
     assert 0 < costs["memory"]["weights"] < costs["memory_total"]
     text = cli(*pair, "--hours", "--device", "h100").out
-    for part in ("MACs", "FLOPs", "memory", "images a second", "GPU-hours on an NVIDIA H100"):
+    for part in ("MACs", "FLOPs", "memory", "images per second", "GPU-hours on an NVIDIA H100"):
         assert part in text
 
 

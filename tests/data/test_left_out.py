@@ -238,7 +238,7 @@ def test_what_is_written_must_not_become_a_class(tmp_path: Path, output: str) ->
     for split in ("train", "val", "unlabelled"):
         (tmp_path / split).mkdir()
     recipe = load(None, {"data": str(tmp_path)})
-    with pytest.raises(UserError, match=f"output: .*{output} is in .*name a folder elsewhere"):
+    with pytest.raises(UserError, match=f"output: .*{output} is in .*use a folder elsewhere"):
         check_output(recipe, tmp_path / output)
     for fine in ("runs/a", "train-run", "../elsewhere"):
         check_output(recipe, tmp_path / fine)
@@ -311,5 +311,5 @@ def test_commands_tell_what_they_leave_out(cli: Cli, data: Path, tmp_path: Path)
     outcome = cli("predict", tmp_path / "run", data / "val", "--workers", "0")
     assert outcome.code == 0, "hidden files are skipped"
     assert "1 file (1 .txt) left out" in outcome.err
-    cli("distill", *keys, "--output", data / "train" / "run").refused("output", "name a folder elsewhere")
+    cli("distill", *keys, "--output", data / "train" / "run").refused("output", "use a folder elsewhere")
     assert not (data / "train" / "run").exists()

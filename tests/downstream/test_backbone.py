@@ -105,7 +105,7 @@ def test_what_gives_no_pyramid_is_refused(tmp_path: Path) -> None:
 
 
 def test_swins_last_stage_looks_across_its_windows() -> None:
-    """At 224 px one window is all of it; larger images have several, which must not stay apart."""
+    """At 224 px the map is a single window; larger images have several, which must exchange information."""
     backbone = build("swin_tiny_patch4_window7_224", **(TINY_SWIN | {"depths": (1, 1, 1, 2)}))
     images = torch.rand(1, 3, 448, 448)
     corner = images.clone()

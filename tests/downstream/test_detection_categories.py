@@ -1,4 +1,4 @@
-"""Categories that are classes, and what two files must agree on."""
+"""Which categories become classes, and what two annotation files must agree on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recipe(root: Path) -> Detection:
 def read(
     root: Path, train: list[Category], val: list[Category], used: tuple[list[Any], list[Any]]
 ) -> tuple[CocoSplit, CocoSplit, list[str]]:
-    """Both splits with these categories, of which those used have an object each."""
+    """Read both splits with these categories; each used category has one object."""
     for split, rows, ids in (("train2017", train, used[0]), ("val2017", val, used[1])):
         write_split(root, *({"category_id": number} for number in ids), split=split, categories=categories(*rows))
     lines: list[str] = []
@@ -37,7 +37,10 @@ def read(
 @pytest.mark.parametrize(
     ("rows", "used"),
     [
-        ([(0, "fish", "none"), (1, "fish", "fish"), (2, "trap", "fish")], [1, 2]),  # Roboflow, called as a class
+        (
+            [(0, "fish", "none"), (1, "fish", "fish"), (2, "trap", "fish")],
+            [1, 2],
+        ),  # Roboflow: project called as a class
         ([(0, "my-project", "none"), (1, "fish", "my-project"), (2, "trap", "my-project")], [1, 2]),
         ([(1, "fish", "animals"), (2, "trap", "tools"), (8, "animals", None), (9, "tools", "animals")], [1, 2]),
         ([("p", "all", ""), ("x", "fish", "all"), ("y", "trap", "all")], ["x", "y"]),

@@ -129,10 +129,10 @@ def test_files_that_are_not_there_or_no_annotations_are_refused(write: Write, tm
             read(write({}, images=[outside]))
     with pytest.raises(UserError, match="a URL; export the images"):
         read(write({}, images=[outside | {"file_name": "https://host/3.png"}]))
-    with pytest.raises(UserError, match="name and an id"):
+    with pytest.raises(UserError, match="unique name and id"):
         read(write({}, categories=[{"id": 2, "name": "a"}, {"id": 2, "name": "b"}]))
     (root / "annotations" / "instances_train2017.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="not a JSON file"):
         read(root)
     with pytest.raises(UserError, match=r"no such file: .*instances_val2017\.json"):
         read(tmp_path, "val2017")
@@ -187,7 +187,7 @@ VALUES = st.one_of(
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to everything in a JSON document."""
+    """Yield the path to each value in a JSON document."""
     inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inside:
         yield (*path, key)
@@ -196,7 +196,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @pytest.fixture
 def valid(write: Write) -> tuple[Path, str]:
-    """A folder, and what its file of annotations holds."""
+    """A folder, and the content of its annotation file."""
     root = write({}, {"category_id": 7, "segmentation": uncompressed(np.ones((HEIGHT, WIDTH)))})
     return root, (root / "annotations" / "instances_train2017.json").read_text()
 

@@ -1,4 +1,4 @@
-"""What each labelling tool exports, row by row of the table in the docs, and what is told of other layouts."""
+"""The exports of each labelling tool in the docs' table can be read, and errors name other layouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = tuple(f"photo-{number}.jpg" for number in range(5))
 
 
 def coco(names: Sequence[str], categories: list[dict[str, Any]], mask: Any = (), first: int = 0, **entry: Any) -> str:
-    """A file with an object in each image, of the last category."""
+    """Write an annotation file with an object of the last category in each image."""
     sides = {"width": WIDTH, "height": HEIGHT}
     images = [{"id": first + index, "file_name": name} | sides for index, name in enumerate(names)]
     objects = [
@@ -44,7 +44,7 @@ def put(file: Path, text: str) -> Path:
 
 
 def photos(folder: Path, split: str = "") -> list[str]:
-    """Images of a split, named by it."""
+    """Write images whose names contain the split's name."""
     names = [f"{split}{name}" for name in NAMES]
     for name in names:
         write_image(folder / name)
@@ -105,7 +105,7 @@ def test_exports_in_cocos_format_are_read_where_they_lie(tmp_path: Path, export:
 
 @pytest.fixture(scope="module")
 def convert() -> dict[str, Any]:
-    """The functions that the docs show."""
+    """Return the functions shown in the docs."""
     (code,) = re.findall(r"```python\n(\"\"\"Writes annotations.*?)```", DOCS.read_text(), re.DOTALL)
     functions: dict[str, Any] = {}
     exec(compile(code, str(DOCS), "exec"), functions)
@@ -113,7 +113,7 @@ def convert() -> dict[str, Any]:
 
 
 def cvat(root: Path) -> Path:
-    """Masks drawn with a brush."""
+    """Label Studio's export of masks drawn with a brush."""
     names = photos(root / "images" / "default")
     return put(root / "annotations" / "instances_default.json", coco(names, LAMP, BRUSH, first=1, iscrowd=1))
 
@@ -156,7 +156,7 @@ def ultralytics(root: Path) -> list[str]:
 
 
 def roboflow_yolo(root: Path) -> list[str]:
-    """Polygons, and an image without objects, which has no file."""
+    """Polygons, and an image without objects, which has no annotation file."""
     put(root / "data.yaml", yaml.safe_dump({"nc": 2, "names": ["lamp", "cup"]}))
     for split in ("train", "valid"):
         for name in photos(root / split / "images", split)[1:]:
@@ -242,7 +242,7 @@ def test_files_that_are_there_are_named_where_a_split_is_not(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="needed are annotations in COCO's format"):
         learned(tmp_path / "empty", ("train", "valid"))
-    put(tmp_path / "tasks.json", json.dumps([{"id": 1, "annotations": []}]))  # Label Studio's own format
+    put(tmp_path / "tasks.json", json.dumps([{"id": 1, "annotations": []}]))  # Label Studio's native format
     with pytest.raises(UserError, match=r"tasks\.json holds no object with images, annotations and categories"):
         learned(tmp_path, ("tasks.json", "valid"))
 

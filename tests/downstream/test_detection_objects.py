@@ -1,4 +1,4 @@
-"""Objects as tools write them: boxes without masks, masks without boxes, crowds, ids and sizes in any form."""
+"""Objects as tools write them: boxes without masks, masks without boxes, crowds, ids and sizes in different forms."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_file_without_masks_is_told_from_others(tmp_path: Path) -> None:
 
 
 def found(box: list[float], mask: np.ndarray[Any, Any] | None = None, score: float = 0.9) -> dict[str, Any]:
-    """A prediction in image 3 of class a: a box, and its mask, by default all of the box."""
+    """Return a prediction of class a in image 3: a box and its mask, by default the whole box."""
     x, y, width, height = (int(number) for number in box)
     if mask is None:
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -215,7 +215,7 @@ def test_what_is_left_out_is_told_of_each_split_in_its_own_words(tmp_path: Path)
 
 
 def losses(masked: list[bool], fill: int, kind: type[RoIHeads] | None = None) -> dict[str, float]:
-    """Losses of a small Mask R-CNN for two objects; `fill` is what the second's mask is made of."""
+    """Compute the losses of a small Mask R-CNN for two objects; the second object's mask is filled with `fill`."""
     torch.manual_seed(0)
     backbone = Backbone("resnet18", pretrained=False, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16])
     settings: dict[str, Any] = {"frozen_norm": True, "frozen_stem": False, "proposals": 64, "width": 16, "hidden": 32}
@@ -240,7 +240,7 @@ def losses(masked: list[bool], fill: int, kind: type[RoIHeads] | None = None) ->
 
 def test_masks_are_learned_from_the_objects_that_have_one_and_boxes_from_all() -> None:
     theirs = losses([True, True], 1, RoIHeads)
-    assert losses([True, True], 1) == theirs  # torchvision's, to the bit
+    assert losses([True, True], 1) == theirs  # bit-equal to torchvision's
     assert losses([True, True], 0)["loss_mask"] != theirs["loss_mask"]
     partly = losses([True, False], 1)
     assert partly == losses([True, False], 0)

@@ -41,7 +41,7 @@ def coco(tmp_path: Path) -> Path:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The log without what depends on the clock."""
+    """Read the log without the values that depend on the clock."""
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in logged if "images_per_second" not in line]
 
@@ -110,7 +110,7 @@ def test_boxes_alone_train_a_box_detector_of_the_same_recipe(cli: Cli, coco: Pat
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(
     cli: Cli, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes, flips, sampled boxes: all that is random follows from seed and batch."""
+    """Everything random (sizes, flips, sampled boxes) is determined by seed and batch."""
     settings = ("--data", coco, *SETTINGS, "--sizes", "48,64", "--micro-batch", "1", "--pictures", "0")
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert cli("transfer", "detection", *settings, "--output", whole).code == 0
@@ -246,7 +246,7 @@ def test_wrong_input_ends_in_one_line(cli: Cli, coco: Path, tmp_path: Path) -> N
 def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
     cli: Cli, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image of 32 pixels has one value a channel at stride 32, which no batch norm can learn from."""
+    """One image of 32 pixels has one value per channel at stride 32, on which batch norm cannot be trained."""
     flags = ("--batch", "1", "--sizes", "32", "--max-size", "32", "--no-frozen-norm")
     outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *SETTINGS, *flags)
     outcome.refused("backbone: resnet18 cannot be trained on images [1, 3, 32, 32]", "more than 1 value per channel")

@@ -55,7 +55,7 @@ def scenes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(cli: Cli, scenes: Path, tmp_path: Path) -> Cli:
-    """A `transfer segmentation` that would work, with further flags."""
+    """Run a valid `transfer segmentation` command with further flags."""
 
     def call(*more: str | Path) -> Outcome:
         base = ("--data", scenes, "--output", tmp_path / "run", "--backbone", "resnet18")
@@ -81,7 +81,7 @@ def test_a_student_learns_to_segment_and_leaves_its_run(run: Cli, cli: Cli, tmp_
     assert lines[-1]["val/miou"] == pytest.approx(result["miou"], abs=1e-2)
     picture = np.asarray(Image.open(folder / "pictures" / "000.png")).astype(int)
     assert picture.shape == (40, 3 * 48, 3)
-    assert (picture[:4, 48:96] == picture[:4, :48]).all()  # truth without label is left as it is
+    assert (picture[:4, 48:96] == picture[:4, :48]).all()  # unlabelled pixels are not coloured
     measured = ("transfer", "segmentation", "--output", folder, "--evaluate", "--json")
     assert json.loads(cli(*measured).out)["iou"] == result["iou"]
     other = json.loads(cli(*measured, "--flip-test", "--window", "32").out)["miou"]
@@ -93,16 +93,16 @@ def test_the_backbones_weights_are_taken_and_noted(run: Cli, cli: Cli, tmp_path:
     digest = Classifier("resnet18", pretrained=False, num_classes=3, **args).save(tmp_path / "student.safetensors")
     assert run("--backbone", tmp_path / "student.safetensors", "--backbone-args", "{}").code == 0
     assert json.loads((tmp_path / "run" / "inputs.json").read_text())["backbone weights"] == digest
-    (tmp_path / "student.safetensors").unlink()  # which the trained model holds
+    (tmp_path / "student.safetensors").unlink()  # the trained model does not need it
     assert cli("transfer", "segmentation", "--output", tmp_path / "run", "--evaluate").code == 0
 
 
 def logged(run: Path) -> list[str]:
-    """The log's lines but for those that depend on the clock."""
+    """Read the log without the values that depend on the clock."""
     return [line for line in (run / "metrics.jsonl").read_text().splitlines() if "images_per_second" not in line]
 
 
-@pytest.mark.parametrize("last", [2, 3])  # at a validation, between two
+@pytest.mark.parametrize("last", [2, 3])  # at a validation, and between two validations
 @pytest.mark.parametrize("more", [(), ("--micro-batch", "2", "--ema", "0.5", "--precision", "bf16")])
 def test_a_stopped_run_goes_on_to_the_same_weights(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], last: int
@@ -243,14 +243,14 @@ def test_images_and_labels_are_augmented_alike(scenes: Path) -> None:
         pixels, labels = sample.images[0].permute(1, 2, 0).float(), sample.labels[0]
         shown = (pixels[..., None, :] - torch.tensor(COLOURS).float() - 15).square().sum(-1).argmin(-1)
         labelled = labels < 3
-        assert (shown == labels)[labelled].float().mean() > 0.9  # but for the stripes' edges
+        assert (shown == labels)[labelled].float().mean() > 0.9  # except at the stripes' edges
         assert labelled.any()
 
 
 def test_figures_are_torchmetrics_own() -> None:
     generator = torch.Generator().manual_seed(0)
     predicted = torch.randint(0, 4, (2, 9, 9), generator=generator)
-    labels = torch.randint(0, 3, (2, 9, 9), generator=generator)  # class 4 of 5 is nowhere
+    labels = torch.randint(0, 3, (2, 9, 9), generator=generator)  # class 4 of 5 never occurs
     labels[0, 0] = 255
     tally = Tally(5, torch.device("cpu"))
     tally.add(predicted[:1], labels[:1].byte())
@@ -273,17 +273,17 @@ def test_windows_cover_each_pixel_and_are_averaged() -> None:
 
     images = torch.rand(2, 3, 50, 70)
     whole = predict(model, images)
-    torch.testing.assert_close(predict(model, images, window=32, stride=20), whole)  # each window says the same
+    torch.testing.assert_close(predict(model, images, window=32, stride=20), whole)  # all windows predict the same
     assert set(seen[1:]) == {(32, 32)}
     assert len(seen) == 1 + 2 * 3
     torch.testing.assert_close(predict(model, images, flip=True), whole)
-    torch.testing.assert_close(predict(model, images, window=64), whole)  # larger than the image one way
+    torch.testing.assert_close(predict(model, images, window=64), whole)  # larger than the image in one direction
 
 
 def test_flipping_averages_the_mirrored_image() -> None:
     weights = torch.linspace(0, 1, 8)
 
-    def model(images: Tensor) -> Scores:  # knows left from right
+    def model(images: Tensor) -> Scores:  # not symmetric in left and right
         scores = images[:, :1] * weights
         return Scores(torch.cat([scores, -scores], dim=1), None)
 

@@ -1,4 +1,4 @@
-"""Label images as tools write them: what is read, what is refused before training, and which flags mend it."""
+"""Label images as tools write them: which are read, which are refused before training, and which flags fix that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Mask = NDArray[Any]
 
 
 def write(folder: Path, masks: list[Mask | Image.Image], suffix: str = "png") -> Path:
-    """A training split of one image for each mask, in ADE20K's layout."""
+    """Write a training split with one image per mask, in ADE20K's layout."""
     for kind in ("images", "annotations"):
         (folder / kind / "training").mkdir(parents=True, exist_ok=True)
     for number, mask in enumerate(masks):
@@ -40,7 +40,7 @@ def write(folder: Path, masks: list[Mask | Image.Image], suffix: str = "png") ->
 
 
 def stripes(*values: int, dtype: type = np.uint8) -> Mask:
-    """A mask of 8x12 with a stripe of each value."""
+    """Return a mask of 8x12 with a stripe of each value."""
     return np.repeat(np.array(values, dtype), 12 // len(values))[None].repeat(8, 0)
 
 
@@ -49,7 +49,7 @@ def settings(data: Path, classes: tuple[str, ...] = ("rest", "object"), **keys: 
 
 
 def checked(data: Path, classes: tuple[str, ...] = ("rest", "object"), **keys: object) -> tuple[Pairs, list[str]]:
-    """The pairs of the training split, and the lines that were said of their labels."""
+    """Check the training split; return its pairs and the lines printed about its labels."""
     recipe, said = settings(data, classes, **keys), list[str]()
     pairs = read_pairs(recipe, "training")
     check_labels(pairs, recipe, said.append, Console(file=io.StringIO()))
@@ -64,7 +64,7 @@ def refused(data: Path, *parts: str, classes: tuple[str, ...] = ("rest", "object
 
 
 def given(flags: str) -> dict[str, Any]:
-    """The keys of flags that a message names."""
+    """Return the keys of the flags that a message names."""
     words, keys = flags.split(), dict[str, Any]()
     for place, word in enumerate(words):
         if word == "--map-values":
@@ -87,15 +87,15 @@ def test_the_flags_that_a_refusal_names_mend_two_values(
     message = str(error.value)
     for value in values:
         assert f"{value} (96 pixels in 2 files)" in message
-    pairs, said = checked(data, **given(message.rpartition("give ")[2]))
+    pairs, said = checked(data, **given(message.rpartition("pass ")[2]))
     assert said == ["labels    training: 2 of 2 classes, 100.0% of the pixels labelled (all 2 label images counted)"]
-    recipe = settings(data, **given(message.rpartition("give ")[2]))
+    recipe = settings(data, **given(message.rpartition("pass ")[2]))
     assert Coding(recipe).read(pairs.labels[0])[0].tolist() == [0] * 6 + [1] * 6
 
 
 def test_zero_that_is_the_background_is_not_lost(tmp_path: Path) -> None:
     data = write(tmp_path, [stripes(0, 1)])
-    refused(data, "only 'rest' occurs", "0 counts as unlabelled", "if 0 is 'rest', give --no-zero-is-unlabelled")
+    refused(data, "only 'rest' occurs", "0 counts as unlabelled", "if 0 is 'rest', pass --no-zero-is-unlabelled")
     checked(data, zero_is_unlabelled=False)
     refused(write(tmp_path / "empty", [stripes(0)]), "no pixel has a class", "0 (96 pixels in 1 files)")
     refused(write(tmp_path / "void", [stripes(255)]), "no pixel has a class", "255 counts as unlabelled")
@@ -108,7 +108,7 @@ def test_a_class_that_never_occurs_is_a_warning(tmp_path: Path) -> None:
     said = checked(data, classes)[1]
     assert said[0] == "labels    training: 2 of 3 classes, 66.7% of the pixels labelled (all 3 label images counted)"
     assert "warning: no pixel of training is labelled dog" in said[1]
-    assert said[1].endswith("if 0 is 'background', give --no-zero-is-unlabelled")
+    assert said[1].endswith("if 0 is 'background', pass --no-zero-is-unlabelled")
     assert len(checked(data, classes, zero_is_unlabelled=False)[1]) == 1
     named = checked(data, tuple("abcdefghijk"))[1][1]
     assert "c, d, e, f, g and 4 more" in named
@@ -119,11 +119,11 @@ def test_values_beyond_the_classes_are_told_before_training(tmp_path: Path) -> N
     refused(
         numbered,
         "value 2, but there are 2 classes, numbered 0 to 1",
-        "give --zero-is-unlabelled",
+        "pass --zero-is-unlabelled",
         zero_is_unlabelled=False,
     )
     grey = write(tmp_path / "grey", [stripes(0, 85, 170, 255)])
-    refused(grey, "give --map-values 85=1,170=2,255=3", classes=("a", "b", "c"))
+    refused(grey, "pass --map-values 85=1,170=2,255=3", classes=("a", "b", "c"))
     instances = write(tmp_path / "instances", [stripes(0, 26001, 26002, 24000, 24001, 7, dtype=np.uint16)])
     refused(instances, "value 26002", "masks of instances")
     signed = write(tmp_path / "signed", [Image.fromarray(stripes(-1, 0, 1, dtype=np.int32), "I")], "tif")
@@ -141,7 +141,7 @@ def test_a_sample_is_counted_and_the_rest_where_a_class_is_missing(
 
 
 def coloured(*colours: str) -> Mask:
-    """A mask of 8x12 with a stripe of each colour."""
+    """Return a mask of 8x12 with a stripe of each colour."""
     values = np.array([list(bytes.fromhex(colour)) for colour in colours], np.uint8)
     return np.repeat(values[None], 12 // len(colours), axis=1).repeat(8, 0)
 
@@ -233,7 +233,7 @@ def test_partners_are_found_by_suffix_and_list(tmp_path: Path) -> None:
     data = write(tmp_path, [stripes(1, 2)] * 3)
     for label in list((data / "annotations" / "training").iterdir()):
         label.rename(label.with_name(f"{label.stem}_mask.png"))
-    refused(data, "has no partner in", "nor have 2 more", "give --label-suffix _mask")
+    refused(data, "has no partner in", "nor have 2 more", "pass --label-suffix _mask")
     assert len(checked(data, label_suffix="_mask")[0]) == 3
     refused(data, "both image_folder and label_folder", image_folder="annotations/{split}")
     (data / "training.txt").write_text("2\n0\r\n\n")
@@ -294,4 +294,4 @@ def test_a_run_keeps_its_mapping_and_says_over_how_many_classes_its_mean_is(cli:
     assert json.loads(measured.out)["iou"] == result["iou"]
     panels = torch.from_numpy(np.asarray(Image.open(tmp_path / "run" / "pictures" / "000.png")).astype(int))
     truth = panels[:, 48:96]
-    assert not torch.equal(truth[0, 0], truth[0, -1])  # background and object have each their colour
+    assert not torch.equal(truth[0, 0], truth[0, -1])  # background and object have different colours

@@ -1,4 +1,4 @@
-"""What labelling tools export for segmentation: each row of the table in docs/data.md."""
+"""The exports of labelling tools for segmentation can be read: each row of the table in docs/data.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mask(path: Path, values: NDArray[Any] = NUMBERS) -> None:
 
 
 def painted() -> NDArray[np.uint8]:
-    """The mask in colours, as CVAT and Datumaro write it."""
+    """Return the mask in colours, as CVAT and Datumaro write it."""
     return np.array(list(COLOURS.values()), np.uint8)[NUMBERS]
 
 
@@ -56,7 +56,7 @@ def recipe(data: Path, flags: str, **keys: Any) -> Segmentation:
 
 
 def read(data: Path, flags: str, **keys: Any) -> list[NDArray[np.uint8]]:
-    """Class indices of both splits' label images, counted as a run counts them."""
+    """Read the class indices of both splits' label images, after checking them as a run does."""
     settings, found = recipe(data, flags, **keys), list[NDArray[np.uint8]]()
     for split in (settings.train_split, settings.val_split):
         pairs = read_pairs(settings, split)
@@ -134,7 +134,7 @@ def test_cvats_segmentation_masks_take_lists_and_colours(tmp_path: Path, capsys:
     (tmp_path / "labelmap.txt").write_text("\n".join(label_map))
     message = refusal(tmp_path)
     assert "write the lists ImageSets/Segmentation/{split}.txt" in message
-    flags = message.partition("give ")[2].partition(";")[0]
+    flags = message.partition("pass ")[2].partition(";")[0]
     scripts()["split_list"](tmp_path, "SegmentationClass", "ImageSets/Segmentation")
     assert "#0a0a80" in refusal(tmp_path, f"{flags} --classes {CLASSES}")
     scripts()["colours"](tmp_path / "labelmap.txt")
@@ -166,7 +166,7 @@ def test_labelmes_voc_layout_takes_lists(tmp_path: Path) -> None:
     message = refusal(tmp_path)
     assert "--label-folder SegmentationClassPNG --split-list '{split}.txt'" in message
     scripts()["split_list"](tmp_path, "SegmentationClassPNG", ".")
-    flags = message.partition("give ")[2].partition(";")[0]
+    flags = message.partition("pass ")[2].partition(";")[0]
     assert len(read(tmp_path, f"{flags} --classes {CLASSES}")) == 5
 
 
@@ -198,7 +198,7 @@ def test_one_object_against_the_rest(tmp_path: Path) -> None:
             photo(tmp_path / "images" / split / f"{name}.jpg")
             mask(tmp_path / "annotations" / split / f"{name}.png", (NUMBERS > 0).astype(np.uint8) * 255)
     flags = next(cell for cell in row("one object against").split("`") if cell.startswith("--classes"))
-    assert "give --map-values 255=1 --no-zero-is-unlabelled" in refusal(tmp_path, "--classes rest,object")
+    assert "pass --map-values 255=1 --no-zero-is-unlabelled" in refusal(tmp_path, "--classes rest,object")
     assert all((indices == (NUMBERS > 0)).all() for indices in read(tmp_path, flags))
 
 

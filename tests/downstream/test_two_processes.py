@@ -1,4 +1,4 @@
-"""Detectors and segmenters train in two processes as in one that accumulates."""
+"""Training detectors and segmenters in two processes gives the same result as in one process that accumulates."""
 
 from __future__ import annotations
 

@@ -33,12 +33,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BEiT-L/14 (EVA) at 224 px": ("eva_large_patch14_196", {"img_size": 224}),
     "BEiT-L/14 (EVA) at 196 px, as it teaches": ("eva_large_patch14_196", {}),
 }
-# Printed by the paper for the /14 students and EVA at 224 px are the parameters of the /16 models and of EVA at 196 px.
+# For the /14 students and EVA at 224 px, the paper prints the parameters of the /16 models and of EVA at 196 px.
 OTHER_PARAMETERS = {"Mixer-B/14", "ViT-B/14", "BEiT-L/14 (EVA) at 224 px"}
 
 
 def rows() -> dict[str, list[str]]:
-    """Rows of the documentation's table of parameters and MACs, by model, bold marks removed."""
+    """Read the documentation's table of parameters and MACs: rows by model, without bold marks."""
     cells = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
     return {row[0]: row[1:] for row in cells if row and row[0] in MODELS}
 
@@ -82,7 +82,7 @@ def test_a_model_that_reads_values_is_counted_on_a_real_copy() -> None:
 
 
 def counted(method: Method, batch: int = 2) -> float:
-    """FLOPs an image of a real step."""
+    """Count the FLOPs per image of a real step."""
     side = method.student.resolution  # type: ignore[attr-defined]
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -100,7 +100,7 @@ def counted(method: Method, batch: int = 2) -> float:
     ],
 )
 def test_step_flops_are_those_of_a_real_step(teacher_name: str, student_name: str) -> None:
-    teacher = Teacher(teacher_name, pretrained=False, resolution=112)  # a quarter of the work, every kind of it
+    teacher = Teacher(teacher_name, pretrained=False, resolution=112)  # a quarter of the work, but all operations
     student = Student(student_name, resolution=112)
     method = ScaleKD(teacher, student)
     flops = step_flops(method)
@@ -114,7 +114,7 @@ def test_step_flops_are_those_of_a_real_step(teacher_name: str, student_name: st
 
 
 def test_a_depthwise_students_backward_is_twice_its_forward() -> None:
-    """Which torch's counter does not say: it takes the weight gradient of a grouped convolution for a dense one's."""
+    """torch's counter cannot be the reference: it counts the weight gradient of grouped convolutions as dense."""
     student = Student("mobilenetv1_100", resolution=64)
     flops = step_flops(Supervised(student))
     first = 2 * 32 * 32 * 32 * 27  # images get no gradient: the first convolution's backward is one product, not two

@@ -1,4 +1,4 @@
-"""A step's machine-independent costs have not grown; see benchmarks/guard.py."""
+"""The machine-independent costs of a step have not grown; see benchmarks/guard.py."""
 
 from __future__ import annotations
 

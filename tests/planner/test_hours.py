@@ -1,4 +1,4 @@
-"""GPU-hours against arithmetic by hand."""
+"""GPU-hours agree with arithmetic by hand."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_only_what_is_spelt_nearly_alike_is_near(word: str, known: list[str], me
         ("img_size", "did you mean 'resolution'?"),
         ("epcohs", "did you mean 'epochs'?"),
         ("batch-size", "did you mean 'batch'?"),
-        ("output_dir", "it is no key but a flag, --output"),
+        ("output_dir", "it is not a key but a flag, --output"),
         ("patience", "not offered: a run takes all of its `epochs`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, headless."""
+"""The report page in a real browser: Debian's Chromium, headless."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
-    """The page, opened; at the end nothing may have been loaded, said or broken."""
+    """The opened page. At teardown, fails if it loaded a resource, wrote to the console or raised an error."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
     heard: list[str] = []
     page.on("console", lambda message: heard.append(message.text))

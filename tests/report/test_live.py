@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lively(tmp_path_factory: pytest.TempPathFactory, images: Path, teacher_file: Path) -> Path:
-    """A run with pictures, whose student has a moving average."""
+    """A run that writes pictures to TensorBoard, with a moving average of the student."""
     run = tmp_path_factory.mktemp("lively") / "run"
     train(images, teacher_file, run, ema=0.9)
     return run
@@ -74,9 +74,9 @@ def test_each_validation_shows_attention_and_distances_and_the_first_the_spectru
             picture = Image.open(io.BytesIO(event.encoded_image_string))
             picture.load()
             assert picture.size == (event.width, event.height)
-            if tag in ATTENTION:  # three images; each below it seen by all queries and by one
+            if tag in ATTENTION:  # three images, each above its attention by all queries and by one
                 assert picture.size == (3 * SIDE, 3 * SIDE)
-            assert np.asarray(picture).std() > 10  # there is something to see
+            assert np.asarray(picture).std() > 10  # it is not a uniform picture
 
 
 def test_histograms_count_each_position_of_each_image_once(lively: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_look_leaves_no_trace(
         watch(self, *args)
         looks.append(before == state(self._method))
 
-    def careless(self: LiveFigures) -> Any:  # what is injected is not trusted either
+    def careless(self: LiveFigures) -> Any:  # an injected function that leaves traces must not change the run
         assert not torch.is_grad_enabled()
         assert not any(part.training for part in self._method.modules())
         random.random(), np.random.rand(), torch.rand(1)
@@ -134,7 +134,7 @@ def test_a_look_leaves_no_trace(
 def test_a_resumed_run_shows_each_step_once(images: Path, teacher_file: Path, lively: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(lively, run)
-    newest_checkpoint(run).unlink()  # what came after the other one is done again
+    newest_checkpoint(run).unlink()  # the steps after the previous checkpoint are repeated
     (run / "result.json").unlink()
     train(images, teacher_file, run, ema=0.9, resume=True)
     assert result(run)["sha256"] == result(lively)["sha256"]
@@ -142,7 +142,7 @@ def test_a_resumed_run_shows_each_step_once(images: Path, teacher_file: Path, li
     for tag in ATTENTION:
         again, once = read(run).Images(tag), read(lively).Images(tag)
         assert [(e.step, e.encoded_image_string) for e in again] == [(e.step, e.encoded_image_string) for e in once]
-    assert [event.step for event in read(run).Images("teacher/spectrum")] == [2, 4]  # once a start
+    assert [event.step for event in read(run).Images("teacher/spectrum")] == [2, 4]  # once per start
 
 
 def test_a_validation_that_a_resumed_run_makes_up_for_is_shown_too(

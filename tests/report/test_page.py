@@ -17,7 +17,7 @@ from scalekd.tasks.distill import distill_students
 
 
 class Read(HTMLParser):
-    """The tags, the addresses and the text of a page; raises for a tag that is closed and was not opened."""
+    """Collects the tags, addresses and text of a page; raises for a closing tag without an opening one."""
 
     VOID = ("meta", "link", "img", "br", "wbr")
 
@@ -49,7 +49,7 @@ class Read(HTMLParser):
 
 @pytest.fixture
 def copied(runs: Path, tmp_path: Path) -> Path:
-    """The runs, to be changed."""
+    """A copy of the runs, which a test may change."""
     return Path(shutil.copytree(runs, tmp_path / "copied"))
 
 
@@ -68,7 +68,7 @@ def test_a_finished_run_has_every_figure(page: str) -> None:
     for words in (
         "The run is finished: 2 of 2 epochs, 24 images viewed", "Loss, term by term", "Teacher-student cosine",
         "Spectrum of the teacher's features", "Distances of the proxies (TPP)", "CAP_last, frequency",
-        "Rows: the image's class", "operations an image", "student.safetensors (SHA-256)", "scalekd distill --recipe",
+        "Rows: the image's class", "operations per image", "student.safetensors (SHA-256)", "scalekd distill --recipe",
         "alpha_frequency: 0.06", "teacher weights",
     ):  # fmt: skip
         assert words in read.text, words
@@ -98,7 +98,7 @@ def test_an_unfinished_run_is_told_for_one(copied: Path) -> None:
     text = Read(page_of(run)).text
     assert "The run is not finished: 2 of 2 epochs" in text
     assert "1 line(s) of metrics.jsonl cannot be read" in text
-    assert "images looked at here the teacher names" in text
+    assert "images measured for this report the teacher classifies" in text
     assert "scalekd distill --resume" in text
 
 

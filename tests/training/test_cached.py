@@ -176,7 +176,7 @@ def test_the_planner_knows_the_size(cli: Cli, data: Path, teacher_file: Path, ca
     planned = json.loads(passed(cli(*inspect, "--json")).out)["costs"]
     assert planned["cache_total"] == 72 * planned["cache"]["bf16"]
     said = passed(cli(*inspect)).out.splitlines()
-    assert [line for line in said if line.startswith("cache     ") and "view for 72 images (int8" in line]
+    assert [line for line in said if line.startswith("cache     ") and "view of 72 images (int8" in line]
     fill = ("--data", data, "--teacher", teacher_file, "--epochs", "1", "--workers", "0")
     for cache_format in ("bf16", "int8"):
         folder = caches / cache_format

@@ -33,12 +33,12 @@ from scalekd.tasks.segmentation import run as segmentation
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "said"),
     [
-        (301, 256, 3, "3 steps in all (3 epochs of 1) teach a student little; better take --batch 16 (18 steps an "
+        (301, 256, 3, "3 steps in all (3 epochs of 1) teach a student little; better take --batch 16 (18 steps per "
                       "epoch) and --epochs 12"),
-        (301, 256, 100, "--batch 16 (18 steps an epoch)"),
+        (301, 256, 100, "--batch 16 (18 steps per epoch)"),
         (10_000, 256, 3, "117 steps in all (3 epochs of 39) teach a student little; better take --epochs 6"),
         (100, 16, 400, "2400 steps in all (400 epochs of 6) teach a student little; better take --batch 8 (12"),
-        (7, 4, 5, "better take --batch 2 (3 steps an epoch) and --epochs 67"),
+        (7, 4, 5, "better take --batch 2 (3 steps per epoch) and --epochs 67"),
         (5, 1, 2, "better take --epochs 40"),
     ],
 )  # fmt: skip
@@ -65,7 +65,7 @@ def _split(*counts: int) -> Split:
     [
         ([1.0986, 1.0986, 1.0986], 90.0, (50, 50), ["the loss was 1.099 from the first"]),
         ([0.0, 0.0, 0.0, 0.0], 90.0, (50, 50), ["the loss was 0 from the first"]),
-        ([2.0, 1.0, 0.5], 52.0, (50, 50), ["top1 52.00% on 100 images cannot be told"]),
+        ([2.0, 1.0, 0.5], 52.0, (50, 50), ["top1 52.00% on 100 images is not significantly better"]),
         ([2.0, 1.0, 0.5], 90.0, (900, 100), ["the most frequent class (90.0%, give or take 1.9)"]),
         ([6.9, 6.9, 6.9], 0.1, (1,) * 1000, ["the loss was 6.9", "top1 0.10% on 1000 images"]),
         ([2.0, 1.0, 0.5], 95.0, (900, 100), []),
@@ -89,7 +89,7 @@ def test_the_warnings_are_printed_kept_and_reported(cli: Cli, tmp_path: Path, da
     assert outcome.code == 0, outcome.err
     assert "warning: 4 steps in all (2 epochs of 2)" in outcome.err
     (warning,) = json.loads((tmp_path / "run" / "result.json").read_text())["warnings"]
-    assert "on 6 images cannot be told from naming always the most frequent class (33.3%" in warning
+    assert "on 6 images is not significantly better than always predicting the most frequent class (33.3%" in warning
     assert outcome.err.count(warning) == 1
     (record,) = read_runs([tmp_path / "run"])
     assert f"Warning: {warning}." in summary(record, Figures())

@@ -1,4 +1,8 @@
-"""What a run will cost before it starts: FLOPs, memory, hours."""
+"""Predicts the cost of training a pair before a run starts: FLOPs, memory, hours, disk.
+
+Predictions run the models on tensors without memory (`fake.py`); `measure.py` takes real steps to compare with. Knows
+nothing about run folders or datasets.
+"""
 
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.estimate import USABLE, Estimate, estimate

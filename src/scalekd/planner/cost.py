@@ -1,4 +1,4 @@
-"""What a model costs an image, in the literature's count, and what a training step costs, in torch's."""
+"""Counts the multiply-accumulates of a model, as papers do, and the FLOPs of a training step, as torch does."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _NORMS = frozenset(
         aten._fused_rms_norm,
     }
 )
-# With 2 for an element of a norm the published figures come out within 0.4% (docs/planner.md).
+# With 2 per element of a norm, the counts agree with published figures within 0.4% (docs/planner.md).
 MACS_PER_NORM_ELEMENT = 2
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one image costs a model.
+    """Cost of a model for one image.
 
     Attributes:
         parameters: Number of parameters.
         macs: Multiply-accumulates of one forward at the model's resolution: the products of convolutions, linear
             layers and attention, and 2 for each element of a norm.
-        macs_without_attention: The same less the two products of attention, `Q K^T` and `A V`. Published figures of
-            Swin leave them out, those of plain ViTs do not.
+        macs_without_attention: `macs` without the two products of attention, `Q K^T` and `A V`. Published figures of
+            Swin leave them out, those of plain ViTs include them.
     """
 
     parameters: int
@@ -57,7 +57,7 @@ class ModelCost:
 
 
 def model_cost(model: ImageModel) -> ModelCost:
-    """Count parameters and multiply-accumulates as the literature does; takes no memory and about a second."""
+    """Count parameters and multiply-accumulates as papers do; takes no memory and about a second."""
 
     def count(module: nn.Module) -> _MacCounter:
         counter = _MacCounter(module.parameters())
@@ -76,18 +76,19 @@ def model_cost(model: ImageModel) -> ModelCost:
 
 @contextmanager
 def _separate_products(device: torch.device) -> Iterator[None]:
-    """Attention as two products, where its fused form is one operation or, on the CPU, one that is not counted.
+    """Compute attention as two separate products inside the context.
 
-    Autocast changes no count; a teacher that holds its weights in bf16 cannot run without it.
+    The fused form is a single operation, and on the CPU one that is not counted. Autocast does not change the counts;
+    it is needed for a teacher that holds its weights in bf16.
     """
     with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, dtype=torch.bfloat16):
         yield
 
 
 class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts multiply-accumulates of products and norms.
+    """Counts multiply-accumulates of matrix products, convolutions and norms.
 
-    Attention's products are the batched ones of two activations; a batched product with a parameter is a linear layer.
+    A batched product of two activations counts as attention; a batched product with a parameter is a linear layer.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -116,17 +117,17 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs of a training step for one image, 2 for each multiply-add of a matrix product or convolution.
+    """FLOPs of a training step for one image: 2 for each multiply-add of a matrix product or convolution.
 
-    These are what torch's `FlopCounterMode` counts, but for the weight gradient of grouped convolutions, which it takes
-    for a dense one's: with it a MobileNet-V1 would need 3.5 times as much.
+    The counts are those of torch's `FlopCounterMode`, except for the weight gradient of grouped convolutions, which
+    torch counts as if the convolution were dense: a MobileNet-V1 would appear to need 3.5 times as much.
 
     Attributes:
         teacher: Forward of the teacher.
         student: Forward and backward of the student.
         cap: Forward and backward of all projectors.
         tail: Forward of TPP's proxies through the teacher's tail, and backward to its input.
-        torch_counter: What torch's counter says of the whole step; equal to `total` without grouped convolutions.
+        torch_counter: Count of torch's counter for the whole step; equal to `total` without grouped convolutions.
     """
 
     teacher: int
@@ -137,26 +138,26 @@ class StepFlops:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return self.teacher + self.student + self.cap + self.tail
 
 
 def step_flops(method: Method, batch: int = 2) -> StepFlops:
-    """Count one forward and backward of `method`, with attention as two products.
+    """Count the FLOPs of one forward and backward of `method`, with attention as two products.
 
     Args:
-        method: The method; it stays as it is and takes no step for real.
-        batch: Images of the step that is counted. A learned query is projected once a batch, whatever its size: the
-            larger the batch, the smaller its share.
+        method: The method. It is not changed; the step runs on a copy without memory.
+        batch: Batch size of the counted step. A learned query is projected once per batch, so that its share per image
+            falls with the batch size.
     """
     flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=student_of(method).is_own_code)
     return StepFlops(**{part: round(flops[part] / batch) for part in StepFlops.__dataclass_fields__})
 
 
 def _convolution_backward(*shapes: Any, **_: Any) -> int:
-    """FLOPs of `aten.convolution_backward` from its arguments, tensors as their shapes.
+    """Count the FLOPs of `aten.convolution_backward` from its arguments, in which tensors are given as shapes.
 
-    Each gradient that is asked for takes as many as the forward.
+    Each requested gradient takes as many FLOPs as the forward.
     """
     (output, image, weight), transposed, needs = shapes[:3], shapes[7], shapes[10]
     positions = image if transposed else output
@@ -165,7 +166,7 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
 
 
 class _Step:
-    """One step of a method that may be spoilt, counted part by part."""
+    """Counts one step of a method part by part; the method is changed by it and must be a copy."""
 
     def __init__(self, method: Method) -> None:
         self.method = method.train()
@@ -175,7 +176,7 @@ class _Step:
         self.claimed: set[Node] = set()
 
     def count(self, batch: int) -> Counter[str]:
-        """FLOPs of each part for all images of the batch."""
+        """Return the FLOPs of each part for the whole batch."""
         method = self.method
         images, labels = inputs(method, batch)
         if method.teacher is not None:
@@ -196,7 +197,7 @@ class _Step:
         return self.flops
 
     def watch_tail(self, teacher: Any) -> None:
-        """Let the teacher's tail count as a part of its own."""
+        """Count the teacher's tail as a separate part."""
         run = teacher.tail
 
         def tail(tokens: Tensor) -> Tensor:
@@ -210,12 +211,12 @@ class _Step:
         teacher.tail = tail
 
     def enter(self, part: str) -> None:
-        """Book what was counted since the last call on the part that was entered then."""
+        """Start counting for `part`; what was counted since the last call belongs to the part entered then."""
         self.flops[self.part] += self.counter.get_total_flops() - self.flops.total()
         self.part = part
 
     def claim(self, part: str, *outputs: Tensor) -> None:
-        """Let the backward of everything that leads to `outputs` and is not claimed yet enter `part`."""
+        """Count the backward of all autograd nodes that lead to `outputs`, unless already claimed, for `part`."""
         stack = [output.grad_fn for output in outputs]
         while stack:
             node = stack.pop()

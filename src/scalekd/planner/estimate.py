@@ -1,4 +1,4 @@
-"""What a pair costs to train, put together for people."""
+"""Combines all predictions for a pair into one estimate with a human-readable table."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from scalekd.planner.hours import GIB, Device, Hours, gpu_hours
 from scalekd.planner.memory import StepMemory, largest_batch, step_memory
 from scalekd.planner.storage import Storage, storage
 
-# Of a device's memory; the rest is for the driver and for fragmentation.
+# Share of a device's memory that a step may use; the rest is for the driver and fragmentation.
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of a pair on a named device. `str(estimate)` is a table for people.
+    """Costs of training a pair on a device. `str(estimate)` is a human-readable table.
 
     Attributes:
-        teacher: Parameters and multiply-accumulates of the teacher; None for a method that reads none.
-        student: The same of the student.
+        teacher: Parameters and multiply-accumulates of the teacher; None for a method without a teacher.
+        student: Parameters and multiply-accumulates of the student.
         flops: FLOPs of a training step for one image, by part.
         batch: Global batch.
-        micro_batch: Images at once: the largest divisor of the batch that fits; None where that is not predicted.
-        memory: Predicted peak at that many images; None for code of one's own.
+        micro_batch: Images at once: the largest divisor of the batch that fits in memory; None if it is not predicted.
+        memory: Predicted peak at that many images; None for a student in the user's own code.
         device: The device.
-        hours: Images a second and hours on one such device, with their factors.
-        cache: Size of a teacher cache; None for a method that reads no teacher.
+        hours: Images per second and hours on one such device, with their factors.
+        cache: Size of a teacher cache; None for a method without a teacher.
     """
 
     teacher: ModelCost | None
@@ -53,27 +53,27 @@ class Estimate:
         counted = ""
         if self.flops.torch_counter != self.flops.total:
             counted = (
-                f" (torch's counter says {self.flops.torch_counter / 1e9:.4g}: it takes the weight gradient of grouped "
-                "convolutions for a dense one's)"
+                f" (torch's counter gives {self.flops.torch_counter / 1e9:.4g}: it counts the weight gradient of "
+                "grouped convolutions as if they were dense)"
             )
         cache = []
         if self.cache is not None:
             left = (self.flops.total - self.flops.teacher) / 1e9
-            cache = [f"cache     {self.cache}; a step from it takes {left:.4g} GFLOP an image"]
+            cache = [f"cache     {self.cache}; a step with a cached teacher takes {left:.4g} GFLOP per image"]
         return "\n".join(
             (
-                f"MACs      an image, forward: {macs}",
-                f"FLOPs     an image, training step: {flops} = {self.flops.total / 1e9:.4g} GFLOP{counted}",
+                f"MACs      per image, forward: {macs}",
+                f"FLOPs     per image, training step: {flops} = {self.flops.total / 1e9:.4g} GFLOP{counted}",
                 self._memory_line(),
-                f"speed     {self.hours.images_per_second:,.0f} images a second on it at an assumed "
-                f"{self.hours.utilisation:.0%} of its peak",
+                f"speed     {self.hours.images_per_second:,.0f} images per second, assuming "
+                f"{self.hours.utilisation:.0%} of the device's peak",
                 *cache,
             )
         )
 
     def _memory_line(self) -> str:
         if self.memory is None or self.micro_batch is None:
-            return "memory    not predicted for code of your own; --measure measures it"
+            return "memory    not predicted for a student in your own code; --measure measures it"
         names = ("weights", "gradients", "optimizer", "activations", "overhead")
         parts = {name: getattr(self.memory, name) for name in names}
         spent = " + ".join(f"{name} {value / GIB:.3g}" for name, value in parts.items() if value)
@@ -107,22 +107,22 @@ def estimate(
     images: int,
     epochs: int,
 ) -> Estimate:
-    """Estimate what it costs to train a pair; nothing is run for real.
+    """Estimate the cost of training a pair without running a real step.
 
     Args:
         method: The joined pair, as it will train.
         batch: Global batch.
-        micro_batch: Images at once; by default as many as fit into the device.
+        micro_batch: Images at once. Default: as many as fit in the device's memory.
         optimizer: `adamw`, `lamb` or `sgd`.
         ema: Whether a moving average of the student is kept.
         dtype: The autocast type.
-        device: Where it would run.
-        utilisation: Part of the device's peak that is assumed to be reached, above 0 to 1.
-        images: Images an epoch.
-        epochs: Epochs.
+        device: Device to predict for.
+        utilisation: Fraction of the device's peak that the run is assumed to reach, in (0, 1].
+        images: Images per epoch.
+        epochs: Number of epochs.
 
     Raises:
-        UserError: If a factor makes no sense, or not even the smallest batch fits.
+        UserError: If a factor is out of range, or even the smallest micro-batch does not fit in memory.
     """
     flops = step_flops(method)
     hours = gpu_hours(flops.total, images, epochs, device.peak_flops, utilisation)

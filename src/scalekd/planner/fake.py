@@ -1,4 +1,4 @@
-"""Copies of modules whose tensors have shapes and types but no memory, to run a step for its book-keeping alone."""
+"""Runs modules on tensors that have shapes and types but no memory, to count what a step would take."""
 
 from __future__ import annotations
 
@@ -21,31 +21,39 @@ Result = TypeVar("Result")
 
 
 def on_copy(module: Module, run: Callable[[Module], Result], *, real: bool) -> Result:
-    """What `run` gives for a copy of `module`, whose own weights, gradients and statistics stay as they are.
+    """Call `run` with a copy of `module` and return its result; the module itself is not changed.
 
-    The copy has no memory, so that this takes a second for the largest models, unless `real` is set: code of the user's
-    may keep tensors for later (a cache of grids, say), and would then keep such ones. Architectures that read values of
-    tensors cannot run like that; they run on a real copy, unless the module was built on the meta device.
+    By default the copy's tensors have no memory, so that this takes a second even for the largest models. Architectures
+    that read values of tensors cannot run like that; they run on a real copy, unless the module was built on the meta
+    device.
+
+    Args:
+        module: The module.
+        run: Called with the copy.
+        real: Whether to use a real copy. Needed for the user's own code: it may keep tensors for later (a cache of
+            grids, for example), and would otherwise keep tensors without memory.
     """
     if real:
         return run(deepcopy(module))
     try:
         return run_fake(module, run)
-    except Exception:  # whatever a foreign architecture does with such tensors
+    except Exception:  # an unknown architecture may fail in any way on such tensors
         if any(tensor.is_meta for tensor in module.parameters()):
             raise
         return run(deepcopy(module))
 
 
 def run_fake(module: Module, run: Callable[[Module], Result]) -> Result:
-    """What `run` gives for a copy of `module` without memory; tensors that `run` makes have no memory either.
+    """Call `run` with a copy of `module` without memory and return its result.
+
+    Tensors that `run` creates have no memory either.
 
     Raises:
-        Exception: What the architecture raises where it cannot run like that; a RuntimeError if it reads values of
-            tensors.
+        Exception: Whatever the architecture raises if it cannot run without memory; a RuntimeError if it reads values
+            of tensors.
     """
-    # torch starts autograd's threads at a process's first backward: begun without memory, also those of GPUs that are
-    # not there, and a copy of the process (`scalekd.child`) could run no backward any more.
+    # torch starts autograd's threads at a process's first backward. If that backward ran on fake tensors, torch would
+    # start threads for GPUs that do not exist, and a fork of this process (`scalekd.child`) could not run a backward.
     torch.zeros((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
     with _in_silence(), FakeTensorMode(allow_non_fake_inputs=True):
         with _EmptyCopies():
@@ -55,7 +63,7 @@ def run_fake(module: Module, run: Callable[[Module], Result]) -> Result:
 
 @contextmanager
 def _in_silence() -> Iterator[None]:
-    """Keep torch from printing the traceback of what an architecture raises."""
+    """Keep torch from printing the traceback of an exception in fake mode."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -65,29 +73,29 @@ def _in_silence() -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a step of `module` would run: its parameters' device, the CPU for one built on the meta device."""
+    """Return the device of the module's parameters; the CPU for a module built on the meta device."""
     return _device_of(next(module.parameters()))
 
 
 def student_of(method: Method) -> Student:
-    """The method's student, which the method itself knows as a protocol only."""
+    """Return the method's student with its concrete type; the method knows only a protocol."""
     assert isinstance(method.student, Student)
     return method.student
 
 
 def inputs(method: Method, batch: int) -> tuple[Tensor, Tensor]:
-    """Blank images `[batch, 3, side, side]` at the student's resolution and labels `[batch]`, where `method` runs."""
+    """Return zero images `[batch, 3, side, side]` at the student's resolution and labels `[batch]`, on its device."""
     device, side = device_of(method), student_of(method).resolution
     images = torch.zeros(batch, 3, side, side, device=device)
     return images, torch.zeros(batch, dtype=torch.long, device=device)
 
 
 def _device_of(tensor: Tensor) -> torch.device:
-    return torch.device("cpu") if tensor.is_meta else tensor.device  # meta tensors know no autocast
+    return torch.device("cpu") if tensor.is_meta else tensor.device  # autocast has no meta device
 
 
 class _EmptyCopies(TorchFunctionMode):
-    """Makes `deepcopy` of a tensor give an empty one."""
+    """Makes `deepcopy` of a tensor return an uninitialised one."""
 
     def __torch_function__(
         self,
@@ -106,5 +114,5 @@ class _EmptyCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _empty(self, tensor: Tensor) -> Tensor:
-        """Same shape, strides and type."""
+        """Return an uninitialised tensor of the same shape, strides and type."""
         return torch.empty_like(tensor, device=_device_of(tensor), requires_grad=tensor.requires_grad)

@@ -1,4 +1,4 @@
-"""This machine as a device to plan for."""
+"""Describes the current machine as a device to plan for."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from scalekd.hardware import pick_device
 from scalekd.planner.hours import DEVICES, Device
 from scalekd.planner.memory import available_memory
 
-_SIDE = 1024  # of the square matrices that are multiplied
-_SECONDS = 0.5
+_SIDE = 1024  # side of the square matrices that are multiplied
+_SECONDS = 0.5  # time spent measuring
 
 
 def this_machine(dtype: torch.dtype) -> Device:
-    """The device that a run here would take: its first GPU or its CPU, with the memory that it has free now.
+    """Return the device that a run on this machine would use (first GPU or CPU) with its currently free memory.
 
-    A GPU that is in the table has its data sheet's rate. For any other device the rate of a matrix product is
+    For bf16 on a GPU listed in `DEVICES`, the rate is the data sheet's. Otherwise the rate of a matrix product is
     measured, which takes half a second.
 
     Args:
-        dtype: The type of the products, bf16 or float32.
+        dtype: Type of the products, bf16 or float32.
     """
     device = pick_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"this machine's {device.type.upper()}"
@@ -34,7 +34,7 @@ def this_machine(dtype: torch.dtype) -> Device:
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of some products of square matrices."""
+    """Measure the FLOP/s of the fastest of several products of square matrices."""
     matrix = torch.rand(_SIDE, _SIDE, device=device, dtype=dtype)
     times: list[float] = []
     while sum(times) < _SECONDS or len(times) < 2:

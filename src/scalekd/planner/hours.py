@@ -1,4 +1,4 @@
-"""GPU-hours of a run, by arithmetic that a reader can redo."""
+"""Computes the GPU-hours of a run from FLOPs, images and an assumed utilisation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from scalekd.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Device:
-    """A device as its vendor's data sheet gives it.
+    """A device with the numbers of its vendor's data sheet.
 
     Attributes:
-        name: Name for people.
-        peak_flops: Dense bf16 FLOP/s, without sparsity; fp16 where the device has no bf16.
-        memory_bytes: Memory.
-        number_format: The format of the peak.
-        kind: `cuda` or `cpu`, whose steps take different memory.
+        name: Human-readable name.
+        peak_flops: Peak FLOP/s for dense bf16 products (without sparsity); for fp16 if the device has no bf16.
+        memory_bytes: Memory in bytes.
+        number_format: Number format that the peak is for.
+        kind: `cuda` or `cpu`; a step takes different memory on each.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Device:
 
     @property
     def article(self) -> str:
-        """The name as it stands in a sentence: `an NVIDIA L4`, but `this machine's CPU`."""
+        """The name with its article: `an NVIDIA L4`, but `this machine's CPU`."""
         return self.name if self.name.startswith("this ") else f"an {self.name}"
 
 
@@ -45,10 +45,10 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """The device of this name, in upper or lower case.
+    """Look up a device by name; case does not matter.
 
     Raises:
-        UserError: If it is not in the table; suggests the nearest.
+        UserError: If it is not in `DEVICES`; suggests the most similar name.
     """
     key = name.lower()
     if key not in DEVICES:
@@ -59,14 +59,14 @@ def find_device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Hours:
-    """Time of a run and the factors that it comes from.
+    """Duration of a run and the factors that it is computed from.
 
     Attributes:
         flops_per_image: FLOPs of a training step for one image.
-        images: Images an epoch.
-        epochs: Epochs.
-        peak_flops: FLOP/s of the device at its best.
-        utilisation: Part of the peak that the run reaches, above 0 to 1.
+        images: Images per epoch.
+        epochs: Number of epochs.
+        peak_flops: Peak FLOP/s of the device.
+        utilisation: Fraction of the peak that the run reaches, in (0, 1].
     """
 
     flops_per_image: float
@@ -77,36 +77,36 @@ class Hours:
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second."""
+        """Training images per second."""
         return self.peak_flops * self.utilisation / self.flops_per_image
 
     @property
     def hours(self) -> float:
-        """Hours of one such device for the whole run, validation and start left out."""
+        """Hours for the whole run on one such device, without validation and start-up."""
         return self.images * self.epochs / self.images_per_second / 3600
 
     def arithmetic(self) -> str:
-        """Every factor and both results, a line each."""
+        """Return every factor and both results, one line each."""
         return "\n".join(
             (
-                f"FLOPs an image    {self.flops_per_image / 1e9:,.2f} GFLOP",
+                f"FLOPs per image   {self.flops_per_image / 1e9:,.2f} GFLOP",
                 f"rate              {self.peak_flops / 1e12:,.4g} TFLOP/s peak x {self.utilisation:.3g} reached "
                 f"= {self.peak_flops * self.utilisation / 1e12:,.4g} TFLOP/s",
-                f"images a second   rate / FLOPs an image = {self.images_per_second:,.1f}",
-                f"images            {self.images:,} an epoch x {self.epochs:,} epochs = {self.images * self.epochs:,}",
-                f"hours             images / images a second / 3600 = {self.hours:,.2f}",
+                f"images per second rate / FLOPs per image = {self.images_per_second:,.1f}",
+                f"images            {self.images:,} per epoch x {self.epochs:,} epochs = {self.images * self.epochs:,}",
+                f"hours             images / images per second / 3600 = {self.hours:,.2f}",
             )
         )
 
 
 def gpu_hours(flops_per_image: float, images: int, epochs: int, peak_flops: float, utilisation: float) -> Hours:
-    """Hours of one device at a constant part of its peak; see `Hours` for the factors.
+    """Compute the hours of one device at a constant fraction of its peak; see `Hours` for the factors.
 
     Raises:
         UserError: If the utilisation is not in (0, 1] or another factor is not positive.
     """
     if not 0 < utilisation <= 1:
-        raise UserError(f"utilisation: {utilisation:g} is not above 0 and at most 1; 0.35 stands for 35% of the peak")
+        raise UserError(f"utilisation: {utilisation:g} is not above 0 and at most 1; pass 0.35 for 35% of the peak")
     for name, value in (("flops", flops_per_image), ("images", images), ("epochs", epochs), ("peak", peak_flops)):
         if value <= 0:
             raise UserError(f"{name}: {value:g} is not positive")

@@ -1,4 +1,4 @@
-"""Real training steps: images a second and the memory peak, to hold the predictions against."""
+"""Takes real training steps to measure images per second and peak memory, to compare with the predictions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What real steps took.
+    """Speed and peak memory of real steps.
 
     Attributes:
-        images_per_second: From the median step, data loading left out.
-        step_seconds: Every measured step.
-        peak_bytes: The memory peak less what the process held besides the method's tensors when `measure` was called.
-        how: Where the peak comes from.
+        images_per_second: Images per second at the median step, without data loading.
+        step_seconds: Duration of each measured step.
+        peak_bytes: Peak memory minus what the process used, apart from the method's tensors, before `measure`.
+        how: How the peak was measured.
     """
 
     images_per_second: float
@@ -48,18 +48,18 @@ def measure(
     dtype: torch.dtype,
     steps: int = 3,
 ) -> Measurement:
-    """Take one step to warm up and `steps` measured ones on random images, where the method's parameters are.
+    """Measure `steps` training steps on random images, after one warm-up step, on the method's device.
 
-    The memory peak is of all of them. It compares with `step_memory` in a fresh process only: malloc can reuse what
-    earlier work has freed, which then shows in no peak. On the CPU the peak is of resident memory; there, weights
-    that were never read or written (mapped files) make it too small.
+    The peak memory covers all steps. It is comparable with `step_memory` in a fresh process only: malloc may reuse
+    memory that earlier work freed, which does not raise the peak. On the CPU the peak is of resident memory; weights
+    that were never read or written (memory-mapped files) make it too small.
 
     Args:
-        method: The method; it is trained by this. Gradients must be None.
-        batch: Images a step.
-        optimizer_factory: Makes the optimiser for student and projectors.
+        method: The method. The steps train it. Its gradients must be None.
+        batch: Images per step.
+        optimizer_factory: Creates the optimiser for student and projectors.
         dtype: The autocast type; float32 switches autocast off.
-        steps: Measured steps.
+        steps: Number of measured steps.
     """
     images, labels = inputs(method.train(), batch)
     device = images.device
@@ -77,7 +77,7 @@ def measure(
 
 
 def _step(method: Method, optimizer: Optimizer, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
-    """In the training loop's order, as `step_memory` predicts it: gradients go after the step."""
+    """Take one step in the order of the training loop, which `step_memory` assumes: gradients are freed after it."""
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         total = method(images, labels).total
     total.backward()
@@ -86,7 +86,7 @@ def _step(method: Method, optimizer: Optimizer, images: Tensor, labels: Tensor, 
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of `work`, until the device has done it."""
+    """Return the wall-clock seconds of `work`, until the device has finished it."""
     _wait(device)
     start = time.perf_counter()
     work()
@@ -100,17 +100,17 @@ def _wait(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> str:
-    """Forget the memory peak so far, and give freed memory back to the system.
+    """Reset the memory peak and return freed memory to the system.
 
     Returns:
-        How `peak_memory` measures from here on.
+        A description of what `peak_memory` measures from now on.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return "torch.cuda.max_memory_allocated after building"
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in glibc, not in musl
         if trim is not None:
             trim(0)
     try:
@@ -122,9 +122,9 @@ def reset_peak_memory(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The peak since `reset_peak_memory`, in MiB.
+    """Return the memory peak since `reset_peak_memory`, in MiB.
 
-    VmHWM rather than ru_maxrss where there is one: Linux lets a child inherit ru_maxrss from its parent.
+    Uses VmHWM instead of ru_maxrss on Linux, where a child process inherits ru_maxrss from its parent.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
@@ -135,13 +135,13 @@ def peak_memory(device: torch.device) -> float:
 
 
 def _memory_in_use(device: torch.device) -> int:
-    """Bytes in use now; where the system does not say, the peak so far."""
+    """Return the bytes in use now; on systems that do not report them, the peak so far."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _status("VmRSS") if _STATUS.is_file() else round(peak_memory(device) * MIB)
 
 
 def _status(key: str) -> int:
-    """A line of /proc/self/status, which is in KiB, in bytes."""
+    """Read a value of /proc/self/status, which is in KiB, and return it in bytes."""
     lines = _STATUS.read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, predicted without taking it, and the largest batch that fits."""
+"""Predicts the peak memory of a training step without running it, and the largest batch that fits in memory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from scalekd.planner.fake import device_of, inputs, run_fake, student_of
 from scalekd.planner.tracker import MemoryTracker
 
 MIB = 2**20
-# Tensors the size of a parameter: what the optimiser keeps of each, and what its step makes besides.
+# Numbers of tensors of a parameter's size: the optimiser's state, and the temporaries of its step.
 OPTIMIZER_STATE = {"adamw": 2, "lamb": 2, "sgd": 1}
 _OPTIMIZER_SCRATCH = {"adamw": 2, "lamb": 3, "sgd": 1}
-# On the CPU, from the pairs of benchmarks/memory.py. What is resident beyond the tensors where malloc keeps nothing
-# (MALLOC_MMAP_THRESHOLD_=131072), probably kernels that oneDNN compiles. And freed blocks that glibc keeps in its heap
-# and cannot join for new ones: with its defaults 0.2 to 0.4 of what lives there, growing over the first 20 steps.
+# Measured on the CPU with the pairs of benchmarks/memory.py. KERNEL_BYTES: resident memory beyond the tensors when
+# malloc keeps no freed memory (MALLOC_MMAP_THRESHOLD_=131072), probably kernels that oneDNN compiles. HEAP_WASTE: freed
+# blocks that glibc keeps in its heap and cannot merge for new allocations; with glibc's defaults 0.2 to 0.4 of the
+# heap's live bytes, growing over the first 20 steps.
 KERNEL_BYTES = {torch.float32: 25 * MIB, torch.bfloat16: 65 * MIB}
 HEAP_WASTE = 0.35
 
 
 class UnpredictableError(UserError):
-    """An architecture whose memory cannot be predicted."""
+    """Raised for an architecture whose memory cannot be predicted."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class StepMemory:
     """Bytes at the peak of an optimiser step.
 
     Attributes:
-        weights: Teacher, student, projectors and the moving average, buffers among them.
-        gradients: Gradients of student and projectors; they outlive the step.
+        weights: Parameters and buffers of teacher, student, projectors and the moving average.
+        gradients: Gradients of student and projectors.
         optimizer: The optimiser's state.
-        activations: What else is alive at the peak: images, saved tensors, casts, temporaries.
-        overhead: On the CPU, what no tensor owns: compiled kernels, and freed memory that malloc keeps. 0 elsewhere.
+        activations: Everything else that is alive at the peak: images, saved tensors, casts, temporaries.
+        overhead: On the CPU, memory that no tensor owns: compiled kernels and freed memory that malloc keeps. 0 on
+            other devices.
     """
 
     weights: int
@@ -51,7 +53,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.overhead
 
 
@@ -65,36 +67,38 @@ def step_memory(
     accumulate: bool = False,
     device: str | None = None,
 ) -> StepMemory:
-    """Predict the peak of a training step from the lives of its tensors, run without memory in a few seconds.
+    """Predict the peak memory of a training step from the lifetimes of its tensors.
 
-    Gradients are dropped after a step, so that they live through a forward only where they are accumulated. What the
-    process holds without the method (interpreter, libraries, data loading) is not part of it.
+    The step runs on tensors without memory, which takes a few seconds. Gradients are freed after each step, so that
+    they exist during a forward only if they are accumulated. The prediction does not include what the process uses
+    apart from the method (interpreter, libraries, data loading).
 
     Args:
-        method: The method as it will train: for bf16 `teacher.hold_weights` has been called. It stays as it is.
+        method: The method as it will train: for bf16, `teacher.hold_weights` has been called. It is not changed.
         batch: Images at once.
         optimizer: `adamw`, `lamb` or `sgd`.
         ema: Whether a moving average of the student is kept.
         dtype: The autocast type; float32 switches autocast off.
-        accumulate: Whether gradients are summed over several such batches, and so live through the backward too.
-        device: Type of the device to predict for, `cpu` or `cuda`; by default the method's own.
+        accumulate: Whether gradients are summed over several such batches, and thus exist during forward and backward.
+        device: Type of the device to predict for, `cpu` or `cuda`. Default: the method's own.
 
     Raises:
-        UnpredictableError: If the architecture cannot run without memory (it reads values of tensors, say).
+        UnpredictableError: If the architecture cannot run without memory, for example because it reads values of
+            tensors.
     """
     device = device or device_of(method).type
     if student_of(method).is_own_code:  # see `on_copy`
-        raise UnpredictableError("memory: is not predicted for code of one's own; give --micro-batch")
+        raise UnpredictableError("memory: is not predicted for a student in your own code; pass --micro-batch")
     try:
         tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate, device))
-    except Exception as error:  # whatever a foreign architecture does with such tensors
+    except Exception as error:  # an unknown architecture may fail in any way on such tensors
         reason = str(error).partition("\n")[0]
         raise UnpredictableError(
-            f"memory: cannot be predicted for {student_of(method).name} ({reason}); give --micro-batch"
+            f"memory: cannot be predicted for {student_of(method).name} ({reason}); pass --micro-batch"
         ) from error
     trained = [p.nbytes for p in method.parameters() if p.requires_grad]
     weights = sum(t.nbytes for t in method_tensors(method))
-    # Where steps are fused over all parameters, their temporaries exist at once.
+    # On GPUs the optimiser's step is fused over all parameters, so that all temporaries exist at once.
     scratch = _OPTIMIZER_SCRATCH[optimizer] * (max(trained) if device == "cpu" else sum(trained))
     peak = max(tracker.peak, weights + sum(trained) + scratch)
     return StepMemory(
@@ -107,7 +111,7 @@ def step_memory(
 
 
 def track(method: Method, batch: int, dtype: torch.dtype, accumulate: bool, device: str) -> MemoryTracker:
-    """One forward and backward of a method that may be spoilt."""
+    """Track the memory of one forward and backward of a method; the method is changed and must be a copy."""
     images, labels = inputs(method.train(), batch)
     tracker = MemoryTracker(lays_out_weights=device == "cpu")
     with tracker:
@@ -125,13 +129,13 @@ def _overhead(tracker: MemoryTracker, dtype: torch.dtype) -> int:
 
 
 def method_tensors(method: Method) -> list[Tensor]:
-    """Parameters and buffers of student, projectors and teacher."""
+    """Return the parameters and buffers of student, projectors and teacher."""
     teacher = [] if method.teacher is None else _module_tensors(method.teacher)
     return _module_tensors(method) + teacher
 
 
 def held_memory(method: Method, *, optimizer: str, ema: bool) -> int:
-    """Bytes that student and projectors keep from step to step: all but activations and the teacher."""
+    """Return the bytes that student and projectors hold between steps: everything but activations and the teacher."""
     trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
     average = sum(t.nbytes for t in _module_tensors(student_of(method))) if ema else 0
     return sum(t.nbytes for t in _module_tensors(method)) + average + (1 + OPTIMIZER_STATE[optimizer]) * trained
@@ -152,13 +156,13 @@ def largest_batch(
     even: bool = False,
     device: str | None = None,
 ) -> int:
-    """The largest divisor of the global `batch` whose predicted step fits in `budget_bytes`.
+    """Find the largest divisor of the global `batch` whose predicted step fits in `budget_bytes`.
 
-    One image alone is no choice where `batch` is larger: batch norm needs two. With `even` only even ones are, as mixup
-    needs; see `step_memory` for the other arguments.
+    A divisor of 1 is not considered unless `batch` is 1, because batch norm needs two images. With `even`, only even
+    divisors are considered, as mixup requires. See `step_memory` for the other arguments.
 
     Raises:
-        UserError: If not even the smallest one fits.
+        UserError: If even the smallest divisor does not fit.
         UnpredictableError: See `step_memory`.
     """
 
@@ -174,15 +178,15 @@ def largest_batch(
     least = needs(sizes[0])
     if least > budget_bytes:
         raise UserError(
-            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB where there is room for "
-            f"{budget_bytes / MIB:.0f} MiB; "
+            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB, but {budget_bytes / MIB:.0f} MiB are "
+            "available; "
             + (
-                f"the batch of {batch} has no smaller part, take one with small divisors"
+                f"the batch of {batch} has no smaller divisor, use one with small divisors"
                 if sizes[0] > 2
-                else "take a smaller teacher or student, or a lower resolution"
+                else "use a smaller teacher or student, or a lower resolution"
             )
         )
-    fits, too_large = 0, len(sizes) - 1  # positions in `sizes`
+    fits, too_large = 0, len(sizes) - 1  # indices in `sizes`
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
         if needs(sizes[middle]) <= budget_bytes:
@@ -193,10 +197,10 @@ def largest_batch(
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free for a run on `device`.
+    """Return the bytes that are free for a run on `device`.
 
-    On CUDA what the driver reports; on other devices the memory that the system can give without swapping, within
-    the limit of the process's control group.
+    On CUDA this is what the driver reports; on other devices the memory available without swapping, within the limit of
+    the process's control group.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -205,16 +209,16 @@ def available_memory(device: torch.device) -> int:
 
 
 def _available_of_system() -> int | None:
-    """`MemAvailable` in bytes."""
+    """Return `MemAvailable` in bytes; None on systems without /proc/meminfo."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _available_of_group() -> int | None:
-    """Bytes left in the process's control group (version 2) and those above it; None without a limit.
+    """Return the bytes left in the process's control group (version 2) and its parents; None without a limit.
 
-    A container sees its own group as the root. Cached files count as used there, and are given up when needed.
+    A container sees its own group as the root. Cached files count as used in a group but are freed when needed.
     """
     root = Path("/sys/fs/cgroup")
     own = Path("/proc/self/cgroup")

@@ -1,4 +1,4 @@
-"""How much disk a teacher cache takes."""
+"""Predicts how much disk space a teacher cache takes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scalekd.method.outputs import TeacherLike
 
 @dataclass(frozen=True)
 class Storage:
-    """Size of a teacher cache (`scalekd cache`). `str(storage)` is for people.
+    """Size of a teacher cache (`scalekd cache`). `str(storage)` is human-readable.
 
     Attributes:
-        images: Images of the data.
-        bf16: Bytes an image and view (what one epoch's augmentation makes of it), with tokens kept as bf16.
-        int8: The same with tokens as int8.
+        images: Number of images in the data.
+        bf16: Bytes per image and view with tokens stored as bf16. A view is an image as augmented in one epoch.
+        int8: Bytes per image and view with tokens stored as int8.
     """
 
     images: int
@@ -28,17 +28,17 @@ class Storage:
 
     def __str__(self) -> str:
         return (
-            f"{size(self.bf16)} an image and view: {size(self.images * self.bf16)} a view for {self.images:,} images "
+            f"{size(self.bf16)} per image and view: {size(self.images * self.bf16)} per view of {self.images:,} images "
             f"(int8 {size(self.images * self.int8)})"
         )
 
 
 def storage(teacher: TeacherLike, images: int, dtype: torch.dtype) -> Storage:
-    """Predict the size of a cache; files are larger by their headers, under 1 kB of up to 64 MiB.
+    """Predict the size of a cache, without the files' headers (less than 1 kB per file of up to 64 MiB).
 
     Args:
         teacher: The teacher.
-        images: Images of the data.
+        images: Number of images in the data.
         dtype: The autocast type.
     """
     return Storage(images, _bytes(teacher, dtype, "bf16"), _bytes(teacher, dtype, "int8"))

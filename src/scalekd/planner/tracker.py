@@ -1,4 +1,4 @@
-"""Book-keeping of the memory of tensors while operations run."""
+"""Tracks the memory of tensors while operations run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-HEAP_LIMIT = 32 * 2**20  # glibc asks the system for each larger block and gives it back when it is freed
+HEAP_LIMIT = 32 * 2**20  # glibc maps larger blocks separately and returns them to the system when they are freed
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operations make, from their birth to the death of their last tensor.
+    """Tracks the storages that operations create until their last tensor is freed.
 
-    It works on tensors without memory too.
+    Works on tensors without memory too.
 
     Args:
-        lays_out_weights: Whether convolutions lay their weights out anew for the time that they take, as oneDNN does on
-            the CPU. No dispatcher sees that copy, so it is counted here.
+        lays_out_weights: Whether convolutions copy their weights into another layout while they run, as oneDNN does on
+            the CPU. The dispatcher does not see that copy, so it is added here.
 
     Attributes:
-        live: Bytes that are alive now.
-        peak: The most that were ever alive at once.
-        small_peak: The same of storages up to `HEAP_LIMIT`, held ones left out.
+        live: Bytes alive now.
+        peak: Largest number of bytes alive at once.
+        small_peak: Largest number of bytes alive at once in storages of at most `HEAP_LIMIT`, without held tensors.
     """
 
     def __init__(self, *, lays_out_weights: bool) -> None:
@@ -38,7 +38,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
-        """Count tensors that are there before the first operation."""
+        """Count tensors that exist before the first operation."""
         for tensor in tensors:
             self._add(tensor, small=False)
 
@@ -69,7 +69,10 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _layout_copies(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes that oneDNN lays out anew: a convolution's weights, and in its backward their gradient too."""
+    """Return the bytes that oneDNN copies into another layout: a convolution's weights, in its backward twice.
+
+    The second copy in the backward is that of the weights' gradient.
+    """
     operation = func._overloadpacket
     if operation is aten.convolution:
         weight, copies = args[1], 1

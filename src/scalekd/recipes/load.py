@@ -1,4 +1,4 @@
-"""Recipes on disk: YAML files that may build on one another, those shipped by name."""
+"""Reads recipes: shipped ones by name, or YAML files, each of which may build on another recipe."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from scalekd.recipes.text import read_keys
 BASE = "base"
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
-_TASKS = ("segmentation/", "detection/")  # recipes of `transfer`, which have keys of their own
+_TASKS = ("segmentation/", "detection/")  # recipes of `transfer`, which have different keys
 
 
 def names() -> list[str]:
-    """Names of the shipped recipes of `distill`; the strategies that they build on are not among them."""
+    """Return the names of the shipped recipes of `distill`, without the strategies that they build on."""
     return [name for name in _shipped() if not name.startswith((_STRATEGIES, *_TASKS))]
 
 
 def transfer_names() -> list[str]:
-    """Names of the shipped recipes of `transfer`, each with its task in front."""
+    """Return the names of the shipped recipes of `transfer`, each prefixed with its task."""
     return [name for name in _shipped() if name.startswith(_TASKS)]
 
 
@@ -35,7 +35,7 @@ def load(
     overrides: dict[str, Any],
     say: Callable[[str], object] = lambda _line: None,
 ) -> Recipe:
-    """Read a recipe of `distill` and lay the overrides on top; see `load_as`."""
+    """Read a recipe of `distill` and apply the overrides; see `load_as`."""
     return load_as(Recipe, recipe, overrides, say)
 
 
@@ -45,21 +45,21 @@ def load_as(
     overrides: dict[str, Any],
     say: Callable[[str], object] = lambda _line: None,
 ) -> K:
-    """Read a recipe and lay the overrides on top.
+    """Read a recipe and apply the overrides.
 
-    A recipe's `base` names another one, whose keys it takes over where it does not set them itself. Keys that the
-    chosen method does not have fall away where a base or recipe brought them along, and are an error where they were
-    set for that method. Another `batch` than the recipe's scales its learning rates linearly, unless `lr` is given
-    too, and leaves its `micro_batch` open.
+    A recipe may set `base` to another recipe, whose keys it inherits unless it sets them itself. Keys that the chosen
+    method does not have are dropped if they are inherited, and are an error if they are set together with that method.
+    If the overrides change `batch`, the recipe's learning rates are scaled linearly unless `lr` is overridden too, and
+    its `micro_batch` is dropped.
 
     Args:
         schema: The kind of recipe.
-        recipe: A shipped recipe's name, a YAML file, or keys; None for the defaults.
-        overrides: Keys that win over the recipe's.
-        say: Called with a line for each thing that was derived.
+        recipe: Name of a shipped recipe, a YAML file, or keys; None for the defaults.
+        overrides: Keys that take precedence over the recipe's.
+        say: Called with a line for each derived value.
 
     Raises:
-        UserError: If there is no such recipe, the file is no YAML mapping, or a key or value is wrong.
+        UserError: If there is no such recipe, the file is not a YAML mapping, or a key or value is wrong.
     """
     if recipe is None or isinstance(recipe, Mapping):
         keys, source = dict(recipe or {}), "recipe"
@@ -69,12 +69,12 @@ def load_as(
     another = "batch" in overrides and str(overrides["batch"]) != str(keys.get("batch"))
     if keys.get("micro_batch") and another and "micro_batch" not in overrides:
         del laid["micro_batch"]
-        say("micro_batch: the recipe's belongs to its own batch; as many images as fit are taken at once")
+        say("micro_batch: the recipe's is for its own batch and ignored; as many images as fit are taken at once")
     return validate(schema, laid, source)
 
 
 def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
-    """Lay keys on top of others; see `load` for keys that a method does not have.
+    """Merge keys; `above` takes precedence over `below`. Inherited keys that the method does not have are dropped.
 
     Raises:
         UserError: If `above` sets a key that the resulting method does not have.
@@ -89,18 +89,13 @@ def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str,
 
 
 def _scale_rates(keys: dict[str, Any], overrides: dict[str, Any], say: Callable[[str], object]) -> dict[str, Any]:
-    """The recipe's learning rates for another batch than its own."""
+    """Scale the recipe's learning rates if the overrides change its batch; return the scaled rates."""
     try:
         old, new = int(keys["batch"]), int(overrides["batch"])
         if "lr" in overrides or new == old or new < 1:
             return {}
         scaled = {rate: float(keys[rate]) * new / old for rate in _RATES if rate in keys and rate not in overrides}
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-    ):  # nothing to scale, or the validation will say what is wrong
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # nothing to scale, or an error that validation reports
         return {}
     if scaled:
         rates = ", ".join(f"{rate} {float(keys[rate]):g} -> {value:g}" for rate, value in scaled.items())
@@ -109,7 +104,7 @@ def _scale_rates(keys: dict[str, Any], overrides: dict[str, Any], say: Callable[
 
 
 def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a recipe on top of those of its base."""
+    """Read the keys of a recipe and merge them with those of its base."""
     keys, place = _read(recipe), os.path.realpath(recipe)
     if place in seen:
         raise UserError(f"recipe {recipe}: is its own base ({' -> '.join((*seen, place))})")
@@ -124,7 +119,7 @@ def _resolve(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _shipped() -> dict[str, Any]:
-    """Every shipped file by its name, strategies included."""
+    """Return every shipped recipe file by name, including strategies."""
     root = resources.files(__package__)
     found = {
         f"{folder}{file.name.removesuffix('.yaml')}": file
@@ -138,7 +133,7 @@ def _shipped() -> dict[str, Any]:
 def _read(recipe: str) -> dict[str, Any]:
     path, shipped = Path(recipe), _shipped()
     if path.suffix in (".yaml", ".yml"):
-        if not os.path.isfile(path):  # Path's own raises where the name is too long
+        if not os.path.isfile(path):  # Path.is_file raises if the name is too long
             raise UserError(f"recipe: no such file: {recipe}")
         return read_keys(path, f"recipe {recipe}")
     if recipe not in shipped:
@@ -150,11 +145,11 @@ def _read(recipe: str) -> dict[str, Any]:
 
 
 def resolved(recipe: Keys) -> dict[str, Any]:
-    """Every key that the recipe's method (if it has one) has, as plain values."""
+    """Return all keys of a recipe as plain values, without those that its method, if any, does not have."""
     method = getattr(recipe, "method", None)
     return {key: value for key, value in recipe.model_dump(mode="json").items() if has_key(method, key)}
 
 
 def dump(recipe: Keys) -> str:
-    """The resolved recipe as YAML, every key of its method spelt out."""
+    """Return the resolved recipe as YAML, with every key of its method."""
     return yaml.safe_dump(resolved(recipe), sort_keys=False)

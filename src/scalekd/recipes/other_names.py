@@ -1,7 +1,7 @@
-"""What other tools call the settings, and what each is here: for unknown flags and recipe keys.
+"""Maps the names of settings in other tools to scalekd's, to suggest the right one for an unknown flag or recipe key.
 
 The names are those of timm's train.py, Ultralytics, lightly-train, Lightning, Hugging Face's Trainer and torchvision's
-references. This is the one table; `suggest` reads it for flags (`--img-size`) and for keys (`img_size`).
+references. `suggest` uses the table both for flags (`--img-size`) and for keys (`img_size`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import NamedTuple
 from scalekd.errors import nearest
 
 FLAGS_ONLY = ("output", "overwrite", "resume", "recipe", "check", "json")
-"""Targets that are flags of a command and no recipe's keys."""
+"""Targets that are flags of commands but not recipe keys."""
 
 
 class Meaning(NamedTuple):
-    """What a name of another tool is here.
+    """The meaning of another tool's setting in scalekd.
 
     Attributes:
-        names: What it is called elsewhere.
-        targets: Keys that may be meant; a command has some of them.
-        remark: What to know of them.
-        instead: Where no target is there: what to do. Keys stand in backquotes.
+        names: Its names in other tools, separated by spaces.
+        targets: Keys that may be meant; a command has only some of them.
+        remark: A remark on the target's values.
+        instead: What to do if the command has none of the targets. Keys are in backquotes.
     """
 
     names: str
@@ -52,14 +52,14 @@ TABLE = (
             instead="classes come from the data"),
     Meaning("freeze freeze_backbone freeze_layers linear_probe head_only", instead="all of a student is trained"),
     Meaning("layer_decay lr_mult", instead="all layers have the same learning rate"),
-    # What is learnt.
+    # Distillation and losses.
     Meaning("distillation_type distill_method distillation_method kd_method distiller", ("method",)),
     Meaning("distillation_alpha kd_weight kd_alpha kd_lambda distill_weight alpha lambda", ("logit_weight",)),
     Meaning("distillation_tau kd_temperature kd_t tau temp", ("temperature",)),
     Meaning("loss loss_fn criterion bce_loss bce", ("task_loss",)),
     Meaning("smoothing label_smoothing_factor ls", ("label_smoothing",)),
     Meaning("class_weights class_weight cls_weight cls_weights balanced sampler weighted_sampler balance_classes",
-            instead="all images weigh the same; name those of rare classes several times in a list"),
+            instead="all images have the same weight; list images of rare classes several times"),
     # Data.
     Meaning("dataset data_dir data_path data_root dataset_path dataset_dir dataroot root train_data train_data_dir",
             ("data",)),
@@ -67,12 +67,12 @@ TABLE = (
     Meaning("val_dir val_folder val_path valid_split validation_split test_split test_dir eval_split", ("val_split",),
             "a name in the data's folder"),
     Meaning("val_ratio val_fraction val_percent split_ratio test_size",
-            instead="nothing is split off; write a list or folder for each split"),
+            instead="no split is made automatically; write a list or folder for each split"),
     Meaning("fraction subset limit_train_batches limit_val_batches overfit_batches max_samples max_train_samples",
-            instead="name fewer images in a list"),
+            instead="write a list with fewer images"),
     Meaning("num_workers nw n_workers dataloader_num_workers j loader_workers", ("workers",)),
     Meaning("pin_mem pin_memory no_pin_mem prefetch_factor persistent_workers no_prefetcher use_multi_epochs_loader",
-            instead="the loader sees to it by itself"),
+            instead="the loader sets this automatically"),
     # Images.
     Meaning("img_size imgsz image_size input_size img img_sz imsize size crop_size train_crop_size input_resolution",
             ("resolution", "crop", "sizes"), "the side in pixels"),
@@ -85,13 +85,13 @@ TABLE = (
     Meaning("mixup_alpha mix_up", ("mixup",)),
     Meaning("cutmix_alpha cut_mix", ("cutmix",)),
     Meaning("mixup_prob mixup_switch_prob mixup_mode mixup_off_epoch cutmix_minmax cutmix_prob close_mosaic",
-            instead="every batch is mixed: by `mixup`, `cutmix`, or one of the two"),
+            instead="every batch is mixed by `mixup`, `cutmix`, or one of the two at random"),
     Meaning("remode recount resplit aug_splits aug_repeats jsd_loss", instead="`erasing` has no other setting"),
     Meaning("vflip flipud color_jitter colorjitter hsv_h hsv_s hsv_v degrees translate shear perspective mosaic "
             "copy_paste trivial_augment ta_wide augmix gaussian_blur grayscale_prob tta", instead=_AUGMENTATION),
     Meaning("no_aug no_augmentation", instead="set `crop_scale` to 1,1 and `flip` to 0"),
     Meaning("interpolation train_interpolation", instead="images are resized bicubically"),
-    Meaning("mean std normalize", instead="each model normalises as its weights want it"),
+    Meaning("mean std normalize", instead="each model normalises as its weights require"),
     # Optimisation.
     Meaning("epoch num_epochs n_epochs max_epochs epochs_num num_train_epochs total_epochs", ("epochs",)),
     Meaning("max_steps total_steps num_steps steps max_iters iterations", ("steps", "epochs")),
@@ -100,13 +100,13 @@ TABLE = (
     Meaning("accumulate grad_accum_steps gradient_accumulation_steps accumulate_grad_batches accum_iter accum_steps "
             "update_freq", ("micro_batch",), "images at once; gradients are accumulated up to the batch"),
     Meaning("learning_rate lr0 base_lr blr lr_base init_lr initial_lr peak_lr", ("lr",)),
-    Meaning("lrf lr_min eta_min min_learning_rate final_lr", ("min_lr",), "a rate, no share of one"),
+    Meaning("lrf lr_min eta_min min_learning_rate final_lr", ("min_lr",), "a learning rate, not a fraction of lr"),
     Meaning("wd decay l2 weight_decay_rate", ("weight_decay",)),
     Meaning("opt optim optimiser", ("optimizer",)),
     Meaning("opt_eps opt_betas betas eps adam_beta1 adam_beta2 adam_epsilon momentum_decay nesterov",
-            instead="the optimiser has timm's defaults"),
+            instead="the optimiser uses timm's defaults"),
     Meaning("sched scheduler lr_scheduler lr_scheduler_type lr_schedule lr_policy cos_lr cosine", ("schedule", "power"),
-            instead="the schedule is that of the paper"),
+            instead="the schedule is the paper's"),
     Meaning("decay_epochs decay_milestones lr_steps step_size", ("milestones",)),
     Meaning("decay_rate lr_gamma lr_decay cooldown_epochs patience_epochs lr_cycle_mul lr_cycle_limit",
             instead="see `schedule`, `milestones` and `min_lr`"),
@@ -117,7 +117,7 @@ TABLE = (
             "the largest norm"),
     Meaning("model_ema model_ema_decay ema_decay use_ema", ("ema",), "its decay, such as 0.9999"),
     Meaning("patience early_stopping early_stopping_patience early_stop stop_patience",
-            instead="a run takes all of its `epochs`, as the learning rate ends there; give fewer"),
+            instead="a run takes all of its `epochs`, because the learning rate ends there; set fewer"),
     Meaning("grad_checkpointing gradient_checkpointing use_checkpoint", ("micro_batch",), "a smaller one saves memory",
             instead="a smaller `micro_batch` or `batch` saves memory"),
     # Hardware.
@@ -125,11 +125,11 @@ TABLE = (
             ("precision",), _PRECISION),
     Meaning("device gpu cuda no_cuda cpu use_cpu", ("accelerator", "device", "devices")),
     Meaning("gpus num_gpus ngpus n_gpu gpu_ids device_ids nproc_per_node distributed num_processes", ("devices",),
-            instead="this command takes one device"),
+            instead="this command uses one device"),
     Meaning("sync_bn sync_batchnorm split_bn dist_bn", ("batchnorm_over",), "process, all or a number of images"),
     Meaning("torchcompile torch_compile torchscript", ("compile",)),
     Meaning("local_rank rank world_size dist_url dist_backend num_nodes nnodes node_rank master_addr master_port",
-            instead="several machines are started with torchrun, under SLURM too; see docs/cluster.md"),
+            instead="start runs on several machines with torchrun, also under SLURM; see docs/cluster.md"),
     # Runs.
     Meaning("out out_dir output_dir save_dir save_path project name experiment exp_name run_name run_dir logdir "
             "log_dir default_root_dir work_dir workdir", ("output",)),
@@ -138,9 +138,9 @@ TABLE = (
     Meaning("cfg config config_file config_path yaml", ("recipe",)),
     Meaning("dry_run fast_dev_run sanity_check num_sanity_val_steps", ("check",)),
     Meaning("random_seed manual_seed", ("seed",)),
-    Meaning("deterministic benchmark", instead="the `seed` decides all that is random"),
+    Meaning("deterministic benchmark", instead="the `seed` determines everything random"),
     Meaning("save_best best checkpoint_metric eval_metric load_best_model_at_end monitor metric_for_best_model",
-            instead="the last weights are saved, as the learning rate ends there; `ema` averages them"),
+            instead="the last weights are saved, because the learning rate ends there; `ema` averages them"),
     Meaning("save_top_k save_total_limit checkpoint_hist max_checkpoints", ("keep",)),
     Meaning("save_period save_every save_interval save_freq save_steps checkpoint_interval recovery_interval",
             ("checkpoint_minutes", "validate_every")),
@@ -148,24 +148,24 @@ TABLE = (
             "validation_interval", ("validate_every",)),
     Meaning("log_interval log_every_n_steps logging_steps print_freq log_freq", ("log_every",)),
     Meaning("log_wandb wandb use_wandb wandb_project report_to logger tensorboard plots save_plots",
-            instead="a run writes tensorboard/ and metrics.jsonl; `scalekd report` makes a page of it"),
-    Meaning("verbose quiet silent debug", instead="a log line every `log_every` steps"),
+            instead="a run writes tensorboard/ and metrics.jsonl; `scalekd report` creates a page from them"),
+    Meaning("verbose quiet silent debug", instead="a run logs a line every `log_every` steps"),
     Meaning("eval eval_only test_only test val_only", instead="`scalekd evaluate` measures a model"),
     Meaning("topk top_k", ("top",), instead="top-1 and top-5 are measured"),
     Meaning("opset_version", ("opset",)),
     Meaning("quantize quantise", ("int8",)),
-    Meaning("simplify dynamic dynamic_axes", instead="an ONNX file takes any number of images"),
+    Meaning("simplify dynamic dynamic_axes", instead="an ONNX file accepts any batch size"),
 )  # fmt: skip
 
 _BY_NAME = {name: meaning for meaning in TABLE for name in meaning.names.split()}
 
 
 def suggest(word: str, known: Collection[str]) -> str:
-    """What was meant by an unknown flag or recipe key, as the end of a message; empty where nothing is near.
+    """Suggest what was meant by an unknown flag or recipe key, as the end of a message; empty if nothing is near.
 
     Args:
         word: The flag with its dashes, or the key.
-        known: The flags of the command at hand, or the keys of the recipe.
+        known: The flags of the command, or the keys of the recipe.
     """
     is_flag = word.startswith("-")
     plain = _plain(word)
@@ -178,13 +178,13 @@ def suggest(word: str, known: Collection[str]) -> str:
     meaning = _BY_NAME.get(plain)
     if meaning is None:
         return ""
-    there = [repr(by_plain[target]) for target in meaning.targets if target in by_plain]
-    if there:
-        return f"; did you mean {' or '.join(there)}?{f' ({meaning.remark})' if meaning.remark else ''}"
+    available = [repr(by_plain[target]) for target in meaning.targets if target in by_plain]
+    if available:
+        return f"; did you mean {' or '.join(available)}?{f' ({meaning.remark})' if meaning.remark else ''}"
     if meaning.instead:
         return f"; not offered: {meaning.instead}"
     flags = [target for target in meaning.targets if target in FLAGS_ONLY]
-    return f"; it is no key but a flag, --{flags[0]}" if flags and not is_flag else ""
+    return f"; it is not a key but a flag, --{flags[0]}" if flags and not is_flag else ""
 
 
 def _plain(word: str) -> str:

@@ -1,4 +1,4 @@
-"""YAML text -> plain values; whatever the text is, it is read or refused in one line."""
+"""Parses YAML text into plain values safely: any text is either read or refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import yaml
 
 from scalekd.errors import UserError
 
-_LARGEST = 64 * 1024
+_LARGEST = 64 * 1024  # bytes
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. No aliases, by which a small text can stand for a huge value; no key twice."""
+    """Loads plain values only; refuses duplicate keys, and aliases (a small text could expand to a huge value)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not supported; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -31,14 +31,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str, source: str) -> Any:
-    """The value of a YAML text.
+    """Parse a YAML text.
 
     Args:
         text: The text.
-        source: Where it is from, for the message.
+        source: Where the text comes from, for errors.
 
     Raises:
-        UserError: If it is not valid.
+        UserError: If it is not valid YAML.
     """
     try:
         return yaml.load(text, _Loader)
@@ -46,30 +46,30 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    except Exception as error:  # of its constructors: '2024-99-99', '!!bool x', an integer of 5,000 digits
+    except Exception as error:  # from YAML's constructors: '2024-99-99', '!!bool x', an integer of 5,000 digits
         raise UserError(f"{source}: not valid YAML: a value is not of its type ({error})") from None
 
 
 def read_keys(file: Path | Traversable, source: str) -> dict[str, Any]:
-    """The keys of a recipe file; an empty one has none.
+    """Read the keys of a recipe file; an empty file has no keys.
 
     Args:
         file: The file.
-        source: What to call it in the message.
+        source: Name of the file in errors.
 
     Raises:
-        UserError: If it cannot be read, is too large for a recipe, or is no YAML mapping.
+        UserError: If it cannot be read, is too large for a recipe, or is not a YAML mapping.
     """
     try:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise UserError(f"{source}: is larger than {_LARGEST // 1024} KiB, as no recipe is")
+            raise UserError(f"{source}: is larger than {_LARGEST // 1024} KiB, so it is not a recipe")
         keys = parse(content.decode(), source)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is no UTF-8 text (at byte {error.start})") from None
+        raise UserError(f"{source}: is not UTF-8 text (at byte {error.start})") from None
     if keys is None:
         return {}
     if not isinstance(keys, dict):

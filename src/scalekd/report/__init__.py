@@ -1,4 +1,8 @@
-"""The run report: one page of what a run left, and the paper's figures of it."""
+"""The report of one or several runs: an HTML page or Markdown table built from their run folders.
+
+Reading the files (`record.py`) is separate from measuring with the models (`measure.py`) and from rendering
+(`page.py`). Nothing here trains or changes a run.
+"""
 
 from scalekd.report.measure import Figures, measure_figures
 from scalekd.report.page import render_markdown, render_page

@@ -1,4 +1,4 @@
-"""What a student says of labelled images: which classes it mistakes for which, and the images it gets most wrong."""
+"""Predictions on labelled images: accuracy, confusion matrix, most frequent mistakes and worst-classified images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ Numbers = NDArray[np.int64]
 
 
 class Answer(NamedTuple):
-    """What was said of an image: its index in the split, its class, the one named, and how probable either was."""
+    """The prediction for one image.
+
+    Attributes:
+        image: Index of the image in its split.
+        label: Index of the true class.
+        named: Index of the predicted class.
+        probability: Predicted probability of the true class.
+        named_probability: Predicted probability of the predicted class.
+    """
 
     image: int
     label: int
@@ -22,9 +30,16 @@ class Answer(NamedTuple):
 
 
 def answers(logits: Tensor, labels: Tensor, images: Tensor) -> list[Answer]:
-    """The answers of logits `[B, K]` about images of these labels and indices, both `[B]`."""
+    """Turn logits `[B, K]` into predictions.
+
+    Args:
+        logits: `[B, K]`.
+        labels: True classes, `[B]`.
+        images: Indices of the images in their split, `[B]`.
+    """
     probabilities = logits.float().softmax(-1)
-    named = logits.float().argmax(-1)  # as accuracy is measured: probabilities may be equal where logits are not
+    # Accuracy is measured on logits too: different logits may round to equal probabilities.
+    named = logits.float().argmax(-1)
     best = probabilities.gather(1, named[:, None])[:, 0]
     own = probabilities.gather(1, labels[:, None])[:, 0]
     columns = (images.tolist(), labels.tolist(), named.tolist(), own.tolist(), best.tolist())
@@ -32,19 +47,19 @@ def answers(logits: Tensor, labels: Tensor, images: Tensor) -> list[Answer]:
 
 
 def accuracy(given: list[Answer]) -> float:
-    """Top-1 in percent."""
+    """Return the top-1 accuracy in percent."""
     return 100 * sum(answer.label == answer.named for answer in given) / len(given)
 
 
 def confusion(given: list[Answer], classes: int) -> Numbers:
-    """Images by their class (rows) and the class named (columns), `[K, K]`."""
+    """Count images by true class (rows) and predicted class (columns), `[K, K]`."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, ([answer.label for answer in given], [answer.named for answer in given]), 1)
     return counts
 
 
 def mistaken(counts: Numbers, most: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes: class, class named, images; the most frequent first."""
+    """Return the `most` most frequent mistakes as (true class, predicted class, images), most frequent first."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -53,5 +68,5 @@ def mistaken(counts: Numbers, most: int) -> list[tuple[int, int, int]]:
 
 
 def worst(given: list[Answer], most: int) -> list[Answer]:
-    """The wrong answers with the least probability for the right class, the worst first."""
+    """Return the `most` wrong predictions with the lowest probability of the true class, lowest first."""
     return sorted((answer for answer in given if answer.label != answer.named), key=lambda a: a.probability)[:most]

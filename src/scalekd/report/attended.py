@@ -1,4 +1,4 @@
-"""Where projectors look in an image, as pictures."""
+"""Draws the attention of CAP's projectors over an image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ ATTENDED = 3  # images
 
 
 def attended(method: ScaleKD, image: Tensor, device: torch.device) -> dict[str, tuple[Image.Image, Image.Image]]:
-    """CAP's attention laid over an image (ScaleKD section 3.1); see `attention`.
+    """Draw CAP's attention over an image (ScaleKD section 3.1); see `attention`.
 
     Args:
         method: The pair, in eval mode.
         image: `[3, h, w]`.
-        device: Where the pair is.
+        device: The pair's device.
 
     Returns:
-        By the projector's name: the mean over all queries, and the query in the middle of the grid.
+        Two pictures for each projector, by name: the mean over all queries, and the query at the centre of the
+        teacher's grid.
     """
     grids = {"CAP_prev": method.teacher.tail_input, "CAP_last": method.teacher.tokens}
     pictures = {}

@@ -1,4 +1,7 @@
-"""Line charts and heat maps as geometry for inline SVG; the page's script adds what hovering shows."""
+"""Computes the geometry of line charts and heat maps for inline SVG.
+
+The templates draw them; the page's script adds the values shown when hovering. Knows nothing about runs.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,18 @@ from typing import Any, ClassVar, NamedTuple
 from scalekd.report.series import Points
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # LEFT: 0.00025 in the font of narrow pages
-COLOURS = 8  # of the style sheet; more curves are dashed
-_MARKED = 30  # curves of at most so many points have them marked
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 34  # LEFT fits "0.00025" in the larger font of narrow pages
+COLOURS = 8  # colours in the style sheet; further curves reuse them dashed
+_MARKED = 30  # curves with at most this many points get a dot at each
 
 
 class Series(NamedTuple):
-    """A curve.
+    """One curve of a chart.
 
     Attributes:
-        name: In the legend.
-        points: Its x and y.
-        colour: Which of the style sheet's colours; by default its place among the curves.
+        name: Name in the legend.
+        points: Pairs of x and y.
+        colour: Index of the colour in the style sheet. Default: the curve's index in the chart.
     """
 
     name: str
@@ -30,14 +33,14 @@ class Series(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A line of the grid: where it is and what is written there."""
+    """A grid line: its position in pixels and its label."""
 
     at: float
     text: str
 
 
 class Drawn(NamedTuple):
-    """A curve as it is drawn."""
+    """A curve ready to be drawn: its SVG path, and the dots at its points if there are few."""
 
     name: str
     colour: int
@@ -51,13 +54,13 @@ class Chart:
     """A line chart.
 
     Attributes:
-        title: What it shows.
+        title: Title.
         x: Name of the horizontal axis.
         series: The curves; those without points are left out.
-        note: How it comes about, in a sentence.
-        from_zero: Whether the vertical axis begins at 0.
+        note: A sentence that explains how the values are computed.
+        from_zero: Whether the vertical axis starts at 0.
         logarithmic: Whether the vertical axis is logarithmic.
-        level: A level to compare with, with its name.
+        level: Name and value of a horizontal reference line, if any.
     """
 
     title: str
@@ -81,17 +84,18 @@ class Chart:
 
     @property
     def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Ranges of x and y (of its decimal logarithm, where that axis is logarithmic)."""
+        """Ranges of x and y; of log10(y) if the vertical axis is logarithmic."""
         xs = [x for series in self.shown for x, _ in series.points]
         ys = [self._scaled(y) for series in self.shown for _, y in series.points]
         ys += [self._scaled(self.level[1])] if self.level else []
         ys += [0.0] if self.from_zero else []
-        across = (0.0, xs[0]) if min(xs) == max(xs) > 0 else _widened(min(xs), max(xs), 0)  # one epoch, say
+        # A single x value, as after one epoch, is drawn on an axis from 0.
+        across = (0.0, xs[0]) if min(xs) == max(xs) > 0 else _widened(min(xs), max(xs), 0)
         return across, _widened(min(ys), max(ys), 0 if self.from_zero else 0.04)
 
     @property
     def has_legend(self) -> bool:
-        """Whether the curves need their names: several, or those of runs, which go by colour everywhere."""
+        """Whether to draw a legend: for several curves, and for runs, whose colours are the same in all charts."""
         return len(self.shown) > 1 or self.shown[0].colour is not None
 
     def _scaled(self, y: float) -> float:
@@ -105,7 +109,7 @@ class Chart:
 
     @property
     def drawn(self) -> list[Drawn]:
-        """The curves as SVG draws them."""
+        """The curves with their SVG paths."""
         drawn = []
         for number, series in enumerate(self.shown):
             places = [self._place(*point) for point in series.points]
@@ -117,19 +121,19 @@ class Chart:
 
     @property
     def level_at(self) -> float | None:
-        """Where the level is drawn."""
+        """Vertical position of the reference line; None if there is no level."""
         return None if self.level is None else self._place(self.ranges[0][0], self.level[1])[1]
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Vertical lines."""
+        """Ticks of the horizontal axis."""
         (x0, x1), (y0, _) = self.ranges
         y = 10**y0 if self.logarithmic else y0
         return [Tick(self._place(x, y)[0], short(x)) for x in ticks(x0, x1)]
 
     @property
     def y_ticks(self) -> list[Tick]:
-        """Horizontal lines."""
+        """Ticks of the vertical axis."""
         (x0, _), (y0, y1) = self.ranges
         values = ticks(y0, y1)
         if self.logarithmic:
@@ -141,7 +145,7 @@ class Chart:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the script reads: names, points in the chart's and in their own units."""
+        """Data for the page's script: names, and each point as x and y in pixels followed by their values as text."""
         return {
             "x": self.x,
             "series": [
@@ -156,7 +160,7 @@ class Chart:
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """A range that holds both ends, some room beside them, and is not empty."""
+    """Widen a range by `share` of its length on both sides; an empty range gets the length 1."""
     if low == high:
         return low - 0.5, high + 0.5
     room = share * (high - low)
@@ -164,7 +168,7 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about `about` round numbers between `low` and `high`: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -173,7 +177,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def short(value: float, digits: int = 3) -> str:
-    """A number in few characters: 12k, 0.05, 1e-06."""
+    """Format a number in few characters: 12k, 0.05, 1e-06."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             unit = 1e3 if letter == "k" else size
@@ -182,7 +186,7 @@ def short(value: float, digits: int = 3) -> str:
 
 
 class Cell(NamedTuple):
-    """A square of a heat map: place, strength between 0 and 1, and what hovering says."""
+    """A square of a heat map: column, row, strength between 0 and 1, and the text shown when hovering."""
 
     x: int
     y: int

@@ -1,4 +1,4 @@
-"""Which charts a report has."""
+"""Builds the charts of a report from logs and measured figures."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _TERMS = {
 
 
 def _name(key: str) -> str:
-    """A logged figure's name for people."""
+    """Return a human-readable name of a logged figure."""
     plain = key.partition("/")[2]
     return _TERMS.get(plain, plain.replace("_", ", "))
 
 
 def keys_of(records: Sequence[Record], prefix: str) -> list[str]:
-    """The logged figures with a prefix, in the order in which they first appear."""
+    """Return the keys of the logged figures that have a prefix, in the order of their first appearance."""
     seen = {key: None for record in records for line in record.lines for key in line if key.startswith(prefix)}
     return list(seen)
 
 
 def _axis(records: Sequence[Record]) -> tuple[str, Callable[[Record, float], float]]:
-    """Name of the horizontal axis and what a run's step is on it.
+    """Return the name of the horizontal axis and the function that maps a run's step to it.
 
-    Epochs, where they are of equally many images in all runs, and otherwise the images viewed.
+    The axis shows epochs if all runs have equally many training images, otherwise the number of images viewed.
     """
     sizes = {record.training_images for record in records}
     if len(sizes) == 1 and None not in sizes:
@@ -43,7 +43,7 @@ def _axis(records: Sequence[Record]) -> tuple[str, Callable[[Record, float], flo
 
 
 def learning_charts(records: Sequence[Record]) -> list[Chart]:
-    """How the runs have gone: of one run a chart for each kind of figure, of several one for each figure."""
+    """Build the training charts: for one run a chart per kind of figure, for several runs a chart per figure."""
     charts = _of_one(records[0]) if len(records) == 1 else _of_several(records)
     return [chart for chart in charts if chart.shown]
 
@@ -68,7 +68,7 @@ def _of_one(record: Record) -> list[Chart]:
         Chart("Teacher-student cosine, by term and epoch", x, cosines,
               "The mean over each epoch's log lines; 1 is perfect. Place and view of DFM: proxy or student."),
         Chart("Learning rate", x, [Series("learning rate", curve("lr"))], from_zero=True),
-        Chart("Images a second", x, [Series("images a second", curve("images_per_second"))], from_zero=True),
+        Chart("Images per second", x, [Series("images per second", curve("images_per_second"))], from_zero=True),
     ]  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def _of_several(records: Sequence[Record]) -> list[Chart]:
 
 
 def spectrum_chart(shares: Floats) -> Chart:
-    """The teacher's spectrum, summed over frequencies of equal order."""
+    """Build the chart of the teacher's spectrum, summed over frequencies of equal order."""
     by_band = [(float(band), 100 * float(share)) for band, share in enumerate(bands(shares)) if share > 0]
     note = "0 is the zero frequency: a channel's mean over the image."
     order = "order of the frequency, u + v"
@@ -105,7 +105,7 @@ def spectrum_chart(shares: Floats) -> Chart:
 
 
 def spectrum_cells(shares: Floats) -> list[Cell]:
-    """The teacher's spectrum as squares, on a logarithmic scale of three decades."""
+    """Build the heat map of the teacher's spectrum, on a logarithmic scale of three decades."""
     strength = decades(shares)
     return [
         Cell(u, v, round(float(strength[v, u]), 3), f"frequency ({v}, {u}): {100 * shares[v, u]:.3g}% of the energy")
@@ -115,7 +115,7 @@ def spectrum_cells(shares: Floats) -> list[Cell]:
 
 
 def distance_charts(figures: Figures) -> list[Chart]:
-    """The distribution of distances at each place, as the share of positions in each bin."""
+    """Build a chart of the distribution of distances at each place: the share of positions in each bin."""
     if not figures.distances:
         return []
     everything = np.concatenate([values for found in figures.distances.values() for values in found.values()])

@@ -1,4 +1,4 @@
-"""The report's figures of a run that trains, for TensorBoard."""
+"""Computes the report's figures (attention, spectrum, distances) during training, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scalekd.report.restore import sample
 from scalekd.report.spectra import Floats, compared, decades, energy_shares
 from scalekd.tasks.distill.live import Shown
 
-LOOKED_AT = 16  # images
+LOOKED_AT = 16  # validation images that the figures are computed on
 
 
 def live_figures(recipe: Recipe, method: Method, val: Split) -> LiveFigures | None:
-    """What shows a run's figures at each validation; None for a method without projectors.
+    """Return a callable that computes a run's figures at each validation; None for a method without projectors.
 
     Args:
         recipe: The run's settings.
@@ -32,7 +32,9 @@ def live_figures(recipe: Recipe, method: Method, val: Split) -> LiveFigures | No
 
 
 class LiveFigures:
-    """Looks at the same few validation images each time; what cannot change is read and computed once.
+    """Computes figures on the same few validation images each time.
+
+    The images and the frozen teacher's outputs for them are read and computed once.
 
     Args:
         recipe: The run's settings.
@@ -41,11 +43,11 @@ class LiveFigures:
     """
 
     def __init__(self, recipe: Recipe, method: ScaleKD, val: Split) -> None:
-        # The validation has just read the images: there is nothing to wait for.
+        # The validation has just read these images, so there is no need to wait for a data folder that is gone.
         self._sample = sample(recipe.model_copy(update={"data_patience": 0}), val, LOOKED_AT)
-        self._method, self._at_once = method, recipe.micro_batch or 1  # no more than fit into memory in training
-        # On the CPU: images `[B, 3, h, w]` with the teacher's tokens for them, and images to lay attention over.
-        self._taught: list[tuple[Tensor, Tensor]] = []
+        self._method, self._at_once = method, recipe.micro_batch or 1  # as many images as fit in memory in training
+        # Kept on the CPU: images `[B, 3, h, w]` with the teacher's tokens, and the images that attention is drawn over.
+        self._teacher_tokens: list[tuple[Tensor, Tensor]] = []
         self._attended: list[Tensor] = []
 
     @property
@@ -53,16 +55,16 @@ class LiveFigures:
         return next(self._method.parameters()).device
 
     def __call__(self) -> Shown:
-        """The figures of the weights as they are, and when called first the teacher's spectrum."""
+        """Compute the figures of the current weights; the first call adds the teacher's spectrum."""
         images = {}
-        if not self._taught:
+        if not self._teacher_tokens:
             self._read()
-            tokens = torch.cat([tokens for _, tokens in self._taught])
+            tokens = torch.cat([tokens for _, tokens in self._teacher_tokens])
             images["teacher/spectrum"] = spectrum_picture(energy_shares(tokens, self._method.teacher.tokens))
         return Shown(images | self._attention(), self._distances())
 
     def _read(self) -> None:
-        """Read the images, and ask the teacher about them.
+        """Read the images and run the teacher on them.
 
         Raises:
             UserError: If none can be read.
@@ -72,20 +74,20 @@ class LiveFigures:
             raise UserError(f"data: none of {len(self._sample.indices)} images can be read")
         self._attended = [read[index] for index in self._sample.chosen(ATTENDED) if index in read]
         for images in torch.split(torch.stack(list(read.values())), self._at_once):
-            self._taught.append((images, self._method.teacher(images.to(self._device)).tokens.cpu()))
+            self._teacher_tokens.append((images, self._method.teacher(images.to(self._device)).tokens.cpu()))
 
     def _attention(self) -> dict[str, Image.Image]:
-        """By projector, a column for each image: the image, the mean over all queries, the query in the middle."""
+        """Draw a sheet per projector; each column is an image, its mean over all queries, and its central query."""
         columns: dict[str, list[list[Image.Image]]] = {}
         for image in self._attended:
-            for name, looks in attended(self._method, image, self._device).items():
-                columns.setdefault(f"attention/{name}", []).append([thumbnail(image), *looks])
+            for name, overlays in attended(self._method, image, self._device).items():
+                columns.setdefault(f"attention/{name}", []).append([thumbnail(image), *overlays])
         return {name: sheet(pictures) for name, pictures in columns.items()}
 
     def _distances(self) -> dict[str, Floats]:
-        """By place and by what is compared, the squared distances of all positions."""
+        """Compute the squared distances of all positions, by place and by what is compared."""
         found: dict[str, list[Tensor]] = {}
-        for images, tokens in self._taught:
+        for images, tokens in self._teacher_tokens:
             student = self._method.student(images.to(self._device))
             for place, distances in compared(self._method, student, tokens.to(self._device)).items():
                 for name, values in distances.items():
@@ -94,7 +96,7 @@ class LiveFigures:
 
 
 def spectrum_picture(shares: Floats) -> Image.Image:
-    """Energy shares `[H, W]` as squares on a logarithmic scale of three decades, the zero frequency in the corner."""
+    """Draw energy shares `[H, W]` on a logarithmic scale of three decades, with the zero frequency at the top left."""
     side = max(2 * SIDE // max(shares.shape), 1)
     squares = heat(decades(shares))
     return squares.resize((squares.width * side, squares.height * side), Image.Resampling.NEAREST)

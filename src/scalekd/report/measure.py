@@ -1,4 +1,7 @@
-"""The figures that need a run's models and images; whatever is gone is left out, and a note says so."""
+"""Measures the figures that need a run's models and images.
+
+If models or data are missing, the figures that need them are left out and a note says so.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,15 @@ from scalekd.report.spectra import Floats, compared, energy_shares
 from scalekd.tasks.distill.measuring import measured_as
 
 _WORST = 18
-_PART = 16  # images whose distances are worked out at once
+_PART = 16  # images whose distances are computed at once
 
 
 class Attended(NamedTuple):
-    """An image and where projectors look in it, as data URIs.
+    """An image and the attention of the projectors over it, as data URIs.
 
     Attributes:
         image: The image.
-        maps: By the projector's name: the mean over all queries, and the query in the middle of the grid.
+        maps: Two pictures by the projector's name: the mean over all queries, and the query at the grid's centre.
     """
 
     image: str
@@ -42,7 +45,7 @@ class Attended(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
-    """A wrongly named image."""
+    """A wrongly classified image: a data URI, the student's prediction and the image's path."""
 
     picture: str
     answer: Answer
@@ -51,23 +54,23 @@ class Thumbnail(NamedTuple):
 
 @dataclass
 class Figures:
-    """What was measured; what is None or empty could not be.
+    """The measured figures; those that could not be measured are None or empty.
 
     Attributes:
         notes: What was left out, and why.
-        images: Images that were looked at.
-        of: Images of their split.
+        images: Number of images measured.
+        of: Number of images in their split.
         classes: Class names.
         student: Parameters and multiply-accumulates of the student.
-        teacher: The same of the teacher.
+        teacher: Parameters and multiply-accumulates of the teacher.
         flops: FLOPs of a training step for one image.
-        given: The student's answers.
-        teacher_given: The teacher's.
+        given: The student's predictions.
+        teacher_given: The teacher's predictions.
         spectrum: Energy shares `[H, W]` of the teacher's tokens.
-        distances: By place and by what is compared, the squared distances of all positions.
-        step: The optimiser step that distances and attention are of.
+        distances: Squared distances of all positions, by place and by what is compared.
+        step: Optimiser step of the checkpoint that distances and attention were computed with.
         attended: Attention over some images.
-        worst: The images that the student gets most wrong.
+        worst: The images with the lowest predicted probability of their true class.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -87,12 +90,12 @@ class Figures:
 
 
 def measure_figures(record: Record, count: int, console: Console | None = None) -> Figures:
-    """All figures of a run.
+    """Measure all figures of a run.
 
     Args:
         record: The run.
-        count: Validation images to look at, spread evenly; 0 leaves out what needs images.
-        console: Where progress is shown; standard error by default.
+        count: Number of validation images to use, spread evenly; 0 leaves out the figures that need images.
+        console: Where to show progress. Default: standard error.
     """
     figures, recipe = Figures(), record.recipe
     if recipe is None:
@@ -128,21 +131,23 @@ def _compare_data(figures: Figures, record: Record, sample: Sample) -> None:
     then = record.inputs.get("validation data")
     if len(sample.split.classes) and then not in (None, sample.split.fingerprint):
         figures.notes.append(
-            f"The validation images are not those of the run ({then} then, {sample.split.fingerprint} now)."
+            f"The validation images have changed since the run ({then} then, {sample.split.fingerprint} now)."
         )
     if record.inputs and record.inputs.get("decoding") != DECODING:
-        figures.notes.append("The run was trained by a version that reads some pictures otherwise, see docs/data.md.")
+        figures.notes.append(
+            "The run was trained by a revision that decodes some images differently (see docs/data.md)."
+        )
 
 
 def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
-    """Say why a figure is not there, where no error has."""
+    """Add notes for figures that are missing without an error."""
     if not figures.given:
         figures.notes.append(
             "Confusion and worst images are left out: the images have no labels or the student no head."
         )
     if models.method is not None and recipe.method != "scalekd":
         what = "no teacher" if recipe.method == "none" else "no projectors"
-        figures.notes.append(f"The method {recipe.method} has {what}: the figures of those are left out.")
+        figures.notes.append(f"The method {recipe.method} has {what}: their figures are left out.")
 
 
 class _Gatherer:
@@ -159,41 +164,41 @@ class _Gatherer:
 
     @torch.no_grad()
     def run(self, what: str, console: Console | None) -> None:
-        """Look at all images."""
+        """Run the models over all images."""
         figures, sample = self.figures, self.sample
         figures.of, figures.classes, figures.step = len(sample.split), sample.split.classes, self.models.step
         for batch in watched(sample.batches, what, console):
             if len(batch.images):
                 with self.models.autocast():
-                    self.look(batch.images.to(self.models.device), batch.labels)
+                    self.add(batch.images.to(self.models.device), batch.labels)
         if not figures.images:
             raise UserError(f"data: none of {len(sample.indices)} images of {sample.split.root} can be read")
         self.conclude()
 
-    def look(self, images: Tensor, indices: Tensor) -> None:
-        """Take a batch `[B, 3, h, w]` of these indices into account."""
+    def add(self, images: Tensor, indices: Tensor) -> None:
+        """Add the figures of a batch `[B, 3, h, w]` of images with these indices in the split."""
         models, figures, labels = self.models, self.figures, self.labels[indices]
         figures.images += len(images)
         if self.asks_student and models.student is not None:
             figures.given += answers(models.student(images).cpu(), labels, indices)
         if models.teacher is None:
             return
-        taught = models.teacher(images)
-        if self.asks_teacher and taught.logits is not None:
-            figures.teacher_given += answers(taught.logits.cpu(), labels, indices)
-        for some, tokens in zip(torch.split(images, _PART), torch.split(taught.tokens, _PART), strict=True):
+        teacher_outputs = models.teacher(images)
+        if self.asks_teacher and teacher_outputs.logits is not None:
+            figures.teacher_given += answers(teacher_outputs.logits.cpu(), labels, indices)
+        for some, tokens in zip(torch.split(images, _PART), torch.split(teacher_outputs.tokens, _PART), strict=True):
             self.shares.append((len(some), energy_shares(tokens, models.teacher.tokens)))
             if models.projectors is not None:
                 self.compare(models.projectors, some, tokens)
 
     def compare(self, method: ScaleKD, images: Tensor, tokens: Tensor) -> None:
-        """Take the distances of some images from the teacher's `tokens` of them into account."""
+        """Add the distances of some images from the teacher's `tokens` for them."""
         for place, distances in compared(method, method.student(images), tokens).items():
             for name, values in distances.items():
                 self.found.setdefault(place, {}).setdefault(name, []).append(values.cpu())
 
     def conclude(self) -> None:
-        """What needs all images."""
+        """Compute the figures that need all images."""
         figures, sample, method = self.figures, self.sample, self.models.projectors
         if self.shares:
             weights, shares = zip(*self.shares, strict=True)
@@ -210,13 +215,13 @@ class _Gatherer:
             self.attend()
 
     def attend(self) -> None:
-        """Attention over some of the images."""
+        """Draw attention over some of the images."""
         method = self.models.projectors
         assert method is not None
         for image in map(self.sample.read, self.sample.chosen(ATTENDED)):
             if image is None:
                 continue
             with self.models.autocast():
-                looks = attended(method, image, self.models.device)
-            pictures = {name: (uri(everywhere), uri(middle)) for name, (everywhere, middle) in looks.items()}
+                overlays = attended(method, image, self.models.device)
+            pictures = {name: (uri(mean), uri(central)) for name, (mean, central) in overlays.items()}
             self.figures.attended.append(Attended(uri(thumbnail(image)), pictures))

@@ -1,4 +1,4 @@
-"""The page: everything that was read and measured, in one HTML file that loads nothing."""
+"""Renders records and figures as one self-contained HTML page, or as a short Markdown table."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from scalekd.report.curves import distance_charts, learning_charts, spectrum_cel
 from scalekd.report.measure import Figures
 from scalekd.report.record import Record
 
-_MOST_CLASSES = 40  # of a confusion matrix that can be read
+_MOST_CLASSES = 40  # a confusion matrix of more classes cannot be read
 _MISTAKES = 10
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run as the templates read it."""
+    """A run in the form that the templates use."""
 
     id: str
     record: Record
@@ -77,7 +77,7 @@ class _Run:
 
     @property
     def confusion(self) -> list[list[tuple[int, float]]]:
-        """Count and strength of each cell; empty where there are too many classes to be read."""
+        """Count and strength of each cell; empty if there are too many classes."""
         if len(self.figures.classes) > _MOST_CLASSES:
             return []
         counts = confusion(self.figures.given, len(self.figures.classes))
@@ -118,11 +118,11 @@ class _Run:
 
 
 def render_page(records: Sequence[Record], figures: Sequence[Figures]) -> str:
-    """The report of these runs as an HTML page.
+    """Render a report of one or several runs as an HTML page.
 
     Args:
-        records: What the runs have left.
-        figures: What was measured of each.
+        records: The runs.
+        figures: The figures measured for each run, in the same order.
     """
     many = len(records) > 1
     pairs = list(zip(records, figures, strict=True))
@@ -164,7 +164,7 @@ def _environment() -> Environment:
 
 
 def _breakable(text: object) -> Markup:
-    """A text, escaped, whose long names a browser may break after `_` and `/`."""
+    """Escape a text and allow the browser to break long names after `_` and `/`."""
     return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(printable(text)))))
 
 
@@ -173,13 +173,13 @@ def _text(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """A policy under which a browser runs our script only, and loads nothing at all."""
+    """Return a content security policy that allows our style and script only and loads nothing."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     return f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'"
 
 
 def render_markdown(records: Sequence[Record], figures: Sequence[Figures]) -> str:
-    """A short summary for a pull request; says nothing of places on this machine."""
+    """Render a short Markdown summary, for a pull request; it contains no paths of this machine."""
     pairs: list[Any] = list(zip(records, figures, strict=True))
     titles, rows = words.table(pairs)
     lines = [_row(titles), _row(["---"] * len(titles)), *(_row([text for text, _ in row]) for row in rows)]
@@ -193,5 +193,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that cannot break out of a table or the page."""
+    """Escape a text so that it cannot break out of a table or the page."""
     return printable(text).replace("|", r"\|").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Small pictures, and how they become part of the page."""
+"""Small pictures: thumbnails, heat maps and overlays, and their encoding as data URIs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 SIDE = 112
 _SMOOTH = Image.Resampling.BILINEAR
-# Dark violet over red to yellow: readable in print, and no end of it is lost to the colour-blind.
+# From dark violet through red to yellow: readable in print and with colour blindness.
 _HEAT = np.array([(20, 11, 52), (101, 21, 110), (186, 54, 85), (243, 120, 25), (252, 220, 100)], np.float64)
 
 
 def thumbnail(image: Tensor) -> Image.Image:
-    """An RGB image in [0, 1] `[3, h, w]`, small."""
+    """Convert an RGB image in [0, 1] `[3, h, w]` to a picture of `SIDE` pixels."""
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(pixels)
     side = max(picture.size)
@@ -27,7 +27,7 @@ def thumbnail(image: Tensor) -> Image.Image:
 
 
 def overlay(image: Tensor, weights: Tensor) -> Image.Image:
-    """An image with a map of weights `[h', w']` laid over it, the largest weight the brightest."""
+    """Draw a map of weights `[h', w']` over an image; the largest weight is brightest."""
     picture = thumbnail(image)
     values = weights.float().numpy()
     spread = float(values.max() - values.min())
@@ -36,14 +36,14 @@ def overlay(image: Tensor, weights: Tensor) -> Image.Image:
 
 
 def heat(strengths: NDArray[Any]) -> Image.Image:
-    """Strengths in [0, 1] `[h, w]` as colours, a pixel each."""
+    """Convert strengths in [0, 1] `[h, w]` to colours, one pixel each."""
     stops = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(strengths, stops, _HEAT[:, channel]) for channel in range(3)], -1)
     return Image.fromarray(colours.round().astype(np.uint8))
 
 
 def sheet(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Small pictures beside and below each other."""
+    """Paste small pictures into a grid, given as columns."""
     whole = Image.new("RGB", (SIDE * len(columns), SIDE * max(map(len, columns))))
     for across, column in enumerate(columns):
         for down, picture in enumerate(column):
@@ -52,7 +52,7 @@ def sheet(columns: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def uri(picture: Image.Image) -> str:
-    """A picture as a data URI of a JPEG."""
+    """Encode a picture as the data URI of a JPEG."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

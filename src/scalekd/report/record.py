@@ -1,4 +1,4 @@
-"""What a run has left in its folder, read as it is: the run may still be going on."""
+"""Reads run folders for a report, without their models or data. The run may still be in progress."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from scalekd.runs.group import Group
 
 @dataclass(frozen=True)
 class Record:
-    """A run, from its files alone.
+    """A run as read from its folder.
 
     Attributes:
-        name: What it is called on the page.
-        folder: Where it is.
-        keys: Its recipe as it is stored.
-        recipe: The same, checked; keys that this revision does not know are left out. None where a value is wrong.
+        name: Name on the page.
+        folder: The run folder.
+        keys: The recipe as stored.
+        recipe: The validated recipe, without keys that this revision does not know. None if a value is wrong.
         inputs: Fingerprints of the data and hashes of the weights.
         environment: Versions, revision and hardware.
-        result: Its final figures; empty while it is not finished.
-        lines: Its log, oldest first.
-        notes: What could not be read, a line each.
+        result: Final figures; empty until the run is finished.
+        lines: Lines of the log, oldest first.
+        notes: What could not be read, one line each.
     """
 
     name: str
@@ -59,63 +59,66 @@ class Record:
 
     @property
     def training_images(self) -> int | None:
-        """Images of the training split; None where the run did not note them."""
+        """Number of images in the training split; None if the run did not record it."""
         return _count(self.inputs.get("training data"))
 
     @property
     def validation_images(self) -> int | None:
-        """Images of the validation split."""
+        """Number of images in the validation split; None if the run did not record it."""
         return _count(self.inputs.get("validation data"))
 
     @property
     def steps_an_epoch(self) -> int | None:
-        """Optimiser steps an epoch; None where the number of images is unknown."""
+        """Optimiser steps per epoch; None if the number of images is unknown."""
         images = self.training_images
         return None if not images else max(images // self.batch, 1)
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken, as far as the log says."""
+        """Optimiser steps taken, according to the log."""
         return max((int(line["step"]) for line in self.lines), default=0)
 
     @property
     def samples(self) -> int:
-        """Images viewed, repeated ones counted again."""
+        """Images viewed; an image counts each time it is seen."""
         return self.step * self.batch
 
     @property
     def epochs_done(self) -> float | None:
-        """Passes over the training images so far."""
+        """Passes over the training images so far; None if the number of images is unknown."""
         return None if self.steps_an_epoch is None else self.step / self.steps_an_epoch
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training: the result's, validations included, or about what the logged speeds add up to."""
+        """Seconds of training.
+
+        From the result, which includes validations; for an unfinished run an estimate from the logged speeds.
+        """
         measured = self.result.get("seconds")
         return float(measured) if measured is not None else training_seconds(self.lines, self.batch)
 
     @property
     def teacher_top1(self) -> float | None:
-        """The teacher's top-1 in percent on the validation images, which a run notes when it ends."""
+        """The teacher's top-1 accuracy in percent on the validation images; recorded when a run ends."""
         value = self.result.get("teacher_top1")
         return None if value is None else float(value)
 
     def last(self, key: str) -> float | None:
-        """The last logged value."""
+        """Return the last logged value of a figure; None if it was never logged."""
         return next((line[key] for line in reversed(self.lines) if key in line), None)
 
 
 def _count(fingerprint: Any) -> int | None:
-    """The number of images that a split's fingerprint begins with."""
+    """Return the number of images that a split's fingerprint starts with; None if there is no number."""
     number = str(fingerprint or "").partition(" ")[0]
     return int(number) if number.isdecimal() else None
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Record]:
-    """The runs in these folders; a group's folder stands for all of its runs.
+    """Read the runs in these folders; the folder of a group of students stands for all of its runs.
 
     Raises:
-        UserError: If a folder holds no run of `distill`, or one is given twice.
+        UserError: If a folder holds no run of `distill`, or is given twice.
     """
     folders: list[Path] = []
     for path in paths:
@@ -129,7 +132,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Record]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The end of each path, as short as tells them apart."""
+    """Return the shortest suffixes of the paths, equally long, that are all different."""
     length = 1
     while len({folder.parts[-length:] for folder in folders}) < len(folders):
         length += 1
@@ -147,7 +150,7 @@ def _read(path: Path, name: str) -> Record:
             left[file.stem] = read_json(file)
         except UserError:
             left[file.stem] = {}
-            notes.append(f"{file.name} is missing or damaged; what it says is left out.")
+            notes.append(f"{file.name} is missing or corrupt; its content is left out.")
     return Record(
         name=name,
         folder=folder,
@@ -162,10 +165,12 @@ def _read(path: Path, name: str) -> Record:
 
 
 def _recipe(keys: dict[str, Any], notes: list[str]) -> Recipe | None:
-    """The stored recipe as one of this revision."""
+    """Validate the stored recipe against this revision's schema; problems become notes."""
     foreign = [key for key in keys if key not in Recipe.model_fields]
     if foreign:
-        notes.append(f"The run is of another revision of scalekd; recipe keys not known here: {', '.join(foreign)}.")
+        notes.append(
+            f"The run was made by another revision of scalekd; unknown recipe keys were ignored: {', '.join(foreign)}."
+        )
     try:
         return validate(Recipe, {key: value for key, value in keys.items() if key not in foreign})
     except UserError as error:
@@ -174,7 +179,7 @@ def _recipe(keys: dict[str, Any], notes: list[str]) -> Recipe | None:
 
 
 def _lines(file: Path, notes: list[str]) -> list[Line]:
-    """The log's lines; the last one may be half written."""
+    """Read the log's lines; the last one may be incomplete."""
     texts = file.read_bytes().splitlines() if file.is_file() else []
     lines = [line for line in map(_line, texts) if line is not None]
     if len(lines) < len(texts):
@@ -183,7 +188,7 @@ def _lines(file: Path, notes: list[str]) -> list[Line]:
 
 
 def _line(text: bytes) -> Line | None:
-    """A line of the log; None for a damaged one."""
+    """Parse a line of the log; None if it is corrupt."""
     try:
         line = {key: float(value) for key, value in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError, RecursionError):

@@ -1,4 +1,4 @@
-"""From what a run has left to its models and images, as far as they are still there."""
+"""Rebuilds a run's models and reads its validation images from its folder, as far as they still exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scalekd.tasks.distill.build import build_method, build_student, build_teach
 from scalekd.tasks.distill.inputs import evaluation_images, read_data
 from scalekd.tasks.distill.restoring import restore_method
 
-_BATCH = 16  # images at once where a run does not say
+_BATCH = 16  # images at once if the run's recipe does not say
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Sample:
 
     Attributes:
         split: All images of the split.
-        dataset: The same, as they are evaluated; a sample's label is its index.
-        indices: Those to look at.
-        at_once: Images in a batch, as many as where the run measured them.
+        dataset: The split with the evaluation transform; the label of an image is its index in the split.
+        indices: Indices of the chosen images.
+        at_once: Images per batch, as in the run's own validation.
     """
 
     split: Split
@@ -44,37 +44,37 @@ class Sample:
     at_once: int
 
     def chosen(self, count: int) -> list[int]:
-        """The indices of some of them, spread evenly."""
+        """Return up to `count` of the indices, spread evenly."""
         return sorted({self.indices[int((number + 0.5) * len(self.indices) / count)] for number in range(count)})
 
     def read(self, index: int) -> Tensor | None:
-        """An image `[3, h, w]` as the student is evaluated on it; None if it cannot be read."""
+        """Read an image `[3, h, w]` with the evaluation transform; None if it cannot be read."""
         return self.dataset[Key(0, index)].image
 
     @property
     def batches(self) -> DataLoader[Batch]:
-        """Batches of the images; unreadable ones are left out."""
+        """Batches of the chosen images; unreadable images are left out."""
         keys = [Key(0, index) for index in self.indices]
         parts = [keys[first : first + self.at_once] for first in range(0, len(keys), self.at_once)]
         return DataLoader(self.dataset, batch_sampler=parts, collate_fn=collate)  # type: ignore[arg-type]
 
 
 def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
-    """Up to `count` images; of a run without labelled images those that it learns from.
+    """Choose up to `count` validation images; for a run without labelled images, training images.
 
     Args:
         recipe: The run's settings.
         classes: Class names in the order of the student's logits.
-        count: Images.
+        count: Number of images.
 
     Raises:
-        UserError: If the data is gone.
+        UserError: If the data is missing.
     """
     if recipe.labels == "none":
         train, val = read_data(recipe)
         split = val if len(val) else train
     elif recipe.data is None:
-        raise UserError("data: the run names none")
+        raise UserError("data: the run's recipe names no data; pass --data")
     else:
         split = read_split(recipe.data, recipe.val_split, recipe)
     if sorted(classes) == sorted(split.classes):
@@ -83,7 +83,7 @@ def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
 
 
 def sample(recipe: Recipe, split: Split, count: int) -> Sample:
-    """Up to `count` images of a split."""
+    """Choose up to `count` images of a split, spread evenly."""
     step = max(len(split) / count, 1)
     indices = [int(number * step) for number in range(min(count, len(split)))]
     numbered = Split(split.store, np.arange(len(split), dtype=np.int32), ())
@@ -92,15 +92,15 @@ def sample(recipe: Recipe, split: Split, count: int) -> Sample:
 
 @dataclass(frozen=True)
 class Models:
-    """A run's models.
+    """A run's models; those that could not be restored are None.
 
     Attributes:
-        device: Where they are to run.
+        device: Device that they run on.
         dtype: The autocast type.
-        student: The weights that the run has saved.
-        teacher: Its teacher.
+        student: The student with the weights that the run saved.
+        teacher: The teacher.
         method: Student and projectors, joined with the teacher.
-        step: The optimiser step of the checkpoint that ScaleKD's weights are of; None without one.
+        step: Optimiser step of the checkpoint that `method`'s weights come from; None without a checkpoint.
     """
 
     device: torch.device
@@ -111,16 +111,20 @@ class Models:
     step: int | None
 
     def autocast(self) -> torch.autocast:
-        """What they run in."""
+        """Return the autocast context that the models run in."""
         return autocast(self.device, self.dtype)
 
     @property
     def projectors(self) -> ScaleKD | None:
-        """The method, where it is ScaleKD with the weights of a checkpoint."""
+        """The method if it is ScaleKD with the weights of a checkpoint, otherwise None."""
         return self.method if isinstance(self.method, ScaleKD) and self.step is not None else None
 
     def settle(self, *, channels_last: bool) -> None:
-        """Bring them to the device, in eval mode, the student laid out as the run measured it."""
+        """Move the models to the device in eval mode.
+
+        Args:
+            channels_last: Whether the student uses the channels-last layout, as when the run measured it.
+        """
         if self.method is not None:
             prepare(self.method, self.device, self.dtype, channels_last=False)
             self.method.to(self.device).eval()
@@ -130,24 +134,24 @@ class Models:
 
 
 def read_student(record: Record) -> Classifier:
-    """The student that the run has saved.
+    """Read the student that the run saved, in eval mode.
 
     Raises:
-        UserError: If there is none, or it cannot be read.
+        UserError: If there is no such file, or it cannot be read.
     """
     file, name = record.folder.student, str(record.keys.get("student"))
     if not file.is_file():
-        raise UserError(f"{file.name} is not there yet: the run has not validated once")
-    # Code of the user's own is named by the recipe alone, never by weights.
+        raise UserError(f"{file.name} does not exist yet: the run has not validated once")
+    # Only the recipe names a model in the user's own code; a weights file must never cause code to be run.
     named = {"model": name, "weights": file} if name.startswith(PYTHON) else {"model": file}
     return Classifier(**named).eval()
 
 
 def join(recipe: Recipe, student: Classifier | None) -> tuple[Teacher | None, Method]:
-    """Teacher and method with random weights of student and projectors.
+    """Build the teacher and the method; student and projectors get random weights.
 
     Raises:
-        UserError: If the teacher's weights are gone, or the pair cannot be built.
+        UserError: If the teacher's weights are missing, or the pair cannot be built.
     """
     teacher = build_teacher(recipe) if recipe.method != "none" else None
     classes = student.classes if student is not None else ()
@@ -157,18 +161,18 @@ def join(recipe: Recipe, student: Classifier | None) -> tuple[Teacher | None, Me
 
 
 def restore_models(record: Record, recipe: Recipe, say: Callable[[str], object]) -> Models:
-    """The run's models, as far as they are there, on the CPU.
+    """Restore the run's models on the CPU, as far as their files exist.
 
     Args:
         record: The run.
-        recipe: Its settings.
-        say: Called with a line for each that is not.
+        recipe: The run's settings.
+        say: Called with a line for each model that cannot be restored.
     """
     student = teacher = method = step = None
     try:
         student = read_student(record)
     except UserError as error:
-        say(f"What the student answers is left out: {error}.")
+        say(f"Figures of the student are left out: {error}.")
     try:
         teacher, method = join(recipe, student)
     except UserError as error:
@@ -177,6 +181,6 @@ def restore_models(record: Record, recipe: Recipe, say: Callable[[str], object])
         try:
             step = restore_method(method, record.folder)
         except UserError as error:
-            say(f"Distances and attention are left out, as the projectors are in checkpoints only: {error}.")
+            say(f"Distances and attention are left out, because only checkpoints hold the projectors: {error}.")
     device = pick_device(recipe.accelerator)
     return Models(device, pick_dtype(recipe.precision, device), student, teacher, method, step)

@@ -1,22 +1,22 @@
-"""From a run's log to curves."""
+"""Turns a run's log into curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-Line = dict[str, float]  # of the log: `step` and figures by name
+Line = dict[str, float]  # a line of the log: `step` and figures by name
 Points = list[tuple[float, float]]
 MOST_POINTS = 300
 
 
 def points(lines: Sequence[Line], key: str) -> Points:
-    """Step and value of a figure, in the order of the log."""
+    """Return step and value of a figure, in the order of the log."""
     return [(line["step"], line[key]) for line in lines if key in line]
 
 
 def thin(curve: Points, most: int = MOST_POINTS) -> Points:
-    """At most `most` points: means over equally many that follow each other; the last point stays as it is."""
+    """Reduce a curve to at most `most` points by averaging consecutive points; the last point is kept as is."""
     if len(curve) <= most:
         return curve
     size = -(-(len(curve) - 1) // (most - 1))
@@ -26,7 +26,10 @@ def thin(curve: Points, most: int = MOST_POINTS) -> Points:
 
 
 def epoch_means(curve: Points, steps_an_epoch: int) -> Points:
-    """The mean over each epoch, at the last step of it that is there; step `s` (from 1) is of epoch `(s - 1) // n`."""
+    """Return the mean over each epoch, at its last logged step.
+
+    With `n` steps per epoch, step `s` (from 1) belongs to epoch `(s - 1) // n`.
+    """
     epochs: dict[int, Points] = {}
     for step, value in curve:
         epochs.setdefault((int(step) - 1) // steps_an_epoch, []).append((step, value))
@@ -34,9 +37,9 @@ def epoch_means(curve: Points, steps_an_epoch: int) -> Points:
 
 
 def training_seconds(lines: Sequence[Line], batch: int) -> float | None:
-    """About how long the steps have taken, in seconds, validations left out; None without a logged speed.
+    """Estimate how many seconds the steps have taken, without validations; None if no speed was logged.
 
-    A speed is the mean since the one before it. Steps after the last are counted at that one's speed.
+    Each logged speed is the mean since the previous one. Steps after the last logged speed are assumed to run at it.
     """
     speeds = [(step, speed) for step, speed in points(lines, "images_per_second") if speed > 0]
     if not speeds:

@@ -1,4 +1,4 @@
-"""The mathematics of the paper's figures: spectra of tokens, distances of tokens, CAP's attention."""
+"""Computes the paper's figures: spectra of tokens, distances between tokens, CAP's attention."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Floats = NDArray[np.float64]
 
 
 def energy_shares(tokens: Tensor, grid: MapShape) -> Floats:
-    """Share of each frequency in the energy of tokens (ScaleKD section 3.2, what its frequency view is about).
+    """Compute the share of each frequency in the energy of tokens (ScaleKD section 3.2, the frequency view).
 
-    Each channel of an image is a picture on the grid; its orthonormal 2-D DCT-II has the energy of the picture
-    (Parseval), so that squared coefficients over their sum are shares. Channels without any energy have none and are
-    left out. What remains counts alike: the mean is over images and channels.
+    Each channel of an image is a picture on the grid. The orthonormal 2-D DCT-II preserves its energy (Parseval), so
+    the squared coefficients divided by their sum are shares. Channels with zero energy are left out; the result is the
+    unweighted mean over the remaining images and channels.
 
     Args:
         tokens: `[B, N, D]`.
         grid: Their grid `H x W`.
 
     Returns:
-        `[H, W]`, sums to 1; `(0, 0)` is the zero frequency. NaN without any energy.
+        `[H, W]`, sums to 1; `(0, 0)` is the zero frequency. NaN if all channels have zero energy.
     """
     maps = tokens.detach().double().cpu().numpy().reshape(len(tokens), grid.height, grid.width, -1)
     energy = np.square(dctn(maps, axes=(1, 2), norm="ortho"))
@@ -44,20 +44,23 @@ def energy_shares(tokens: Tensor, grid: MapShape) -> Floats:
 
 
 def bands(shares: Floats) -> Floats:
-    """Shares `[H, W]` summed over frequencies of equal `u + v`: `[H + W - 1]`, the zero frequency first."""
+    """Sum shares `[H, W]` over frequencies of equal `u + v`: `[H + W - 1]`, zero frequency first."""
     height, width = shares.shape
     number = np.add.outer(np.arange(height), np.arange(width))
     return np.bincount(number.ravel(), weights=shares.ravel()).astype(np.float64)
 
 
 def decades(shares: Floats) -> Floats:
-    """Shares on a logarithmic scale from 0 to 1, the largest: what is three powers of ten below it is 0."""
+    """Map shares to a logarithmic scale of three decades: the largest becomes 1, a thousandth of it or less 0."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.clip(1 + np.log10(shares / shares.max()) / 3, 0, 1))
 
 
 def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
-    """What one view of DFM sums: `|| f^ - T^ ||^2` of each position `[B, N]`, between 0 and 4; see `view_distance`."""
+    """Compute the terms that one view of DFM sums, `|| f^ - T^ ||^2` of each position `[B, N]`; see `view_distance`.
+
+    They are squared distances of normalised tokens and lie between 0 and 4.
+    """
     tokens, target = tokens.float(), target.float()
     if view == "frequency":
         tokens, target = remove_zero_frequency(tokens), remove_zero_frequency(target)
@@ -65,7 +68,7 @@ def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
 
 
 def mimicked(method: ScaleKD, student: StudentOutputs) -> dict[str, dict[str, Tensor]]:
-    """The tokens `[B, N, D]` that stand against the teacher's, by place (`proxy`, `student`) and view."""
+    """Compute the tokens `[B, N, D]` that are compared with the teacher's, by place (`proxy`, `student`) and view."""
     places: dict[str, dict[str, Tensor]] = {}
     if method.proxy is not None:
         places["proxy"] = method.proxy(student.previous, method.teacher.tail)
@@ -75,9 +78,9 @@ def mimicked(method: ScaleKD, student: StudentOutputs) -> dict[str, dict[str, Te
 
 
 def compared(method: ScaleKD, student: StudentOutputs, target: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Distances `[B, N]` to the teacher's tokens, by place and by what is compared.
+    """Compute distances `[B, N]` to the teacher's tokens, by place and by what is compared.
 
-    Beside what the loss compares stands what the spatial projector's tokens are like without the zero frequency.
+    In addition to the distances in the loss, the spatial projector's tokens are compared without the zero frequency.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for place, tokens in mimicked(method, student).items():
@@ -89,7 +92,7 @@ def compared(method: ScaleKD, student: StudentOutputs, target: Tensor) -> dict[s
 
 
 def attention(layer: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
-    """How much each query looks at each position of the student's map (ScaleKD section 3.1).
+    """Compute how much each query attends to each position of the student's map (ScaleKD section 3.1).
 
     Args:
         layer: CAP's attention.
@@ -97,7 +100,7 @@ def attention(layer: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
         context: `[B, M, C]`.
 
     Returns:
-        `[B, Nq, M]`, the mean over heads; sums to 1 over `M`.
+        `[B, Nq, M]`, averaged over heads; sums to 1 over `M`.
     """
 
     def heads(x: Tensor) -> Tensor:  # B x N x D -> B x heads x N x D/heads
@@ -110,7 +113,11 @@ def attention(layer: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
 
 @contextmanager
 def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
-    """Within it, a forward leaves the attention of each projector, named `CAP_prev, spatial` and so on."""
+    """Record the attention of each projector in every forward inside the context.
+
+    Yields:
+        A dictionary that a forward fills; its keys are `CAP_prev, spatial` and so on.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(name: str, layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
@@ -133,7 +140,7 @@ def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def attention_maps(method: ScaleKD, images: Tensor) -> dict[str, Tensor]:
-    """The attention of each projector for images `[B, 3, h, w]`: `[B, Nq, h', w']` over the student's map."""
+    """Compute each projector's attention for images `[B, 3, h, w]`: `[B, Nq, h', w']` over the student's map."""
     maps = dict(zip(("CAP_prev", "CAP_last"), method.student.maps, strict=True))
     with attention_of(method) as found:
         mimicked(method, method.student(images))

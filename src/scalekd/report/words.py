@@ -1,4 +1,4 @@
-"""What the report says of a run in words and short facts."""
+"""Writes the sentences, facts and table cells of a report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _METHODS = {
 
 
 def model_name(record: Record, role: str) -> str:
-    """A model's name; of a weights file the name of the file, not where it lies."""
+    """Return a model's name; for a weights file its file name without the folder."""
     name = str(record.keys.get(role) or "?")
     return Path(name).name if name.endswith(".safetensors") else name
 
 
 def summary(record: Record, figures: Figures) -> list[str]:
-    """What was taught by what, how far the run is, and what came out, a sentence each."""
+    """Summarise a run: what was trained on what, the progress and the outcome, one sentence each."""
     classes = len(figures.classes)
     images = record.training_images
     data = f"{images:,} images" if images else "images"
@@ -65,7 +65,7 @@ def _outcome(record: Record, figures: Figures) -> list[str]:
     top1, teacher = record.last("val/top1"), record.teacher_top1
     if top1 is not None:
         of = f" of {record.validation_images:,} validation images" if record.validation_images else ""
-        said.append(f"The student names {top1:.2f}%{of} correctly (top-1 of the last validation).")
+        said.append(f"The student classifies {top1:.2f}%{of} correctly (top-1 of the last validation).")
         if teacher is not None:
             gap = top1 - teacher
             side = "as many as" if not gap else f"{abs(gap):.2f} points {'more' if gap > 0 else 'less'} than"
@@ -74,7 +74,8 @@ def _outcome(record: Record, figures: Figures) -> list[str]:
         said.append("No accuracy was measured yet.")
     if teacher is None and figures.teacher_given and record.method != "none":
         here = (
-            f"On the {figures.images:,} images looked at here the teacher names {accuracy(figures.teacher_given):.1f}%"
+            f"On the {figures.images:,} images measured for this report the teacher classifies "
+            f"{accuracy(figures.teacher_given):.1f}%"
         )
         own = f", the student {accuracy(figures.given):.1f}%" if figures.given else ""
         said.append(f"{here} correctly{own}.")
@@ -82,7 +83,7 @@ def _outcome(record: Record, figures: Figures) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Format seconds: 42 s, 12 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -93,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(value: float) -> str:
-    """A count of operations or parameters for people: 1.2 G."""
+    """Format a count of operations or parameters: 1.2 G."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {letter}"
@@ -101,34 +102,36 @@ def amount(value: float) -> str:
 
 
 def cost(record: Record, figures: Figures) -> dict[str, str]:
-    """Images, time, operations and energy."""
+    """Return the facts on cost: images, time, operations and energy."""
     facts = {"images viewed": f"{record.samples:,}"}
     if record.seconds is not None:
         measured = record.result.get("seconds") is not None
-        facts["time"] = duration(record.seconds) + ("" if measured else ", by the logged speeds, validations left out")
+        facts["time"] = duration(record.seconds) + (
+            "" if measured else ", estimated from logged speeds, no validations"
+        )
     speed = record.last("images_per_second")
     if speed is not None:
-        facts["speed"] = f"{speed:.3g} images a second (at the end of the log)"
+        facts["speed"] = f"{speed:.3g} images per second (at the end of the log)"
     if figures.flops is not None:
         facts |= _operations(record, figures.flops)
     for role, model in (("student", figures.student), ("teacher", figures.teacher)):
         if model is not None:
-            facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs an image"
+            facts[role] = f"{amount(model.parameters)} parameters, {amount(model.macs)}MACs per image"
     facts["energy"] = _energy(record)
     return facts
 
 
 def _energy(record: Record) -> str:
-    """The energy that the run's machine told, and what it is of."""
+    """Describe the energy that the machine's counters reported, and what they count."""
     if not record.finished:
-        return "told when the run is finished"
+        return "reported when the run is finished"
     if "energy" not in record.result:
         return "not recorded: the run was finished by an earlier revision"
-    told = record.result["energy"]
-    if not isinstance(told, Mapping):
-        return "not known: the machine told none, or not for the whole run"
+    energy = record.result["energy"]
+    if not isinstance(energy, Mapping):
+        return "not known: the machine reported none, or not for the whole run"
     known = {
-        name: told[key] for name, key in (("CPU", "cpu_joules"), ("GPU", "gpu_joules")) if told.get(key) is not None
+        name: energy[key] for name, key in (("CPU", "cpu_joules"), ("GPU", "gpu_joules")) if energy.get(key) is not None
     }
     total = sum(known.values())
     parts = [f"{name} {_measure(joules, 'J')}" for name, joules in known.items()]
@@ -145,7 +148,7 @@ def _measure(value: float, unit: str) -> str:
 
 
 def _parts(record: Record, flops: StepFlops) -> dict[str, int]:
-    """FLOPs of a training step for one image; a teacher whose outputs came from a cache took none."""
+    """Return the FLOPs of a training step for one image by part; a cached teacher takes none."""
     teacher = 0 if record.keys.get("cache") else flops.teacher
     parts = {"teacher": teacher, "student": flops.student, "projectors": flops.cap, "tail": flops.tail}
     return {name: value for name, value in parts.items() if value}
@@ -156,13 +159,13 @@ def _operations(record: Record, flops: StepFlops) -> dict[str, str]:
     step = sum(parts.values())
     shares = ", ".join(f"{name} {value / step:.0%}" for name, value in parts.items())
     return {
-        "operations an image": f"{amount(step)}FLOPs a training step ({shares}), counted, not measured",
+        "operations per image": f"{amount(step)}FLOPs per training step ({shares}), counted, not measured",
         "operations so far": f"{amount(step * record.samples)}FLOPs",
     }
 
 
 def environment(record: Record) -> dict[str, str]:
-    """Software and hardware."""
+    """Return the facts on software and hardware."""
     packages = record.environment.get("packages")
     versions = packages if isinstance(packages, Mapping) else {}
     facts = {"software": ", ".join(f"{name} {version}" for name, version in versions.items() if version)}
@@ -173,7 +176,7 @@ def environment(record: Record) -> dict[str, str]:
 
 
 def hashes(record: Record) -> dict[str, str]:
-    """What the run read and left."""
+    """Return the fingerprints of the run's inputs and the hash of its student."""
     facts = {key: str(value) for key, value in record.inputs.items()}
     if record.result.get("sha256"):
         facts[f"{record.result['student']} (SHA-256)"] = str(record.result["sha256"])
@@ -181,15 +184,19 @@ def hashes(record: Record) -> dict[str, str]:
 
 
 def commands(record: Record) -> list[str]:
-    """How to do the run again, or go on with it."""
+    """Return the commands that resume the run, if it is unfinished, or start it from scratch."""
     again = f"scalekd distill --recipe {shlex.quote(str(record.folder.recipe))} --output runs/again"
     if record.finished:
         return [again]
-    return [f"scalekd distill --resume --output {shlex.quote(str(record.folder.path))}   # goes on with it", again]
+    return [f"scalekd distill --resume --output {shlex.quote(str(record.folder.path))}   # resumes it", again]
 
 
 def table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
-    """Runs side by side: titles, and for each run what is shown in each column with what it is sorted by."""
+    """Build a table that compares runs.
+
+    Returns:
+        The column titles, and for each run the cells as pairs of text and sort key.
+    """
     titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %",
               "images viewed", "time", "FLOPs"]  # fmt: skip
     return titles, [_row(record, found) for record, found in pairs]

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: Mask R-CNN over a student's feature maps, on data in COCO's format."""
+"""Object detection and instance segmentation: Mask R-CNN on a student's feature maps, on data in COCO's format."""
 
 from scalekd.tasks.detection.schema import GROUPS, Detection
 

@@ -1,4 +1,4 @@
-"""What a file of annotations in COCO's format must hold, and reading it."""
+"""Reads and validates annotation files in COCO's format; knows nothing about image files or classes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing_extensions import TypedDict
 from scalekd.errors import UserError
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0+)?")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which Windows programs write before UTF-8
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs write it before UTF-8 text
 
 
 def _as_integer(value: Any) -> Any:
-    """Ids that are the same number are the same id, whether a tool writes 7, 7.0, "7" or "7.0"."""
+    """Convert an id to an integer if it is one, so that 7, 7.0, "7" and "7.0" are the same id."""
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         return int(value.partition(".")[0])
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -34,7 +34,7 @@ def _four_or_none(box: list[float]) -> list[float]:
 
 
 def _as_polygons(mask: Any) -> Any:
-    """Nothing in any form is None; one polygon without the list around it gets one."""
+    """Turn any empty mask into None, and a single polygon into a list of one polygon."""
     if not mask:
         return None
     return [mask] if isinstance(mask, list) and not isinstance(mask[0], list) else mask
@@ -44,11 +44,11 @@ Id = Annotated[
     Annotated[int, Field(ge=-(2**53), le=2**53)] | Annotated[str, Field(min_length=1)], BeforeValidator(_as_integer)
 ]
 _Side = Annotated[int, Field(gt=0, lt=2**31)]
-_StatedSide = Annotated[int, Field(ge=0, lt=2**31)] | None  # 0 and null: the tool did not know
+_StatedSide = Annotated[int, Field(ge=0, lt=2**31)] | None  # tools write 0 or null if they do not know
 
 
 class ImageEntry(TypedDict):
-    """An image."""
+    """An entry of `images`."""
 
     id: Id
     file_name: Annotated[str, Field(min_length=1)]
@@ -57,7 +57,7 @@ class ImageEntry(TypedDict):
 
 
 class CategoryEntry(TypedDict):
-    """A class of objects."""
+    """An entry of `categories`: a class of objects."""
 
     id: Id
     name: Annotated[str, Field(min_length=1)]
@@ -65,7 +65,7 @@ class CategoryEntry(TypedDict):
 
 
 class Encoding(TypedDict):
-    """A mask as run lengths, column by column: as numbers, or in COCO's compressed form."""
+    """A mask as run lengths in column-major order: a list of numbers, or COCO's compressed string."""
 
     counts: str | list[NonNegativeInt]
     size: Annotated[list[_Side], Len(2, 2)]
@@ -75,7 +75,7 @@ Mask = list[list[float]] | Encoding
 
 
 class AnnotationEntry(TypedDict):
-    """An object."""
+    """An entry of `annotations`: one object."""
 
     id: NotRequired[object]
     image_id: Id
@@ -93,7 +93,7 @@ class AnnotationEntry(TypedDict):
 
 
 class Content(TypedDict):
-    """A file."""
+    """The content of an annotation file."""
 
     images: Annotated[list[ImageEntry], Len(1)]
     annotations: list[AnnotationEntry]
@@ -104,15 +104,15 @@ _CONTENT = TypeAdapter(Content)
 _EXPORT = "it must be in COCO's format for instances: export it so"
 _WANTED = {
     "bbox": "it must be [x, y, width, height], in pixels",
-    "segmentation": "it must be polygons or a run-length encoding, or [] where there is no mask",
+    "segmentation": "it must be polygons or a run-length encoding, or [] if there is no mask",
 }
 
 
 def read_annotations(file: Path) -> Content:
-    """Read a file; what it holds beyond these entries is ignored.
+    """Read and validate an annotation file; unknown entries are ignored.
 
     Raises:
-        UserError: If it cannot be read, or is not as it must be; names the first entry that is not.
+        UserError: If the file cannot be read or is invalid; names the first invalid entry.
     """
     try:
         return _CONTENT.validate_json(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
@@ -122,7 +122,7 @@ def read_annotations(file: Path) -> Content:
         first = error.errors(include_url=False)[0]
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         if first["type"] == "json_invalid":
-            raise UserError(f"data: {file} is no JSON ({message}); export or download it again") from None
+            raise UserError(f"data: {file} is not a JSON file ({message}); export or download it again") from None
         if not first["loc"]:
             raise UserError(
                 f"data: {file} holds no object with images, annotations and categories; {_EXPORT}"

@@ -1,4 +1,4 @@
-"""Which categories of annotation files are classes, and whether two files agree on them."""
+"""Chooses the classes among the categories of annotation files, and checks that two files agree on them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Say = Callable[[str], object]
 
 
 def learned_classes(file: Path, content: Content, also: Content, say: Say) -> tuple[str, ...]:
-    """The classes of a training file, in the order of their ids.
+    """Return the classes of a training file, in the order of their ids.
 
-    Left out, with a line, is a category without objects that is the parent of others: Roboflow's first one, called as
-    the project, is such a heading.
+    A category without objects that is the parent of others is left out: for example Roboflow's first category, which
+    has the project's name.
 
     Args:
-        file: Named in lines and errors.
-        content: What it holds.
-        also: The other split's: a category that has objects there stays.
-        say: Is told of what is left out.
+        file: The training file; named in lines and errors.
+        content: Its content.
+        also: Content of the other split; a category that has objects there is kept.
+        say: Called with a line for each category that is left out.
 
     Raises:
-        UserError: If two categories have the same id, or the same name and objects.
+        UserError: If two categories have the same id, or two categories with objects have the same name.
     """
     names = _distinct(file, content)
     pairs = ((category.get("supercategory"), category["name"]) for category in content["categories"])
@@ -34,39 +34,41 @@ def learned_classes(file: Path, content: Content, also: Content, say: Say) -> tu
     headings = {name for name in names.values() if name in parents and name not in used}
     for category in content["categories"]:
         if category["id"] not in names or category["name"] in headings:
-            reason = "is the parent of others" if category["name"] in parents else "another is called the same"
+            reason = "is the parent of others" if category["name"] in parents else "another one has the same name"
             named = f"{category['name']!r} (id {category['id']})"
             say(f"data      {file}: category {named} has no objects and {reason}: left out")
     return tuple(name for name in names.values() if name not in headings)
 
 
 def labels_by_name(file: Path, content: Content, classes: Sequence[str], of: str) -> dict[Id, int]:
-    """The label of each category: 1 for the first class. Categories without objects may be of no class.
+    """Map the categories of a file to labels by name, 1 for the first class.
+
+    Categories that are not classes are allowed if they have no objects; they get no label.
 
     Args:
-        file: Named in errors.
-        content: What it holds.
+        file: The file; named in errors.
+        content: Its content.
         classes: The classes, in order.
-        of: Whose classes they are, for the error.
+        of: Where the classes come from, for the error.
 
     Raises:
-        UserError: If an object is of another class.
+        UserError: If an object has another category.
     """
     names = _distinct(file, content)
     labels = {name: label for label, name in enumerate(classes, 1)}
     counts = Counter(names.get(a["category_id"]) for a in content["annotations"])
     unknown = [name for name in names.values() if name not in labels and counts[name]]
     if unknown:
-        told = ", ".join(f"{name!r} ({counts[name]} objects)" for name in unknown[:5])
+        listed = ", ".join(f"{name!r} ({counts[name]} objects)" for name in unknown[:5])
         raise UserError(
-            f"data: {file} has objects of other categories than {of}: {told}; rename them, or take them out "
+            f"data: {file} has objects of other categories than {of}: {listed}; rename or remove them "
             f"(known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''})"
         )
     return {category: labels[name] for category, name in names.items() if name in labels}
 
 
 def tell_differences(file: Path, content: Content, classes: Sequence[str], say: Say) -> None:
-    """Say which classes a validation file does not list; they cannot be measured."""
+    """Report the classes that a validation file does not list; they cannot be measured."""
     listed = {category["name"] for category in content["categories"]}
     absent = [name for name in classes if name not in listed]
     if absent:
@@ -76,12 +78,16 @@ def tell_differences(file: Path, content: Content, classes: Sequence[str], say: 
 
 
 def _distinct(file: Path, content: Content) -> dict[Id, str]:
-    """Names by id, in the order of the ids; of categories with one name, that which has objects."""
+    """Return category names by id, in the order of the ids.
+
+    If several categories share a name, only the one with objects is kept.
+
+    Raises:
+        UserError: If two categories have the same id, or two categories with objects have the same name.
+    """
     categories = content["categories"]
     if len({category["id"] for category in categories}) < len(categories):
-        raise UserError(
-            f"data: {file}: two categories have the same id; every category needs a name and an id of its own"
-        )
+        raise UserError(f"data: {file}: two categories have the same id; every category needs a unique name and id")
     used = {annotation["category_id"] for annotation in content["annotations"]}
     by_name: dict[str, list[Id]] = {}
     for category in sorted(categories, key=lambda category: _order(category["id"])):
@@ -92,7 +98,7 @@ def _distinct(file: Path, content: Content) -> dict[Id, str]:
         if len(chosen) > 1:
             raise UserError(
                 f"data: {file}: the categories {chosen[0]} and {chosen[1]} are both called {name!r}, and both have "
-                "objects; every category needs a name and an id of its own"
+                "objects; every category needs a unique name and id"
             )
         names[chosen[0]] = name
     return dict(sorted(names.items(), key=lambda item: _order(item[0])))
@@ -104,5 +110,5 @@ def _used_names(content: Content) -> set[str]:
 
 
 def _order(number: Id) -> tuple[bool, Id]:
-    """Numbers come before texts, which cannot be compared with them."""
+    """Sort numeric ids before text ids, because the two cannot be compared."""
     return isinstance(number, str), number

@@ -1,4 +1,4 @@
-"""Splits of data in COCO's format: images with their objects, and counts of what could not be used as it is."""
+"""Splits of data in COCO's format: images with their objects, and counts of annotations that need special treatment."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from scalekd.tasks.detection.extra import COCO
 from scalekd.tasks.detection.layout import annotation_file, image_folder, missing, named
 from scalekd.tasks.detection.masks import box_of, decode_mask, usable_mask
 
-_LIMIT = 1.0  # pixels: a box narrower or lower than this is not trained on, as in mmdetection
+_LIMIT = 1.0  # pixels: boxes with a smaller width or height are not trained on, as in mmdetection
 
 
 class Remark(Enum):
-    """Why annotations are not used as they are: what a run says of it in training, and in evaluation if it matters."""
+    """Reasons why annotations are not used as is, each with its text for training and for evaluation.
+
+    The text for evaluation is None if the annotation is evaluated as usual.
+    """
 
     UNLISTED = ("annotations of images that the file does not list left out",) * 2
     NOWHERE = ("annotations with neither box nor mask left out",) * 2
@@ -45,12 +48,12 @@ class Instance:
     """One annotated object.
 
     Attributes:
-        box: Left, upper, right, lower in pixels, inside the image.
+        box: Left, upper, right, lower in pixels, clipped to the image.
         label: 1 to K, in the order of the classes; 0 is the background.
-        mask: Polygons or a run-length encoding, as in the file; None where there is none.
-        crowd: Whether it stands for a group: never trained on, ignored in evaluation.
-        stated: Left, upper, width, height as in the file.
-        area: In pixels, as in the file; of the box where the file does not say.
+        mask: Polygons or a run-length encoding, as in the file; None if there is no mask.
+        crowd: Whether it is a group of objects, which is never trained on and ignored in evaluation.
+        stated: Left, upper, width, height in pixels as in the file; from the mask if the file has no box.
+        area: In pixels, as in the file; the box's area if the file has none.
     """
 
     box: tuple[float, float, float, float]
@@ -62,7 +65,7 @@ class Instance:
 
     @property
     def trained(self) -> bool:
-        """Whether the detector learns from it."""
+        """Whether the detector is trained on this object."""
         left, upper, right, lower = self.box
         return not self.crowd and right - left >= _LIMIT and lower - upper >= _LIMIT
 
@@ -78,14 +81,14 @@ class Picture:
     instances: list[Instance] = field(default_factory=list)
 
     def target(self, *, masks: bool = True) -> dict[str, Tensor]:
-        """What torchvision's detectors learn from.
+        """Build the training target of torchvision's detectors.
 
         Args:
-            masks: Whether masks are wanted.
+            masks: Whether to include masks.
 
         Returns:
-            `boxes` `[N, 4]`, `labels` `[N]`; with masks `masks` `[N, h, w]` of 0 and 1, zeros where there is none, and
-            `masked` `[N]`, whether there is one.
+            `boxes` `[N, 4]` and `labels` `[N]`; with masks also `masks` `[N, h, w]` of 0 and 1 (zeros for an object
+            without a mask) and `masked` `[N]`, whether an object has a mask.
         """
         chosen = [instance for instance in self.instances if instance.trained]
         target = {
@@ -106,11 +109,11 @@ class CocoSplit:
     """Images and objects of one split.
 
     Attributes:
-        file: The annotations.
+        file: The annotation file.
         pictures: The images, in the file's order.
-        classes: Names, label 1 first.
-        annotations: How many the file holds.
-        remarks: How many annotations could not be used as they are, and why.
+        classes: Class names, label 1 first.
+        annotations: Number of annotations in the file.
+        remarks: Numbers of annotations that are not used as is, by reason.
     """
 
     file: Path
@@ -129,32 +132,32 @@ class CocoSplit:
 
     @property
     def masked(self) -> bool:
-        """Whether any object that is trained on has a mask."""
+        """Whether any object that the detector is trained on has a mask."""
         return any(instance.trained and instance.mask is not None for instance in self.objects)
 
     @cached_property
     def box_truth(self) -> COCO:
-        """All objects, for the evaluation of boxes."""
+        """Ground truth for the evaluation of boxes."""
         return self._truth("bbox")
 
     @cached_property
     def mask_truth(self) -> COCO:
-        """All objects, for the evaluation of masks.
+        """Ground truth for the evaluation of masks.
 
-        An object without a mask is there as a crowd that fills its box: not finding it costs nothing, and what is found
-        there counts neither for nor against the detector.
+        An object without a mask becomes a crowd that fills its box: missing it is no error, and detections inside it
+        are ignored.
         """
         return self._truth("segm")
 
     @property
     def fingerprint(self) -> str:
-        """What the split holds, to notice that it was changed."""
+        """A text that changes if the split's content changes: counts and the hash of the annotation file."""
         bare = sum(instance.trained and instance.mask is None for instance in self.objects)
         more = f", {bare} objects without a mask" if bare else ""
         return f"{len(self.pictures)} images{more}, {self.file.name} {file_hash(self.file)}"
 
     def without_empty(self) -> CocoSplit:
-        """The same without images that nothing is learned from but the background."""
+        """Return the split without images that have no object to train on."""
         kept = [p for p in self.pictures if any(instance.trained for instance in p.instances)]
         return replace(self, pictures=kept)
 
@@ -181,7 +184,7 @@ class CocoSplit:
 
 @dataclass(frozen=True)
 class Source:
-    """A split's file of annotations, read, and the folder that its images are in."""
+    """A split's annotation file, its content, and the folder of its images."""
 
     file: Path
     content: Content
@@ -192,7 +195,7 @@ def read_source(root: Path, split: str) -> Source:
     """Find and read the annotations of a split (see `layout`).
 
     Raises:
-        UserError: If there are none, or they are not in COCO's format.
+        UserError: If there is no annotation file, or it is not in COCO's format.
     """
     file = annotation_file(root, split)
     content = read_annotations(file)
@@ -202,17 +205,17 @@ def read_source(root: Path, split: str) -> Source:
 def build_split(
     source: Source, labels: dict[Id, int], classes: Sequence[str], *, crowds: Literal["ignore", "objects"] = "ignore"
 ) -> CocoSplit:
-    """The images of a file with their objects, checked against the images' files.
+    """Build a split from an annotation file and check that its image files exist.
 
     Args:
-        source: The file.
-        labels: The label of each category.
-        classes: Names, label 1 first.
-        crowds: Whether annotations marked as crowds are ignored, as in COCO, or objects like others.
+        source: The annotation file.
+        labels: The label of each category, by id.
+        classes: Class names, label 1 first.
+        crowds: Whether annotations marked as crowds are ignored, as in COCO, or treated as ordinary objects.
 
     Raises:
-        UserError: If an annotation names a category that is not there, a mask cannot be decoded or is of another size,
-            or an image's file is missing.
+        UserError: If an annotation names an unknown category, a mask cannot be decoded or has the wrong size, or an
+            image file is missing.
     """
     content, remarks = source.content, Counter[Remark]()
     pictures = _pictures(content["images"], source)
@@ -222,7 +225,7 @@ def build_split(
         if label is None:
             listed = ", ".join(map(str, list(labels)[:10]))
             named = f"category {annotation['category_id']}, which the file does not list"
-            raise UserError(f"data: {where} is of {named}; it lists {listed}; mend the file")
+            raise UserError(f"data: {where} is of {named}; it lists {listed}; fix the file")
         if picture is None:
             remarks[Remark.UNLISTED] += 1
             continue
@@ -234,15 +237,19 @@ def build_split(
 
 
 def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]:
-    """The images by id; all their files must be there."""
+    """Return the images by id.
+
+    Raises:
+        UserError: If two images have the same id, or an image file is missing.
+    """
     paths = {image["id"]: source.folder / named(image, source.file) for image in images}
     if len(paths) < len(images):
-        raise UserError(f"data: {source.file}: two images have the same id; every image needs one of its own")
+        raise UserError(f"data: {source.file}: two images have the same id; every image needs a unique id")
     gone = missing(paths.values())
     if gone:
         raise UserError(
             f"data: {len(gone)} of the {len(paths)} images of {source.file} are missing, the first {gone[0]}; "
-            "add them, or take them out of the file"
+            "add them, or remove them from the file"
         )
     ordered = sorted(paths, key=lambda number: (isinstance(number, str), number))
     ranks = {number: rank for rank, number in enumerate(ordered, 1)}
@@ -250,7 +257,7 @@ def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]
 
 
 def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
-    """Width and height as stated; as they are where the file does not state them."""
+    """Return an image's width and height from the annotations, or from the image file if they are not stated."""
     width, height = image.get("width"), image.get("height")
     if width and height:
         return width, height
@@ -259,14 +266,14 @@ def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
             return opened.size
     except UnreadableImageError as error:
         raise UserError(
-            f"data: {path} has no width and height in the annotations and cannot be read: {error}"
+            f"data: {path} has no width and height in the annotations and cannot be read ({error}); add them"
         ) from None
 
 
 def _instance(
     annotation: AnnotationEntry, picture: Picture, label: int, *, crowd: bool, where: str, remarks: Counter[Remark]
 ) -> Instance | None:
-    """One annotation, or None where nothing of it can be used; what is not as it should be is counted."""
+    """Build an object from an annotation; None if it cannot be used. Counts what is not used as is in `remarks`."""
     given = annotation.get("segmentation")
     mask = None if given is None else usable_mask(given, picture.height, picture.width, where)
     stated = annotation.get("bbox") or (mask and box_of(mask, picture.height, picture.width))
@@ -290,7 +297,11 @@ def _instance(
 
 
 def _clipped(bbox: list[float], picture: Picture) -> tuple[tuple[float, float, float, float] | None, float]:
-    """`[x, y, width, height]` -> corners inside the image, None if there is no area; and how far it went beyond."""
+    """Clip a box `[x, y, width, height]` to its image.
+
+    Returns:
+        The corners (None if no area is left), and by how many pixels the box exceeded the image at most.
+    """
     x, y, width, height = bbox
     left, right = max(x, 0.0), min(x + width, float(picture.width))
     upper, lower = max(y, 0.0), min(y + height, float(picture.height))

@@ -1,4 +1,4 @@
-"""From COCO pictures to batches. A sample is a pure function of (seed, epoch, index)."""
+"""Loads batches for detection. A sample is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ Target = dict[str, Tensor]
 
 
 class Example(NamedTuple):
-    """An image `[3, h, w]`, uint8, with its target; which picture of the split it is; unreadable files met."""
+    """One sample.
+
+    Attributes:
+        image: `[3, h, w]`, uint8; None if it could not be read.
+        target: Its training target; empty in evaluation.
+        number: Index of the image in the split.
+        corrupt: Reasons by path of the files that could not be read.
+    """
 
     image: Tensor | None
     target: Target
@@ -34,7 +41,7 @@ class Example(NamedTuple):
 
 
 class DetectionBatch(NamedTuple):
-    """Images of different sizes `[3, h, w]`, uint8, and what is known of each; see `Example`."""
+    """A batch of images `[3, h, w]`, uint8, of different sizes; see `Example` for the other attributes."""
 
     images: list[Tensor]
     targets: list[Target]
@@ -43,17 +50,17 @@ class DetectionBatch(NamedTuple):
 
 
 class CocoDataset(Dataset[Example]):
-    """Pictures of a split, flipped at random.
+    """Dataset of a split's images with random horizontal flips.
 
     Args:
-        split: The pictures.
+        split: The split.
         seed: Seed of the run.
         flip: Probability of a horizontal flip.
-        learning: Whether targets are wanted, and an unreadable image is replaced by the next one. Otherwise it is
-            left out.
+        learning: True for training: samples have targets, and an unreadable image is replaced by the next one. False
+            for evaluation: no targets, unreadable images are left out.
         masks: Whether targets have masks.
-        max_pixels: Larger images count as unreadable.
-        patience: Seconds to wait for data that is gone.
+        max_pixels: Images with more pixels count as unreadable.
+        patience: Seconds to wait if the data's folder is gone.
     """
 
     def __init__(
@@ -93,10 +100,10 @@ class CocoDataset(Dataset[Example]):
 
 
 def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The pixels of a picture, `[3, h, w]`, uint8.
+    """Read an image as `[3, h, w]`, uint8.
 
     Raises:
-        UnreadableImageError: If its file is corrupt, or of another size than the annotations say.
+        UnreadableImageError: If its file is corrupt, or its size differs from the annotations.
     """
     with open_image(partial(str, picture.path), max_pixels) as image:
         if image.size != (picture.width, picture.height):
@@ -106,7 +113,7 @@ def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Left becomes right, in the image, its boxes and its masks."""
+    """Flip an image with its boxes and masks horizontally."""
     mirrored: Tensor = F.horizontal_flip(image)
     if not target:
         return mirrored, target
@@ -118,7 +125,7 @@ def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def collate(examples: list[Example]) -> DetectionBatch:
-    """Gather the examples that could be read; images keep their sizes."""
+    """Join the readable examples into a batch; images keep their sizes."""
     good = [(e.image, e.target, e.number) for e in examples if e.image is not None]
     corrupt = {path: reason for e in examples for path, reason in e.corrupt.items()}
     return DetectionBatch([i for i, _, _ in good], [t for _, t, _ in good], [n for _, _, n in good], corrupt)
@@ -133,15 +140,15 @@ def training_batches(
     masks: bool = True,
     start: int = 0,
 ) -> SteadyLoader[DetectionBatch, Key]:
-    """Micro-batches of this process in a training run, from the `start`-th on.
+    """Return the loader of this process's micro-batches in training.
 
     Args:
-        split: The images.
+        split: The training split.
         recipe: The run's settings.
-        report: Called with a line when workers that died are replaced.
-        processes: Those that share a batch.
+        report: Called with a line when dead workers are replaced.
+        processes: The processes that share a batch.
         masks: Whether targets have masks.
-        start: Micro-batches to leave out at the beginning.
+        start: Number of micro-batches to skip at the beginning, to resume a run.
     """
     stream = TrainingStream(
         size=len(split),
@@ -168,7 +175,10 @@ def training_batches(
 def evaluation_batches(
     split: CocoSplit, recipe: Detection, report: Callable[[str], object], processes: Processes
 ) -> SteadyLoader[DetectionBatch, Key]:
-    """Every picture of a split once, in order, each in one of the processes; see `training_batches`."""
+    """Return the loader that reads every image of a split once, in order, divided among the processes.
+
+    See `training_batches` for the arguments.
+    """
     dataset = CocoDataset(split, max_pixels=recipe.max_pixels, patience=recipe.data_patience)
     at_once = recipe.micro_batch or recipe.batch
     order = EvaluationOrder(len(split), at_once, processes.rank, processes.count)

@@ -1,4 +1,4 @@
-"""The detector of a run: built, written and read again."""
+"""Builds, saves and loads the detector of a run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from scalekd.tasks.detection.model import build_detector
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.transfer.backbone import Backbone, card_of, save_whole
 
-_MASKS, _BOXES = "maskrcnn", "fasterrcnn"  # what a file of weights says of its detector
+_MASKS, _BOXES = "maskrcnn", "fasterrcnn"  # the detector's name in a weights file
 
 
 def build(recipe: Detection, backbone: Backbone, num_classes: int, *, masks: bool) -> FasterRCNN:
-    """The detector of a recipe: Mask R-CNN, or Faster R-CNN without masks.
+    """Build the detector of a recipe: Mask R-CNN, or Faster R-CNN without masks.
 
-    What is not the backbone's has random weights from torch's generator.
+    All weights outside the backbone are random, drawn from torch's global generator.
     """
     return build_detector(
         backbone,
@@ -42,24 +42,24 @@ def build(recipe: Detection, backbone: Backbone, num_classes: int, *, masks: boo
 
 
 def save_detector(path: Path, detector: FasterRCNN, recipe: Detection, classes: tuple[str, ...]) -> str:
-    """Write the whole detector; gives the SHA-256 of the file."""
+    """Save the whole detector and return the SHA-256 of the file."""
     backbone: Backbone = detector.backbone.backbone
     head = _MASKS if isinstance(detector, MaskRCNN) else _BOXES
     return save_whole(path, detector, backbone, head=head, resolution=recipe.sizes[-1], classes=classes)
 
 
 def load_detector(path: str | Path, recipe: Detection | None = None) -> tuple[FasterRCNN, tuple[str, ...]]:
-    """The detector that a run left, in eval mode, and the names of its classes: label 1 is the first.
+    """Load the detector of a run in eval mode, and the names of its classes, label 1 first.
 
-    It takes a list of images (RGB in [0, 1], each `[3, h, w]`) and gives `boxes`, `labels` and `scores` of each,
-    and `masks` where the run has learned them.
+    The detector takes a list of images (RGB in [0, 1], each `[3, h, w]`) and returns `boxes`, `labels` and `scores`
+    for each, and `masks` if the run trained them.
 
     Args:
-        path: The run's folder.
-        recipe: Its settings, of which image sizes may be others; by default those that it has kept.
+        path: The run folder.
+        recipe: The run's settings, possibly with other image sizes. Default: the stored ones.
 
     Raises:
-        UserError: If there is no such run, or it has left no detector yet.
+        UserError: If there is no such run, or it has not saved a detector yet.
     """
     folder = RunFolder(Path(path))
     recipe = recipe or load_as(Detection, folder.stored_keys(), {})
@@ -72,17 +72,17 @@ def load_detector(path: str | Path, recipe: Detection | None = None) -> tuple[Fa
 
 
 def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None:
-    """Train a copy of a detector for one step on noise: what cannot be trained is refused before the run starts.
+    """Train a copy of a detector for one step on noise, so that what cannot be trained fails before a run starts.
 
     Args:
-        detector: What will be trained; it and the random state are left as they are.
-        recipe: Its settings.
+        detector: The detector. It and the random state are not changed.
+        recipe: The run's settings.
         backbone: The backbone's name.
 
     Raises:
-        ModelError: If the step fails; names backbone and images.
+        ModelError: If the step fails; names the backbone and the images' shape.
     """
-    side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # two are enough for a batch norm
+    side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # batch norm needs two
     device = pick_device(recipe.accelerator)
     target = {
         "boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]),

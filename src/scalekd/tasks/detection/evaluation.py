@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks, by COCO's protocol."""
+"""Computes the average precision of boxes and masks with COCO's protocol."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from scalekd.tasks.detection.extra import COCO, COCOeval_faster, rle_tools
 
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-_MASK_LIMIT = 0.5  # probability from which a pixel belongs to an object
+_MASK_LIMIT = 0.5  # pixels with a higher probability belong to the object
 
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """Average precision in percent; None where there is nothing to find (no small object, say).
+    """Average precision in percent; None if there is nothing to find, for example no small object.
 
     Attributes:
-        figures: By the names in `FIGURES`: over IoU 0.5 to 0.95, at 0.5, at 0.75, by size.
+        figures: AP by the names in `FIGURES`: over IoU 0.5 to 0.95, at 0.5, at 0.75, and by object size.
         per_class: AP over IoU 0.5 to 0.95 of each class.
     """
 
@@ -30,11 +30,11 @@ class AveragePrecision:
 
 
 def as_results(outputs: Sequence[dict[str, Tensor]], numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """What torchvision's detectors give for some images, as COCO's results; a category's id is its label.
+    """Convert the outputs of torchvision's detectors to COCO's results; a category's id is its label.
 
     Args:
         outputs: For each image `boxes` `[N, 4]` (corners), `scores` `[N]`, `labels` `[N]`, and `masks`
-            `[N, 1, h, w]` where the detector finds them.
+            `[N, 1, h, w]` if the detector predicts them.
         numbers: The id of each image.
     """
     results = []
@@ -56,7 +56,7 @@ def as_results(outputs: Sequence[dict[str, Tensor]], numbers: Sequence[int]) -> 
 
 
 def encode_mask(mask: Tensor) -> dict[str, Any]:
-    """`[h, w]` -> COCO's compressed run-length encoding."""
+    """Convert a mask `[h, w]` to COCO's compressed run-length encoding."""
     encoded: dict[str, Any] = rle_tools.encode(np.asfortranarray(mask.to(torch.uint8).cpu().numpy()))
     return encoded
 
@@ -64,14 +64,15 @@ def encode_mask(mask: Tensor) -> dict[str, Any]:
 def average_precision(
     truth: COCO, results: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"], images: Sequence[int] | None = None
 ) -> AveragePrecision:
-    """COCO's figures for predictions against annotations.
+    """Compute COCO's figures for predictions against annotations.
 
     Args:
         truth: The annotations.
-        results: Predictions: `image_id`, `category_id`, `score`, and what `kind` is about; none at all give zeros.
-        kind: `bbox`: boxes, `[x, y, width, height]`. `segm`: masks as run-length encodings in `segmentation`, whose
-            areas then decide about sizes.
-        images: Ids of those that were looked at; by default all.
+        results: Predictions with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` depending on `kind`.
+            Without predictions all figures are zero.
+        kind: `bbox` measures boxes `[x, y, width, height]`. `segm` measures masks, given as run-length encodings in
+            `segmentation`; small, medium and large are then defined by the areas of the masks.
+        images: Ids of the evaluated images. Default: all.
     """
     part = {"bbox": "bbox", "segm": "segmentation"}[kind]
     kept = ("image_id", "category_id", "score", part)
@@ -80,7 +81,7 @@ def average_precision(
     if images is not None:
         evaluation.params.imgIds = sorted(images)
     evaluation.run()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class, of all sizes, at most 100 an image
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU x recall x class; all sizes, 100 per image
     names = {category["id"]: category["name"] for category in truth.loadCats(evaluation.params.catIds)}
     per_class = {
         names[category]: _percent(_mean(precision[:, :, index]))
@@ -91,7 +92,7 @@ def average_precision(
 
 
 def _mean(precision: Any) -> float:
-    """The mean of those that were measured; -1 stands for those that were not."""
+    """Return the mean of the measured values; -1 marks values that were not measured."""
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else -1.0
 

@@ -1,4 +1,4 @@
-"""What detection takes from faster-coco-eval, which the extra `downstream` installs."""
+"""Imports faster-coco-eval, which the extra `downstream` installs, or raises an error that says how to install it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the tools that write COCO's format put a split's annotations and images."""
+"""Finds a split's annotation file and image folder in the layouts of tools that export COCO's format."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _FILES = (
     "{split}.json",
 )
 _ENDING = ".json"
-_TRIED = 64  # images by which a folder is chosen
+_TRIED = 64  # images that are looked for to choose a folder
 _CONVERT = "convert it to COCO's format: docs/transfer-detection.md says how"
 
 
 def annotation_file(root: Path, split: str) -> Path:
-    """The annotations of a split: the file of that name in `root`, or where one of the tools puts them.
+    """Find the annotation file of a split: a JSON file named `split` in `root`, or the file in a known tool's layout.
 
     Raises:
-        UserError: If there are none; names those that are there, or the other layout that the folder is in.
+        UserError: If there is none; lists the annotation files in `root`, or names an unsupported layout.
     """
     if split.endswith(_ENDING):
         if (root / split).is_file():
@@ -45,32 +45,34 @@ def annotation_file(root: Path, split: str) -> Path:
 
 
 def image_folder(root: Path, split: str, file: Path, images: Sequence[ImageEntry]) -> Path:
-    """The folder that the images' names are relative to: of those that the tools use, that which holds most of them.
+    """Find the folder that the images' names are relative to.
+
+    Of the folders that tools use, it is the one that holds most of the first images.
 
     Raises:
-        UserError: If a name is a URL or leads out of the folder.
+        UserError: If a name is a URL or points outside of the folder.
     """
     folders = [file.parent, file.parent / "images", file.parent / "data", root / "images", root / "data", root]
     if not split.endswith(_ENDING):
         folders = [root / split, root / "images" / split, root / split / "images", root / split / "data", *folders]
-    else:  # CVAT: annotations/instances_default.json is of images/default
+    else:  # CVAT: annotations/instances_default.json belongs to images/default
         part = file.stem.removeprefix("instances_")
         folders = [root / part, root / "images" / part, *folders]
-    if (root / "images").is_dir():  # a file parted by hand: its images are still where the tool has put them
+    if (root / "images").is_dir():  # an annotation file split by hand: the images are still in the tool's folder
         folders += sorted(folder for folder in (root / "images").iterdir() if folder.is_dir())
     names = [named(image, file) for image in images[:_TRIED]]
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))  # the first of the best
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))  # the first of equals
 
 
 def named(image: ImageEntry, file: Path) -> str:
-    """An image's file, relative to the images' folder; Windows' separators become ours.
+    """Return an image's path relative to the images' folder, with Windows separators replaced.
 
     Raises:
-        UserError: If it is a URL or leads out of the folder.
+        UserError: If it is a URL or points outside of the folder.
     """
     name = image["file_name"]
     if "://" in name:
-        raise UserError(f"data: {file} names the image {name!r}, a URL; export the images, too, and name their files")
+        raise UserError(f"data: {file} names the image {name!r}, a URL; export the images too and name their files")
     name = name.replace("\\", "/")
     if escapes(name) or name[1:2] == ":":
         raise UserError(
@@ -81,7 +83,10 @@ def named(image: ImageEntry, file: Path) -> str:
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
-    """Those that are no files; each folder is listed once, as a look at each file takes minutes."""
+    """Return the paths that do not exist.
+
+    Each folder is listed once, because checking each file separately takes minutes.
+    """
     listed: dict[Path, set[str]] = {}
     gone = []
     for path in paths:
@@ -94,7 +99,7 @@ def missing(paths: Iterable[Path]) -> list[Path]:
 
 
 def _instead(root: Path) -> str:
-    """What to give instead: files of annotations that are there, or how to convert another tool's layout."""
+    """Say what to pass instead: the annotation files in the folder, or how to convert another tool's layout."""
     found = sorted(
         str(file.relative_to(root))
         for pattern in (
@@ -117,7 +122,7 @@ def _instead(root: Path) -> str:
 
 
 def _other_layout(root: Path) -> str | None:
-    """The layout of another tool, known by files that only it has."""
+    """Recognise the layout of another tool by files that only it has; None if it is not recognised."""
     marks = {
         "YOLO's layout": ("data.yaml", "labels/*.txt", "labels/*/*.txt", "*/labels/*.txt", "obj.names"),
         "Pascal VOC's layout": ("Annotations/*.xml", "*/Annotations/*.xml", "*.xml", "*/*.xml"),
@@ -130,7 +135,7 @@ def _other_layout(root: Path) -> str | None:
 
 
 def _of_labelme(file: Path) -> bool:
-    """Whether a file is of one image and lists its shapes."""
+    """Whether a file is in LabelMe's format: one image with a list of shapes."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError):

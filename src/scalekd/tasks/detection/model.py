@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN and Mask R-CNN over the feature maps of a student."""
+"""Builds torchvision's Faster R-CNN and Mask R-CNN on the feature maps of a backbone."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _RATIOS = (0.5, 1.0, 2.0)
 
 
 class Pyramid(nn.Module):
-    """Feature maps of equal width, and one more of half the coarsest one's sides.
+    """Feature pyramid network (FPN): maps of equal width, and an extra one of half the coarsest map's resolution.
 
     Args:
-        backbone: Gives the maps.
+        backbone: Computes the maps.
         width: Channels of all maps.
-        frozen_norm: Whether its batch norms keep the statistics that they have; scale and shift learn all the same.
+        frozen_norm: Whether the backbone's batch norms keep their statistics; their scale and shift are still trained.
     """
 
     def __init__(self, backbone: Backbone, width: int, frozen_norm: bool) -> None:
@@ -48,14 +48,18 @@ class Pyramid(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """RGB images in [0, 1] less the backbone's mean colour `[B, 3, h, w]` -> maps `[B, C, h/s, w/s]` by name."""
+        """Compute the maps `[B, C, h/s, w/s]` by name.
+
+        Args:
+            images: `[B, 3, h, w]`, RGB in [0, 1] minus the backbone's mean colour.
+        """
         maps = self.backbone(images + self.backbone.mean)
         pyramid: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), m) for i, m in enumerate(maps)))
         return pyramid
 
 
 class _ProposalHead(RPNHead):  # type: ignore[misc]
-    """Gives float32 under autocast: torchvision computes boxes in the type of what it adds to the anchors."""
+    """Returns float32 under autocast: torchvision computes boxes in the dtype of the predicted shifts."""
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, shifts = super().forward(maps)
@@ -63,7 +67,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]
 
 
 class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
-    """Gives float32 under autocast; see `_ProposalHead`."""
+    """Returns float32 under autocast; see `_ProposalHead`."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         scores, shifts = super().forward(features)
@@ -71,7 +75,7 @@ class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
 
 
 class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
-    """Gives float32 under autocast, as the masks that it is compared with are."""
+    """Returns float32 under autocast, the dtype of the target masks."""
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = super().forward(features)
@@ -79,9 +83,9 @@ class _MaskPredictor(MaskRCNNPredictor):  # type: ignore[misc]
 
 
 class _PartlyMaskedHeads(RoIHeads):  # type: ignore[misc]
-    """Learns boxes from all objects, and masks from those that have one.
+    """Trains boxes on all objects, and masks on the objects that have one.
 
-    `masked` `[N]` in the targets says which have; without it all have.
+    `masked` `[N]` in the targets says which objects have a mask; if it is missing, all have one.
     """
 
     def forward(
@@ -127,25 +131,26 @@ def build_detector(
     hidden: int = 1024,
     masks: bool = True,
 ) -> FasterRCNN:
-    """Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision has them.
+    """Build Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision supports them.
 
-    Without masks it is Faster R-CNN, the same but for the mask head.
+    Without masks it is Faster R-CNN, which differs only in the missing mask head.
 
-    In training it maps images (RGB in [0, 1], each `[3, h, w]`) and targets to losses by name, otherwise images to
-    boxes, scores, labels and masks. With masks, targets say in `masked` `[N]` which objects have one.
+    In training mode the detector maps images (RGB in [0, 1], each `[3, h, w]`) and targets to losses by name; in eval
+    mode it maps images to boxes, scores, labels and masks. With masks, `masked` `[N]` in the targets says which objects
+    have one.
 
     Args:
-        backbone: The student's maps.
-        num_classes: Classes without the background, which becomes label 0.
-        sizes: Short sides in pixels that images are resized to; training draws one for each image, evaluation takes
-            the last.
+        backbone: Computes the feature maps.
+        num_classes: Number of classes without the background, which is label 0.
+        sizes: Short sides in pixels that images are resized to. In training one is drawn for each image; evaluation
+            uses the last one.
         max_size: Longest side in pixels.
         frozen_norm: Whether the backbone's batch norms keep their statistics.
-        frozen_stem: Whether its layers up to the first map keep their weights.
-        proposals: Boxes of each image that the heads learn from.
+        frozen_stem: Whether the backbone's layers up to the first map keep their weights.
+        proposals: Boxes per image that the heads are trained on.
         width: Channels of the pyramid and of the mask head.
         hidden: Width of the box head.
-        masks: Whether masks are learned and found, too.
+        masks: Whether to train and predict masks.
     """
     if frozen_stem:
         freeze_stem(backbone)
@@ -156,7 +161,7 @@ def build_detector(
         "backbone": Pyramid(backbone, width, frozen_norm),
         "min_size": tuple(sizes),
         "max_size": max_size,
-        "image_mean": backbone.mean.flatten().tolist(),  # what is padded with zeros has the mean colour
+        "image_mean": backbone.mean.flatten().tolist(),  # so that padding with zeros has the mean colour
         "image_std": [1.0, 1.0, 1.0],
         "rpn_anchor_generator": anchors,
         "rpn_head": _ProposalHead(width, len(_RATIOS)),
@@ -174,15 +179,15 @@ def build_detector(
         mask_head=MaskRCNNHeads(width, (width,) * 4, dilation=1),
         mask_predictor=_MaskPredictor(width, width, num_classes + 1),
     )
-    detector.roi_heads.__class__ = _PartlyMaskedHeads  # torchvision builds its own, and takes no other
+    detector.roi_heads.__class__ = _PartlyMaskedHeads  # torchvision does not accept another class
     return detector
 
 
 def freeze_stem(backbone: Backbone) -> None:
-    """Keep the weights of all layers up to the backbone's map of stride 4.
+    """Freeze the weights of all layers up to the backbone's map of stride 4.
 
     Raises:
-        UserError: If it has none of its own.
+        UserError: If the model itself has no map of stride 4.
     """
     modules = {info["reduction"]: info["module"] for info in backbone.model.feature_info}
     last = modules.get(backbone.strides[0])

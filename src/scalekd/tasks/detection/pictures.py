@@ -1,4 +1,4 @@
-"""Pictures of what was found beside what is there."""
+"""Draws annotations and predictions next to each other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from scalekd.tasks.detection.coco import Picture
 from scalekd.tasks.detection.data import Target
 
-_SCORE = 0.5  # of what is drawn
-_MASK = 0.5
+_SCORE = 0.5  # predictions with a lower score are not drawn
+_MASK = 0.5  # pixels with a higher probability belong to the object
 _COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "orange", "white", "purple", "brown")
 
 
 def draw(image: Tensor, objects: Target, classes: Sequence[str]) -> Tensor:
-    """An image `[3, h, w]`, uint8, with boxes, class names, and masks and scores if there are any.
-
-    Each class has its colour.
-    """
+    """Draw boxes and class names on an image `[3, h, w]`, uint8, and masks and scores if any; one colour per class."""
     labels = objects["labels"].tolist()
     if not labels:
         return image
@@ -37,19 +34,19 @@ def draw(image: Tensor, objects: Target, classes: Sequence[str]) -> Tensor:
 
 
 def write_comparison(path: Path, image: Tensor, picture: Picture, output: Target, classes: Sequence[str]) -> None:
-    """Write an image twice, side by side: with its annotations, and with what was found in it (score 0.5 or more).
+    """Write an image twice, side by side: with its annotations and with its predictions of score 0.5 or more.
 
     Args:
-        path: A PNG file.
+        path: PNG file to write.
         image: `[3, h, w]`, uint8.
-        picture: Its annotations.
-        output: What the detector gave for it.
-        classes: Names, label 1 first.
+        picture: The image's annotations.
+        output: The detector's output for it.
+        classes: Class names, label 1 first.
     """
     sure = output["scores"] >= _SCORE
     found = {name: value[sure].cpu() for name, value in output.items()}
     if "masks" in found:
         found["masks"] = found["masks"][:, 0] > _MASK
-    there = picture.target(masks="masks" in found)
-    sides = [draw(image, there, classes), draw(image, found, classes)]
+    annotated = picture.target(masks="masks" in found)
+    sides = [draw(image, annotated, classes), draw(image, found, classes)]
     F.to_pil_image(torch.cat(sides, dim=2)).save(path)

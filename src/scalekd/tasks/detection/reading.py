@@ -1,4 +1,4 @@
-"""What a run is trained and measured on: both splits read, compared with each other, and described."""
+"""Reads both splits of a run, compares them with each other and describes them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Say = Callable[[str], object]
 
 
 def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
-    """The training images that are learned from, and the validation images, with a line on each split.
+    """Read the training and validation images, and report a line on each split.
 
     Raises:
-        UserError: If a split is not there or cannot be read, nothing can be learned or measured, the splits share
-            images or disagree in classes, or the batch or warm-up is longer than there are images.
+        UserError: If a split is missing or cannot be read, has no usable annotation, the splits share images or
+            disagree in their classes, or there are too few images for the batch or the warm-up.
     """
     train, val = (read_source(_root(recipe), split) for split in (recipe.train_split, recipe.val_split))
     classes = learned_classes(train.file, train.content, val.content, say)
@@ -37,10 +37,10 @@ def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
 
 
 def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> CocoSplit:
-    """The validation images, for a detector of these classes.
+    """Read the validation images for a detector of these classes.
 
     Raises:
-        UserError: If the split is not there or cannot be read, or has objects of other classes or none at all.
+        UserError: If the split is missing or cannot be read, or has objects of other classes or no objects.
     """
     source = read_source(_root(recipe), recipe.val_split)
     labels = labels_by_name(source.file, source.content, classes, "the detector was trained for")
@@ -51,13 +51,13 @@ def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> Coco
 
 
 def facts(split: CocoSplit, *, training: bool) -> dict[str, Any]:
-    """What the result of a run says of a split: counts, and what could not be used as it is."""
+    """Return the facts on a split for a run's result: counts, and remarks on annotations that are not used as is."""
     return {"images": len(split), "annotations": split.annotations, "remarks": _remarks(split, training=training)}
 
 
 def _root(recipe: Detection) -> Path:
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with annotations/, train2017/ and val2017/)")
+        raise UserError("data: none is given; pass --data (a folder with annotations/, train2017/ and val2017/)")
     return recipe.data
 
 
@@ -67,10 +67,10 @@ def _remarks(split: CocoSplit, *, training: bool) -> dict[str, int]:
 
 
 def _describe(split: CocoSplit, say: Say, *, training: bool) -> None:
-    """A line on what a split holds.
+    """Report a line on the content of a split.
 
     Raises:
-        UserError: If nothing can be learned from it or measured on it.
+        UserError: If none of its annotations can be used.
     """
     counted = "".join(f"; {count} {what}" for what, count in _remarks(split, training=training).items())
     use = "training" if training else "validation"
@@ -80,18 +80,18 @@ def _describe(split: CocoSplit, say: Say, *, training: bool) -> None:
 
 
 def _why_nothing(split: CocoSplit, *, training: bool) -> str:
-    """Why no annotation of a split can be used."""
+    """Explain why no annotation of a split can be used."""
     done = "trained on" if training else "measured"
     if not split.annotations:
-        return f"it holds no annotations, so that nothing can be {done}"
+        return f"it holds no annotations, so nothing can be {done}"
     if split.remarks[Remark.CROWD] == split.annotations:
         return (
             f"all {split.annotations} objects are marked as crowds (iscrowd), and none can be {done}; some tools mark "
-            "every mask so: crowds=objects (--crowds objects) takes them as objects"
+            "every mask so: crowds=objects (--crowds objects) treats them as objects"
         )
     counted = "; ".join(f"{count} {what}" for what, count in _remarks(split, training=training).items())
     if split.objects and all(max(instance.stated) <= 1 for instance in split.objects):
-        counted += "; boxes seem to be fractions of the image, and must be in pixels"
+        counted += "; boxes seem to be fractions of the image, but must be in pixels"
     return f"none of the {split.annotations} annotations can be {done}: {counted}"
 
 
@@ -99,18 +99,22 @@ def _refuse_shared(train: CocoSplit, val: CocoSplit) -> None:
     shared = shared_files((picture.path for picture in train.pictures), (picture.path for picture in val.pictures))
     if shared:
         raise UserError(
-            f"val_split: {len(shared)} of its {len(val)} images are training images, too, the first {shared[0]}: "
-            "figures would be those of training; part them into two files (docs/transfer-detection.md shows how)"
+            f"val_split: {len(shared)} of its {len(val)} images are training images too, the first {shared[0]}: "
+            "validation would measure training images; split them into two files (see docs/transfer-detection.md)"
         )
 
 
 def _learned(train: CocoSplit, recipe: Detection, say: Say) -> CocoSplit:
-    """The training images that the recipe wants, which must be enough for it."""
+    """Select the training images, with or without empty ones, and check that there are enough for the recipe.
+
+    Raises:
+        UserError: If there are too few images for the batch or the warm-up.
+    """
     learned = train if recipe.empty_images else train.without_empty()
     if len(learned) < len(train):
         say(f"data      {len(train) - len(learned)} training images without objects are left out; see empty_images")
     if recipe.batch > len(learned):
-        raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it to less")
+        raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it lower")
     steps = len(learned) // recipe.batch * recipe.epochs
     if recipe.warmup_steps >= steps:
         raise UserError(f"warmup_steps: {recipe.warmup_steps} must be less than the {steps} steps of the run")

@@ -15,7 +15,7 @@ class ModelKeys(BackboneKeys):
     """Model."""
 
     frozen_norm: bool = True
-    """Whether batch norms of the backbone keep the statistics that they have."""
+    """Whether batch norms of the backbone keep their statistics."""
     frozen_stem: bool = False
     """Whether the backbone's layers up to its map of stride 4 keep their weights."""
     width: Positive = 256
@@ -23,7 +23,7 @@ class ModelKeys(BackboneKeys):
     hidden: Positive = 1024
     """Width of the box head."""
     masks: bool = True
-    """Whether masks are learned where training objects have them (Mask R-CNN); otherwise boxes alone (Faster R-CNN)."""
+    """Whether to train masks if training objects have them (Mask R-CNN); otherwise only boxes (Faster R-CNN)."""
 
 
 class DataKeys(LoadingKeys):
@@ -36,13 +36,13 @@ class DataKeys(LoadingKeys):
     val_split: SplitName = "val2017"
     """The validation split, likewise."""
     crowds: Literal["ignore", "objects"] = "ignore"
-    """What annotations with iscrowd are: ignored, as in COCO, or objects; some tools mark every mask so."""
+    """How to treat annotations with iscrowd: ignored as in COCO, or ordinary objects; some tools mark every mask so."""
     empty_images: bool = False
-    """Whether images without any object to learn are trained on, too."""
+    """Whether to train on images without objects too."""
     sizes: tuple[Positive, ...] = (800,)
-    """Short sides in pixels that images are resized to; several: one is drawn each time. Evaluation takes the last."""
+    """Short sides in pixels to resize images to. Of several, one is drawn per image; evaluation uses the last."""
     max_size: Positive = 1333
-    """Longest side in pixels: images that would be longer are made smaller."""
+    """Longest side in pixels; images that would exceed it are scaled down."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
 
@@ -53,7 +53,7 @@ class OptimisationKeys(StepKeys):
     epochs: Positive = 12
     """Passes over the training images."""
     proposals: Positive = 512
-    """Boxes of each image that the box and mask heads learn from."""
+    """Boxes per image that the box and mask heads are trained on."""
     optimizer: Literal["adamw", "sgd", "lamb"] = "sgd"
     """Optimiser, timm's. sgd is without Nesterov's look-ahead; lamb first scales gradients to norm 1 itself."""
     lr: float = Field(default=0.02, gt=0)
@@ -63,7 +63,7 @@ class OptimisationKeys(StepKeys):
     no_decay: tuple[Undecayed, ...] = ()
     """Kinds of parameters that do not decay."""
     milestones: tuple[Positive, ...] = (8, 11)
-    """Epochs after which the learning rate is a tenth of what it was."""
+    """Epochs after which the learning rate is divided by ten."""
     warmup_steps: int = Field(default=500, ge=0)
     """Steps of linear warm-up."""
     warmup_lr: NonNegative = 2e-5

@@ -1,4 +1,4 @@
-"""Detection as the training loop sees it."""
+"""The detection task: losses, validation and saving, as the training loop calls them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ _ONE = {"boxes": "box", "masks": "mask"}
 
 
 class DetectionTask(TransferTask):
-    """Trains a detector, and measures it by COCO's protocol.
+    """Trains a detector and measures it with COCO's protocol.
 
     Args:
         run: The run.
-        recipe: Its settings.
+        recipe: The run's settings.
         learner: The detector in training.
-        val: What it is measured on.
+        val: The validation split.
 
     Attributes:
-        figures: Those of the last validation, of `boxes` and, where the detector finds them, of `masks`; empty before.
-        seen: Images that it could read.
+        figures: Figures of the last validation, of `boxes` and, if the detector predicts them, `masks`; empty before
+            the first validation.
+        seen: Number of images that the last validation could read.
     """
 
     name = "detection"
@@ -94,10 +95,10 @@ class DetectionTask(TransferTask):
 
 
 def step_schedule(recipe: Detection, steps_per_epoch: int, optimizer: Optimizer) -> Scheduler:
-    """The learning rate by optimiser steps: linear warm-up, a tenth at each milestone."""
+    """Build the learning-rate schedule by optimiser steps: linear warm-up, then division by ten at each milestone."""
     return MultiStepLRScheduler(
         optimizer,
-        decay_t=[epoch * steps_per_epoch + 1 for epoch in recipe.milestones],  # timm drops one step before
+        decay_t=[epoch * steps_per_epoch + 1 for epoch in recipe.milestones],  # timm drops one step early
         decay_rate=0.1,
         warmup_t=recipe.warmup_steps,
         warmup_lr_init=recipe.warmup_lr,

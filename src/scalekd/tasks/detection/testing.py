@@ -1,4 +1,4 @@
-"""Figures of a detector on a split, and pictures of what it finds."""
+"""Measures a detector on a split and draws its predictions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scalekd.tasks.detection.schema import Detection
 
 
 class Tally:
-    """Collects what is found in a split's images, batch by batch.
+    """Collects a detector's predictions on a split, batch by batch.
 
     Args:
         val: The split.
-        masks: Whether masks are measured, too.
+        masks: Whether to measure masks in addition to boxes.
 
     Attributes:
-        seen: Ids of the images that were looked at; no others count.
+        seen: Ids of the evaluated images; only these count.
     """
 
     def __init__(self, val: CocoSplit, *, masks: bool) -> None:
@@ -35,7 +35,7 @@ class Tally:
         self._results: list[dict[str, Any]] = []
 
     def add(self, detector: nn.Module, batch: DetectionBatch) -> None:
-        """Look at a batch, which may be empty, on the detector's device."""
+        """Run the detector on a batch on its device and collect the predictions; the batch may be empty."""
         if not batch.images:
             return
         numbers = [self._val.pictures[index].number for index in batch.numbers]
@@ -43,12 +43,12 @@ class Tally:
         self.seen += numbers
 
     def share(self, processes: Processes) -> None:
-        """Put together what all processes have found; called by all at once."""
+        """Gather the predictions of all processes; every process must call it."""
         self._results = [result for results in processes.gather(self._results) for result in results]
         self.seen = [number for numbers in processes.gather(self.seen) for number in numbers]
 
     def figures(self) -> dict[str, AveragePrecision]:
-        """Of `boxes`, and of `masks` where the detector finds them."""
+        """Compute the figures of `boxes`, and of `masks` if they are measured."""
         figures = {"boxes": average_precision(self._val.box_truth, self._results, "bbox", self.seen)}
         if self._masks:
             figures["masks"] = average_precision(self._val.mask_truth, self._results, "segm", self.seen)
@@ -56,7 +56,7 @@ class Tally:
 
 
 def scaled(images: list[Tensor]) -> list[Tensor]:
-    """uint8 -> float32 in [0, 1]."""
+    """Convert uint8 images to float32 in [0, 1]."""
     return [image.float() / 255 for image in images]
 
 
@@ -64,21 +64,21 @@ def scaled(images: list[Tensor]) -> list[Tensor]:
 def draw(
     detector: nn.Module, val: CocoSplit, recipe: Detection, folder: Path, *, autocast: Callable[[], torch.autocast]
 ) -> None:
-    """Write pictures of a split's first images, as many as the recipe wants: annotations beside what is found.
+    """Write pictures of a split's first images, each with its annotations next to its predictions.
 
     Args:
-        detector: In eval mode.
+        detector: The detector, in eval mode.
         val: The split.
-        recipe: How many, and how large images may be.
-        folder: Where to; made if it is not there.
-        autocast: Gives the autocast to run in.
+        recipe: The run's settings: `pictures` is the number of images.
+        folder: Folder to write to; created if it does not exist.
+        autocast: Returns the autocast context to run in.
     """
     device = next(detector.parameters()).device
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(val.pictures[: recipe.pictures]):
         try:
             image = read_picture(picture, recipe.max_pixels)
-        except UnreadableImageError:  # counted in the validation
+        except UnreadableImageError:  # already counted in the validation
             continue
         with autocast():
             (found,) = detector(scaled([image.to(device)]))

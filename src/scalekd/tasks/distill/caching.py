@@ -1,4 +1,4 @@
-"""The teacher cache of a recipe: which one it is, filling it, and making sure that it holds what the teacher says."""
+"""Describes and fills the teacher cache of a recipe, and compares a sample of it with the live teacher."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from scalekd.recipes import DataKeys, Recipe
 from scalekd.tasks.distill.build import build_teacher, remarks
 from scalekd.tasks.distill.inputs import check_output, read_data, training_images
 
-# Keys of the data that do not bear on a training image; a key that is new bears on it until it is listed here.
-_BLIND = {
+# Data keys that do not affect a training image. Keys that are not listed here are part of a cache's identity.
+_WITHOUT_EFFECT = {
     "data", "train_split", "val_split", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
     "augmentation_epochs", "workers", "max_corrupt", "data_patience",
 }  # fmt: skip
-_BATCH = 64
-_SAMPLE = 8
-_LEAST_COSINE = 0.99
+_BATCH = 64  # images at once if the recipe's batch is larger and micro_batch is not set
+_SAMPLE = 8  # images that are compared with the live teacher
+_LEAST_COSINE = 0.99  # between cached and live tokens of an image
 
 
 def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
-    """What the recipe's cache must be of, and how it keeps it.
+    """Return the identity of a recipe's cache (everything that its content depends on) and its layout.
 
     Args:
         recipe: The run's settings.
-        teacher: The teacher as it was loaded: `hold_weights` must not have been called.
+        teacher: The teacher as loaded: `hold_weights` must not have been called.
         split: The training images.
         dtype: The autocast type.
     """
-    augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _BLIND)
+    augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _WITHOUT_EFFECT)
     identity = Identity(
         {
             "decoding": DECODING,
@@ -70,24 +70,24 @@ def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.
 def fill_cache(
     recipe: Recipe, *, plan: bool = False, rebuild: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
-    """Run the recipe's teacher over all views of the training images and keep what it says.
+    """Run the recipe's teacher on all views of the training images and store its outputs.
 
     Args:
-        recipe: The settings of the runs that are to read it; its student is not needed.
-        plan: Whether to say only what it takes.
-        rebuild: Whether to make damaged shards again.
-        console: Where to print; standard error by default.
+        recipe: Settings of the runs that will read the cache; the student is not used.
+        plan: Whether to print only the size and fill nothing.
+        rebuild: Whether to delete corrupt shards and compute them again.
+        console: Where to print. Default: standard error.
 
     Returns:
         The cache's folder, its size, and how fast it was filled.
 
     Raises:
-        UserError: For any wrong input, and where the disk has too little space.
+        UserError: For any wrong input, and if there is too little disk space.
     """
     if recipe.cache is None:
-        raise UserError("cache: no folder is given; give --cache (it may hold many caches)")
+        raise UserError("cache: no folder is given; pass --cache (one folder may hold many caches)")
     if recipe.method == "none":
-        raise UserError("cache: method none reads no teacher; name the method that is to read the cache")
+        raise UserError("cache: method none reads no teacher; set method to that of the runs that will read the cache")
     console = console or Console(stderr=True)
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     check_output(recipe, recipe.cache, "cache")
@@ -101,9 +101,9 @@ def fill_cache(
     for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
         say(line)
     say(
-        f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} an image as "
-        f"{recipe.cache_format}: {size(summary['bytes_per_view'])} a view, {size(summary['bytes'])} in all, "
-        f"{size(summary['bytes_missing'])} to be made; {size(summary['bytes_free'])} are free"
+        f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} per image as "
+        f"{recipe.cache_format}: {size(summary['bytes_per_view'])} per view, {size(summary['bytes'])} in total, "
+        f"{size(summary['bytes_missing'])} missing; {size(summary['bytes_free'])} free"
     )
     if plan:
         return summary
@@ -144,14 +144,14 @@ def _summary(cache: TeacherCache, views: int) -> dict[str, Any]:
 
 
 def _ask(teacher: Teacher, device: torch.device, dtype: torch.dtype, images: Tensor) -> TeacherOutputs:
-    """What the teacher says of images in a training step."""
+    """Compute the teacher's outputs for images as in a training step."""
     with autocast(device, dtype):
         outputs: TeacherOutputs = teacher(images.to(device, non_blocking=True))
     return outputs
 
 
 class _Meter:
-    """A progress bar over images made; where there is no terminal it only counts."""
+    """Counts the images whose outputs were computed, and shows a progress bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.made, self._started = 0, time.perf_counter()
@@ -176,11 +176,11 @@ class _Meter:
 
     @property
     def rate(self) -> float:
-        """Images a second since the start."""
+        """Images per second since the start."""
         return self.made / (time.perf_counter() - self._started)
 
     def update(self, images: int, missing: int) -> None:
-        """Count images made here; `missing` are still to be made, here or by another process."""
+        """Count images that this process computed; `missing` remain for this or another process."""
         self.made += images
         self._bar.update(self._task, completed=self.made, total=self.made + missing, rate=self.rate)
 
@@ -188,21 +188,21 @@ class _Meter:
 def compare_sample(
     cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, batch: int, device: torch.device
 ) -> str:
-    """Ask the live teacher about a few images of all views and compare with what the cache says.
+    """Run the live teacher on a few images of all views and compare its outputs with the cache's.
 
     Args:
         cache: The complete cache.
-        dataset: The images as they are trained on, without the cache.
-        teacher: The teacher as it would be used, on `device`.
-        views: Views of the run.
+        dataset: The training images with their augmentation, without the cache.
+        teacher: The teacher in the run's dtype and layout, on `device`.
+        views: Number of views of the run.
         batch: Images at once in the run.
-        device: Where the teacher runs.
+        device: The teacher's device.
 
     Returns:
-        How well they agree, for people.
+        A human-readable text on how well they agree.
 
     Raises:
-        UserError: If they do not; names the image.
+        UserError: If they disagree; names the image.
     """
     samples = _draw_sample(dataset, views)
     at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache), 0, 1.0
@@ -217,7 +217,7 @@ def compare_sample(
             if not cosine > _LEAST_COSINE:
                 raise UserError(
                     f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "
-                    f"(view {key.epoch}, cosine {cosine:.3f}): the pictures' content or the software changed; "
+                    f"(view {key.epoch}, cosine {cosine:.3f}): the images' content or the software changed; "
                     "delete it and fill it again"
                 )
             least = min(least, cosine)
@@ -230,7 +230,7 @@ def compare_sample(
 
 
 def _draw_sample(dataset: ReplayDataset, views: int) -> list[tuple[Key, Tensor]]:
-    """A few images of all views, always the same ones."""
+    """Read a few images of all views; always the same ones."""
     every = range(views * len(dataset))
     numbers = random.Random(0).sample(every, min(_SAMPLE, len(every)))
     keys = [Key(*divmod(number, len(dataset))) for number in sorted(numbers)]

@@ -1,4 +1,4 @@
-"""A recipe tried out without data or weights: the pair at full size and one optimiser step."""
+"""Tries out a recipe without data or weights: builds the pair at full size and takes one optimiser step."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CLASSES = 1000
 def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """Build the recipe's pair, print its plan, and take one real optimiser step on 2 generated images.
 
-    Nothing is downloaded and no data is read: weights are random where the recipe names no file.
+    Nothing is downloaded and no data is read: weights are random unless the recipe names a file.
 
     Args:
         recipe: The settings; its batch is replaced by 2.
-        console: Where the plan goes; standard error by default.
+        console: Where to print the plan. Default: standard error.
 
     Returns:
-        Loss terms, how many of the student's parameters moved, device and number format.
+        Loss terms, number of the student's parameters that changed, device and dtype.
 
     Raises:
         UserError: If the recipe cannot run.
@@ -57,8 +57,8 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     seed_all(recipe.seed)
     teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
     if teacher is not None and not teacher.num_classes and logit_weight(small):
-        # What has logits for the data's classes is its weights (see `adapt`); `distill` refuses others.
-        console.print("note: the teacher's architecture has no head; its weights must bring one")
+        # Weights written by `adapt` include a head for the data's classes; `distill` refuses weights without one.
+        console.print("note: the teacher's architecture has no head; its weights must include one")
         teacher = build_teacher(small, pretrained=False, num_classes=CLASSES)
     classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
     student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))

@@ -1,4 +1,4 @@
-"""From a recipe to the images that a run reads."""
+"""Reads the images of a recipe and applies its augmentation."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from scalekd.recipes import Recipe
 
 
 def read_data(recipe: Recipe) -> tuple[Split, Split]:
-    """Training and validation images as the recipe's `labels` wants them.
+    """Read the training and validation images, with or without labels as the recipe's `labels` says.
 
     Raises:
-        UserError: If no data is named, it is not as the recipe says, or validation images are trained on.
+        UserError: If no data is given, it does not match the recipe, or the splits share images.
     """
     train, val = _read_data(recipe)
     refuse_shared(train, val, (recipe.train_split, recipe.val_split))
@@ -39,7 +39,7 @@ def _read_data(recipe: Recipe) -> tuple[Split, Split]:
     data = recipe.data
     if data is None:
         raise UserError(
-            "data: none is given; give --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
+            "data: none is given; pass --data (a folder with train/<class>/ and val/<class>/, or see docs/data.md)"
         )
     if recipe.labels == "none":
         train, val = read_label_free(data, recipe.train_split, recipe.val_split, recipe.unlabelled_split, recipe)
@@ -53,35 +53,35 @@ def _read_data(recipe: Recipe) -> tuple[Split, Split]:
 
 
 def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> None:
-    """Make sure that what a command writes does not become a class of the images that it reads.
+    """Check that the folder a command writes is not inside a split, where it would be read as a class.
 
     Args:
         recipe: The settings.
-        output: The folder that is written, which need not be there.
-        key: The key that names it.
+        output: The folder to be written; it need not exist.
+        key: The key that sets it, for the error.
 
     Raises:
-        UserError: If it is in the folder of a split.
+        UserError: If it is inside the folder of a split.
     """
     output = Path(output)
     for split in (recipe.train_split, recipe.val_split, recipe.unlabelled_split):
         root = Path(recipe.data or "") / split
         if recipe.data and root.is_dir() and output.resolve().is_relative_to(root.resolve()):
             raise UserError(
-                f"{key}: {output} is in {root}, whose folders are read as images; name a folder elsewhere, "
-                f"as runs/{output.name}"
+                f"{key}: {output} is in {root}, whose folders are read as images; use a folder elsewhere, "
+                f"such as runs/{output.name}"
             )
 
 
 def training_images(
     recipe: Recipe, split: Split, taught: Callable[[Key], TeacherOutputs] | None = None
 ) -> ReplayDataset:
-    """A split's images as the recipe augments them.
+    """Return the dataset of a split with the recipe's augmentation.
 
     Args:
         recipe: The run's settings.
         split: The images.
-        taught: The teacher's outputs for a key, where they are kept.
+        taught: Returns the cached teacher outputs for a key; None without a cache.
 
     Raises:
         UserError: If `rand_augment` is not in timm's notation.
@@ -108,6 +108,13 @@ def training_images(
 def evaluation_images(
     recipe: Recipe, split: Split, *, resolution: int | None = None, crop_fraction: float | None = None
 ) -> ReplayDataset:
-    """A split's images as they are evaluated: at the recipe's resolution and crop, if these are not given."""
+    """Return the dataset of a split for evaluation.
+
+    Args:
+        recipe: The run's settings.
+        split: The images.
+        resolution: Image side in pixels. Default: the recipe's.
+        crop_fraction: Fraction of the resized image's side that the central crop keeps. Default: the recipe's.
+    """
     transform = evaluation_transform(resolution or recipe.resolution, crop_fraction or recipe.crop_fraction)
     return ReplayDataset(split, transform, max_pixels=recipe.max_pixels, patience=recipe.data_patience)

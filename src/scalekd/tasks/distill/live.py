@@ -1,4 +1,7 @@
-"""What a run shows of its models while it trains, beside its figures; others make the pictures."""
+"""Writes pictures and histograms of a pair in training to TensorBoard.
+
+This module only says when and how they are written; `report/live.py` computes them and is passed in.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from scalekd.runs.logs import TensorBoardEvents, shown_values
 
 
 class Shown(NamedTuple):
-    """What is shown of a step, each by its name in TensorBoard.
+    """Pictures and histograms of one step, by their names in TensorBoard.
 
     Attributes:
         images: Pictures.
@@ -28,39 +31,40 @@ class Shown(NamedTuple):
     histograms: dict[str, NDArray[Any]]
 
 
-Look = Callable[[], Shown]
-# Of a run's settings, pair and validation images: what looks at the pair as it then is; None where it shows nothing.
-Live = Callable[[Recipe, Method, Split], Look | None]
+Visualise = Callable[[], Shown]
+"""Computes pictures and histograms of a pair in its current state."""
+Live = Callable[[Recipe, Method, Split], Visualise | None]
+"""Creates a `Visualise` from a run's settings, pair and validation images; None if there is nothing to show."""
 
 
 class Watcher:
-    """Looks at a pair in training without a trace in it: in eval mode, without gradients or random draws.
+    """Draws a pair in training without changing it: in eval mode, without gradients, with a separate random state.
 
     Args:
-        look: What looks.
+        visualise: Computes the pictures and histograms.
         method: The pair.
-        autocast: What validation runs in.
+        autocast: Returns the autocast context that validation runs in.
         say: Called with a line for the user.
     """
 
     def __init__(
-        self, look: Look, method: Method, autocast: Callable[[], torch.autocast], say: Callable[[str], object]
+        self, visualise: Visualise, method: Method, autocast: Callable[[], torch.autocast], say: Callable[[str], object]
     ) -> None:
-        self._look: Look | None = look
+        self._visualise: Visualise | None = visualise
         self._method, self._autocast, self._say = method, autocast, say
 
     def watch(self, events: TensorBoardEvents, step: int) -> None:
-        """Write what there is to see to `events`; what fails once is left out from then on.
+        """Write pictures and histograms of this step to `events`; after the first failure, no more are drawn.
 
-        A log that cannot be written ends the run as ever.
+        An error in writing to `events` is not caught: it ends the run like any other log that cannot be written.
         """
-        if self._look is None:
+        if self._visualise is None:
             return
         try:
             with evaluating(self._method), seeded(step), torch.no_grad(), self._autocast():
-                shown = shown_values(*self._look())
-        except Exception as error:  # of whatever kind, memory that is short among them: no picture is worth a run
-            self._look = None
+                shown = shown_values(*self._visualise())
+        except Exception as error:  # pictures must never end a run, not even if memory runs out
+            self._visualise = None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._say(f"warning: pictures for TensorBoard are left out from now on: {reason}")
             return

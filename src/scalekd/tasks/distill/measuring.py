@@ -1,4 +1,4 @@
-"""How the accuracies of a run were measured, so that they can be measured alike."""
+"""Finds the settings that a model's accuracy was measured with, so that it can be measured in the same way again."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 from scalekd.errors import UserError
 from scalekd.runs.folder import RunFolder, read_json
 
-PROBED = "adapt.json"  # what a linear probe leaves
+PROBED = "adapt.json"  # file written by a linear probe
 _WEIGHTS = ("student.safetensors", "teacher.safetensors")
 
 
 def measured_as(model: str | Path) -> dict[str, Any]:
-    """The recipe keys that bear on the rounding of what was measured for a model.
+    """Return the settings that affect rounding when a model is measured.
 
-    They are `precision`, `channels_last` and `batch`, here the images at once; none where nothing tells.
+    They are `precision`, `channels_last` and `batch` (here the images at once). The result is empty if nothing is
+    known about the model.
 
     Args:
-        model: The folder of a run or of `adapt`, a file of weights in it, or a run's checkpoint.
+        model: The folder of a run or of `adapt`, a weights file in it, or a run's checkpoint.
     """
     path = Path(model)
     run = RunFolder(path if path.is_dir() else path.parent.parent if path.suffix == ".ckpt" else path.parent)
@@ -26,7 +27,7 @@ def measured_as(model: str | Path) -> dict[str, Any]:
         return {}
     try:
         return _of_a_run(run) if run.exists else _of_a_probe(run.path / PROBED)
-    except UserError:  # whoever needs more than these keys will say what is wrong
+    except UserError:  # a caller that needs more than these keys will report the error
         return {}
 
 
@@ -36,7 +37,7 @@ def _of_a_run(run: RunFolder) -> dict[str, Any]:
     if stored.get("micro_batch"):
         found["batch"] = stored["micro_batch"]
     processes = run.stored_result().get("processes", 1) if run.finished else 1
-    if stored.get("strategy") == "fsdp" and processes > 1:  # sharded weights keep their own layout
+    if stored.get("strategy") == "fsdp" and processes > 1:  # sharded weights do not use channels-last
         found["channels_last"] = False
     return found
 

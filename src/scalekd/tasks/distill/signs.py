@@ -1,4 +1,4 @@
-"""Signs that a run will teach, or has taught, its student nothing."""
+"""Warnings for runs in which the student will learn, or has learned, nothing."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ import numpy as np
 
 from scalekd.data import Split
 
-_STEPS_AN_EPOCH, _STEPS = 10, 200
-_FEWEST_LOSSES, _CONSTANT = 3, 1e-3  # logged losses that tell, and how far apart they are relative to the largest
+_STEPS_AN_EPOCH, _STEPS = 10, 200  # a run with fewer steps per epoch or fewer in all gets a warning
+_FEWEST_LOSSES, _CONSTANT = 3, 1e-3  # at least 3 logged losses within 0.1% of the largest count as constant
 
 
 def few_steps(images: int, batch: int, epochs: int) -> str | None:
-    """What to say where a run takes fewer than 10 steps an epoch or 200 in all; None where it takes more."""
+    """Return a warning if a run takes fewer than 10 steps per epoch or 200 in all; None if it takes enough."""
     an_epoch = images // batch
     if an_epoch >= _STEPS_AN_EPOCH and an_epoch * epochs >= _STEPS:
         return None
-    mends, smaller = [], batch
+    flags, smaller = [], batch
     if an_epoch < _STEPS_AN_EPOCH and batch > 2:
         smaller = 2 ** int(math.log2(max(min(images // _STEPS_AN_EPOCH, batch - 1), 2)))
-        mends.append(f"--batch {smaller} ({images // smaller} steps an epoch)")
+        flags.append(f"--batch {smaller} ({images // smaller} steps per epoch)")
     if images // smaller * epochs < _STEPS:
-        mends.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
-    if not mends:  # a handful of images
+        flags.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
+    if not flags:  # too few images for any setting to help
         return None
     return (
         f"warning: {an_epoch * epochs} steps in all ({epochs} epochs of {an_epoch}) teach a student little; "
-        f"better take {' and '.join(mends)}"
+        f"better take {' and '.join(flags)}"
     )
 
 
 def logged_losses(metrics: Path) -> list[float]:
-    """The losses in a run's log, oldest first."""
+    """Read the losses in a run's log, oldest first."""
     losses = []
     for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
-        with suppress(ValueError, TypeError, RecursionError, KeyError):  # a damaged line, or one without a loss
+        with suppress(ValueError, TypeError, RecursionError, KeyError):  # a corrupt line, or one without a loss
             losses.append(float(json.loads(line)["train/loss"]))
     return losses
 
 
 def nothing_learned(losses: Sequence[float], top1: float | None, validation: Split) -> list[str]:
-    """What speaks against a run that has ended, a sentence each; empty where nothing does.
+    """Return the signs that the student of a finished run learned nothing, one sentence each; empty if there are none.
 
     Args:
         losses: The logged losses.
-        top1: The last accuracy in percent.
-        validation: The images that it was measured on.
+        top1: The last accuracy in percent; None if none was measured.
+        validation: The validation images.
     """
     found = []
     if len(losses) >= _FEWEST_LOSSES and max(losses) - min(losses) <= _CONSTANT * max(map(abs, losses)):
         found.append(
             f"the loss was {losses[-1]:.4g} from the first logged step to the last: the student learned nothing "
-            "(labels that say nothing, or a learning rate far too low or too high?)"
+            "(are the labels meaningless, or is the learning rate far too low or too high?)"
         )
     labels = validation.labels[validation.labels >= 0]
     if top1 is not None and len(labels):
@@ -64,7 +64,7 @@ def nothing_learned(losses: Sequence[float], top1: float | None, validation: Spl
         doubt = 2 * math.sqrt(share * (1 - share) / len(labels))  # two standard errors
         if top1 / 100 <= share + doubt:
             found.append(
-                f"top1 {top1:.2f}% on {len(labels)} images cannot be told from naming always the most frequent class "
-                f"({100 * share:.1f}%, give or take {100 * doubt:.1f})"
+                f"top1 {top1:.2f}% on {len(labels)} images is not significantly better than always predicting the most "
+                f"frequent class ({100 * share:.1f}%, give or take {100 * doubt:.1f})"
             )
     return found

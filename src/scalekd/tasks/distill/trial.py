@@ -1,4 +1,7 @@
-"""One training step tried before a run begins: what fails in training mode only is told before anything is written."""
+"""Tries one training step before a run starts, so that failures are reported before anything is written.
+
+On the CPU the step runs in a fork of the process, because some layouts make outside libraries crash.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +38,23 @@ def try_training(
     dtype: torch.dtype,
     say: Callable[[str], object],
 ) -> None:
-    """Make sure that a pair can take a training step, laid out as it will train; leave it as it was.
+    """Check that a pair can take a training step in the layout that it will train in; the pair's values do not change.
 
-    It is tried on two images, or on one where batch norm never sees more; if that fails, on as many as the run takes at
-    once. On the CPU the step is taken in a copy of this process: where an outside library ends that in the
-    channels-last layout, the student is laid out contiguously instead.
+    The step uses two images, or one if batch norm never sees more; if that fails, as many as the run takes at once. On
+    the CPU the step runs in a copy of this process: if a library crashes in the channels-last layout, the student is
+    changed to the contiguous layout.
 
     Args:
         method: The pair, laid out by `prepare`.
         recipe: The run's settings.
         at_once: Images at once.
-        together: Images that batch norm sees together.
-        batchnorm: What a forward of `at_once` images runs in.
+        together: Images that batch norm normalises together.
+        batchnorm: Context in which a forward of `at_once` images runs.
         dtype: The autocast type.
         say: Prints a line.
 
     Raises:
-        UserError: If the step fails; names the model, the images' shape and the error's first line.
+        UserError: If the step fails; names the model, the images' shape and the first line of the error.
     """
     step = partial(take_step, recipe=recipe, dtype=dtype)
     try:
@@ -60,25 +63,25 @@ def try_training(
         try:
             in_safe_layout(method, partial(step, size=at_once, batchnorm=batchnorm), dtype=dtype, say=say)
         except ModelError as error:
-            raise ModelError(f"{error}{_mend(_student(method), error, together)}") from error
+            raise ModelError(f"{error}{_advice(_student(method), error, together)}") from error
 
 
 def in_safe_layout(
     method: Method, step: Callable[[Method], T], *, dtype: torch.dtype, say: Callable[[str], object]
 ) -> T | None:
-    """What a step gives in a copy of this process; a student whose layout ends the copy is laid out contiguously.
+    """Run a step in a copy of this process; if the copy crashes, change the student to the contiguous layout and retry.
 
     Args:
         method: The pair, laid out by `prepare`.
         step: Forward and backward; it may change its argument.
         dtype: The autocast type, for the message.
-        say: Prints a line where the layout is changed.
+        say: Prints a line if the layout is changed.
 
     Returns:
-        The answer; None where the step took too long, or where nothing can be copied.
+        The result of the step; None if it took too long, or neither process nor pair can be copied.
 
     Raises:
-        UserError: If the step ends the process in the contiguous layout too.
+        UserError: If the system killed the step for memory, or the process crashes in the contiguous layout too.
     """
     student = _student(method)
     try:
@@ -86,7 +89,7 @@ def in_safe_layout(
     except DeathError as death:
         cause = death
     if str(cause).startswith(_KILLED):
-        raise UserError(f"memory: the system ended a training step of {student.name}; close other programs")
+        raise UserError(f"memory: the system killed a training step of {student.name}; close other programs")
     student.model.to(memory_format=torch.contiguous_format)
     try:
         answer = _on_copy(method, step)
@@ -104,15 +107,15 @@ def in_safe_layout(
 
 
 def _on_copy(method: Method, step: Callable[[Method], T]) -> T | None:
-    """What a step gives, in a copy of this process or at least of the pair."""
+    """Run a step in a copy of this process, or, if the process cannot be copied, on a copy of the pair."""
     if can_fork(next(method.parameters()).device):
         with suppress(ForkError):
             return in_child(lambda: step(method))
     try:
-        # The teacher is frozen and large: the copy has the same.
+        # The teacher is frozen and large: the copy shares it.
         shared = [method.teacher, *method.teacher.modules()] if method.teacher is not None else []
         copy = deepcopy(method, {id(part): part for part in shared})
-    except Exception:  # a module that cannot be copied is tried by its first step
+    except Exception:  # a module that cannot be copied shows its errors in the run's first step
         return None
     return step(copy)
 
@@ -124,10 +127,10 @@ def take_step(
     dtype: torch.dtype,
     batchnorm: AbstractContextManager[Any] | None = None,
 ) -> None:
-    """Forward and backward of random images; changes gradients, batch norm's statistics and whatever a model keeps.
+    """Run forward and backward on random images; changes gradients, batch norm's statistics and any other model state.
 
     Raises:
-        ModelError: If the student's own code fails, or no gradient reaches it.
+        ModelError: If the student's code fails, or no gradient reaches the student.
     """
     student, side = _student(method.train()), recipe.resolution
     device = next(method.parameters()).device
@@ -135,10 +138,10 @@ def take_step(
         images = torch.rand(size, 3, side, side, device=device)
         labels = None if recipe.labels == "none" else torch.zeros(size, dtype=torch.long, device=device)
         with autocast(device, dtype), batchnorm or nullcontext():
-            taught = method.teacher(images) if method.needs_teacher else None
+            teacher_outputs = method.teacher(images) if method.needs_teacher else None
             outputs = student(images)
             _check(student, outputs, size)
-            total = method.losses(outputs, taught, labels).total
+            total = method.losses(outputs, teacher_outputs, labels).total
         shape = [size, 3, student.resolution, student.resolution]
         with naming_model("student", student.name, shape, DOING):
             total.backward()  # type: ignore[no-untyped-call]
@@ -149,7 +152,7 @@ def take_step(
 
 
 def _check(student: Student, outputs: StudentOutputs, size: int) -> None:
-    """Make sure that a student gives in training mode what it gave in evaluation mode."""
+    """Check that a student's outputs have the same shapes in training mode as in evaluation mode."""
     found = {"S_prev": outputs.previous, "S_last": outputs.last, "logits": outputs.logits}
     wanted: dict[str, list[int]] = {
         name: [size, shape.channels, shape.height, shape.width]
@@ -164,8 +167,8 @@ def _check(student: Student, outputs: StudentOutputs, size: int) -> None:
             raise ModelError(f"student: {student.name} in training mode gives {given} as {name}, not {shape}")
 
 
-def _mend(student: Student, error: ModelError, together: int) -> str:
-    """What helps, where that is known."""
+def _advice(student: Student, error: ModelError, together: int) -> str:
+    """Return how to fix a known error, as the end of a message; empty for an unknown one."""
     if together == 1 and "more than 1 value per channel" in str(error):
         return "; batch norm needs two images at once: set batch (and micro_batch, batchnorm_over) to 2 or more"
     if getattr(student.model, "aux_logits", False):

@@ -1,4 +1,4 @@
-"""Semantic segmentation: UPerNet on a student's features."""
+"""Semantic segmentation: UPerNet on a student's feature maps."""
 
 from scalekd.tasks.segmentation.schema import GROUPS, Segmentation
 

@@ -1,4 +1,4 @@
-"""Which values and classes the label images of a split hold, counted before anything is trained or measured."""
+"""Counts the values and classes in a split's label images before training or measuring, to refuse wrong labels."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from scalekd.data.patience import Patience
 from scalekd.errors import UserError
 from scalekd.progress import watched
 from scalekd.tasks.segmentation.files import Pairs
-from scalekd.tasks.segmentation.mending import mend
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation, colour_in_words
+from scalekd.tasks.segmentation.suggestions import suggest_flags
 from scalekd.tasks.segmentation.values import Coding, read_values
 
-SAMPLE = 500  # label images counted first; the rest only where a class is missing in them
-_SHOWN = 6
+SAMPLE = 500  # label images counted first; the rest is counted only if a class is missing in them
+_SHOWN = 6  # values listed in a message
 
 
 @dataclass
 class Count:
-    """The values of label images, with the pixels and files of each.
+    """Counts of the values in label images, with the pixels and files of each.
 
     Attributes:
-        of: Label images of the split.
-        files: Those counted.
-        pixels: Pixels of each value.
-        images: Label images with each value.
-        example: A label image with each value.
+        of: Number of label images in the split.
+        files: Number of label images counted.
+        pixels: Number of pixels of each value.
+        images: Number of label images that contain each value.
+        example: A label image that contains each value.
         coloured: Files whose values are colours, `0xRRGGBB`.
-        numbered: The other files.
-        palette: Colour of each value, and the file that says so, where label images have a palette.
-        unreadable: Why files could not be read.
+        numbered: All other files.
+        palette: Colour of each value and the file whose palette defines it, for label images with a palette.
+        unreadable: Reasons why files could not be read.
     """
 
     of: int
@@ -51,11 +51,11 @@ class Count:
 
     @property
     def extent(self) -> str:
-        """What was counted."""
+        """A text that says how many label images were counted."""
         return f"all {self.of} label images" if self.files == self.of else f"{self.files} of {self.of} label images"
 
     def describe(self) -> str:
-        """The values with their pixels and files, the most frequent first."""
+        """Describe the most frequent values with their pixels and files."""
         words = colour_in_words if self.coloured else str
         most = sorted(self.pixels, key=lambda value: -self.pixels[value])
         shown = [f"{words(v)} ({self.pixels[v]:,} pixels in {self.images[v]} files)" for v in sorted(most[:_SHOWN])]
@@ -63,11 +63,17 @@ class Count:
         return ", ".join([*shown, *more])
 
     def add(self, path: Path, max_pixels: int, *, as_colours: bool, mapped: Container[int]) -> None:
-        """Count one label image; see `read_values`. Values that are `mapped` may differ from their palettes.
+        """Count the values of one label image.
+
+        Args:
+            path: The file.
+            max_pixels: Images with more pixels count as unreadable.
+            as_colours: Whether to read colours; see `read_values`.
+            mapped: Values that `map_values` maps; their palette colours may differ between files.
 
         Raises:
             UnreadableImageError: If it is missing or corrupt.
-            UserError: If it cannot be a label image.
+            UserError: If it cannot be a label image, or its palette contradicts another file's.
         """
         values, coloured, palette = read_values(path, max_pixels, as_colours=as_colours)
         numbers, counts = np.unique(values, return_counts=True)
@@ -81,7 +87,7 @@ class Count:
             self._compare_palette(path, palette, [value for value in numbers.tolist() if value not in mapped])
 
     def _compare_palette(self, path: Path, own: list[int], values: list[int]) -> None:
-        """Label images whose palettes give one value several colours were numbered each by itself."""
+        """Refuse label images whose palettes give one value different colours: each file has its own numbering."""
         for value in values:
             colour = tuple(own[3 * value : 3 * value + 3])
             other, where = self.palette.setdefault(value, (colour, path))
@@ -89,33 +95,34 @@ class Count:
                 one, two = (colour_in_words(int.from_bytes(bytes(c))) for c in (other, colour))
                 raise UserError(
                     f"data: value {value} is {one} in the palette of label image {where} and {two} in that of {path}, "
-                    f"so it is not one class; give the colours' numbers, as in --map-values '{one}=1,...', or "
-                    f"--map-values {value}={value} where the values are right and the palettes are not"
+                    f"so it is not one class; map the colours to numbers, as in --map-values '{one}=1,...', or pass "
+                    f"--map-values {value}={value} if the values are right and the palettes are wrong"
                 )
 
 
 def check_labels(
     pairs: Pairs, recipe: Segmentation, say: Callable[[str], object], console: Console, *, fewest: int = 2
 ) -> None:
-    """Count the labelled pixels of each class and say what was found; classes that never occur are a warning.
+    """Count the labelled pixels of each class and report them; warn about classes that never occur.
 
-    A sample is counted, evenly spread; all are where a class is missing in the sample.
+    An evenly spread sample of label images is counted; all are counted if a class is missing in the sample.
 
     Args:
         pairs: The files of a split.
-        recipe: How to read them.
+        recipe: The run's settings.
         say: Prints a line.
-        console: Where the progress bar goes.
-        fewest: Classes that must occur: one is enough to be measured on, not to be trained on.
+        console: Where to show the progress bar.
+        fewest: Number of classes that must occur. Measuring needs one, training two.
 
     Raises:
-        UserError: If values stand for no class, or fewer than `fewest` classes occur: names the values and the flags.
+        UserError: If a value stands for no class, or fewer than `fewest` classes occur; names the values and the flags
+            that may help.
     """
     coding = Coding(recipe)
     count = _counted(pairs, recipe, coding, console, as_colours=coding.as_colours)
     if count.coloured and not coding.as_colours:
         everything = _counted(pairs, recipe, coding, console, as_colours=True)
-        everything.coloured = count.coloured  # without those whose colours are greys, which are numbers
+        everything.coloured = count.coloured  # files with only grey colours hold numbers
         count = everything
     _refuse(count, coding, recipe, pairs, fewest)
     _announce(count, coding, recipe, pairs, say)
@@ -139,14 +146,14 @@ def _counted(pairs: Pairs, recipe: Segmentation, coding: Coding, console: Consol
 
 
 def _spread(paths: tuple[Path, ...]) -> list[Path]:
-    """All paths, `SAMPLE` evenly spread ones first."""
+    """Return all paths, starting with `SAMPLE` evenly spread ones."""
     first = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).round().astype(int))
     rest = np.setdiff1d(np.arange(len(paths)), first)
     return [paths[index] for index in (*first, *rest)]
 
 
 def _classes(count: Count, coding: Coding) -> dict[int, int]:
-    """Labelled pixels of each class that occurs."""
+    """Return the number of labelled pixels of each class that occurs."""
     pixels: dict[int, int] = {}
     for value, number in count.pixels.items():
         index = coding.index(value)
@@ -159,7 +166,7 @@ def _refuse(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs, fe
     if not count.files:
         raise UserError(f"data: no label image of {pairs.split} can be read; {count.unreadable[0]}")
     what = f"values in {count.extent} of {pairs.split}: {count.describe()}"
-    how = mend(set(count.pixels), recipe, coloured=bool(count.coloured))
+    how = suggest_flags(set(count.pixels), recipe, coloured=bool(count.coloured))
     unknown = [value for value in count.pixels if coding.index(value) is None]
     if count.coloured and not coding.as_colours:
         raise UserError(f"{coding.refusal(count.coloured[0], 0, True)}; {what}; {how}")
@@ -192,7 +199,7 @@ def _announce(count: Count, coding: Coding, recipe: Segmentation, pairs: Pairs, 
     missing = [name for index, name in enumerate(coding.names) if index not in found]
     if missing:
         named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        how = mend(set(count.pixels), recipe, coloured=bool(count.coloured), surely=False)
+        how = suggest_flags(set(count.pixels), recipe, coloured=bool(count.coloured), surely=False)
         say(
             f"warning: no pixel of {pairs.split} is labelled {named} ({count.extent} counted; values: "
             f"{count.describe()}){f'; {how}' if how else ''}"

@@ -1,4 +1,4 @@
-"""From image and label files to batches. A training sample is a pure function of (seed, epoch, index)."""
+"""Loads batches for segmentation. A training sample is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, h, w]` and labels `[B, h', w']`, uint8; unreadable files; what is wrong with a label image."""
+    """A batch.
+
+    Attributes:
+        images: `[B, 3, h, w]`, uint8.
+        labels: Class indices `[B, h', w']`, uint8; 255 for pixels without a label.
+        corrupt: Reasons by path of the files that could not be read.
+        wrong: Error message if a label image has wrong content; the main process raises it.
+    """
 
     images: Tensor
     labels: Tensor
@@ -40,13 +47,14 @@ class Batch(NamedTuple):
 
 
 class LabelledImages(Dataset[Batch]):
-    """Images of a split with their labels, as batches of one, under a transform that is seeded for each.
+    """Dataset of a split's images with their labels, as batches of one.
 
     Args:
         pairs: The files.
-        recipe: How to read them.
-        transform: Image `[3, h, w]` and labels `[h, w]`, both uint8, to what is wanted.
-        substitute: Whether an unreadable image is replaced by the next one (training) or left out.
+        recipe: The run's settings.
+        transform: Maps an image `[3, h, w]` and labels `[h, w]`, both uint8, to those of the sample. It is called with
+            a seed that depends on run, epoch and image.
+        substitute: Whether an unreadable image is replaced by the next one (training) or left out (evaluation).
     """
 
     def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
@@ -68,7 +76,7 @@ class LabelledImages(Dataset[Batch]):
                 continue
             except DataGoneError:
                 raise
-            except UserError as error:  # of a label image's content, which the main process tells
+            except UserError as error:  # wrong content of a label image; the main process raises it
                 return Batch(torch.empty(0), torch.empty(0), {}, str(error))
             with seeded(self.seed, key.epoch, index):
                 pixels, numbers = self.transform(pixels, numbers)
@@ -76,14 +84,14 @@ class LabelledImages(Dataset[Batch]):
         return Batch(torch.empty(0), torch.empty(0), corrupt)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image `[3, h, w]` and labels `[h, w]`."""
+        """Read an image `[3, h, w]` and its labels `[h, w]`."""
         with open_image(partial(str, self.pairs.images[index]), self._max_pixels) as opened:
             pixels = read(opened)
         return pixels, torch.from_numpy(self._coding.read(self.pairs.labels[index]))
 
 
 def training_transform(recipe: Segmentation) -> Transform:
-    """Random scale, crop, flip and photometric distortion, as mmsegmentation does them for ADE20K."""
+    """Build the augmentation of mmsegmentation for ADE20K: random scale, crop, flip and photometric distortion."""
     low, high = (round(recipe.short_side * scale) for scale in recipe.scale_range)
     steps = v2.Compose(
         [
@@ -98,7 +106,7 @@ def training_transform(recipe: Segmentation) -> Transform:
 
 
 def testing_transform(recipe: Segmentation) -> Transform:
-    """The image resized; its labels as they are, since figures are of the original pixels."""
+    """Build the transform for testing: it resizes the image, but not the labels, which are measured at full size."""
     resize = v2.Resize(recipe.short_side, max_size=recipe.long_side)
     return partial(_apply, lambda image, label: (resize(image), label))
 
@@ -109,14 +117,14 @@ def _apply(transform: Callable[..., Any], image: Tensor, label: Tensor) -> tuple
 
 
 def _fill_up(side: int, image: Tensor, label: Tensor) -> Any:
-    """What is smaller than a crop gets the mean colour of ImageNet, unlabelled, at the right and below."""
+    """Pad an image that is smaller than a crop at the right and bottom with ImageNet's mean colour, unlabelled."""
     height, width = image.shape[-2:]
     missing = [0, 0, max(side - width, 0), max(side - height, 0)]
     return F.pad(image, missing, fill=_MEAN), F.pad(label, missing, fill=IGNORED)
 
 
 def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> Any:
-    """A crop that shows more than one class, if ten draws give one."""
+    """Crop at random; a crop in which one class has more than `share` of the pixels is drawn again, up to ten times."""
     for _ in range(10):
         part = crop(image, label)
         counts = torch.bincount(part[1].flatten(), minlength=IGNORED + 1)[:IGNORED]
@@ -128,14 +136,14 @@ def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> An
 def training_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes, *, start: int = 0
 ) -> SteadyLoader[Batch, Key]:
-    """Micro-batches of this process in a training run, from the `start`-th on.
+    """Return the loader of this process's micro-batches in training.
 
     Args:
-        pairs: The files.
+        pairs: The training files.
         recipe: The run's settings.
-        report: Called with a line when workers that died are replaced.
-        processes: Those that share a batch.
-        start: Micro-batches to leave out at the beginning.
+        report: Called with a line when dead workers are replaced.
+        processes: The processes that share a batch.
+        start: Number of micro-batches to skip at the beginning, to resume a run.
     """
     epochs = -(-recipe.steps // (len(pairs) // recipe.batch))
     stream = TrainingStream(
@@ -155,14 +163,17 @@ def training_loader(
 def testing_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes
 ) -> SteadyLoader[Batch, Key]:
-    """Every image of a split once, in order and by itself: their sizes differ. For the rest see `training_loader`."""
+    """Return the loader that reads every image of a split once, in order, in batches of one because sizes differ.
+
+    See `training_loader` for the arguments.
+    """
     dataset = LabelledImages(pairs, recipe, testing_transform(recipe))
     order = EvaluationOrder(len(pairs), 1, processes.rank, processes.count)
     return steady_loader(dataset, order, _join, recipe.workers, report)
 
 
 def _join(samples: list[Batch]) -> Batch:
-    """Samples as one batch: of those that could be read, unless a label is wrong."""
+    """Join the readable samples into a batch; it is empty if a label image is wrong."""
     corrupt = {path: reason for sample in samples for path, reason in sample.corrupt.items()}
     wrong = next((sample.wrong for sample in samples if sample.wrong), "")
     good = [(sample.images[0], sample.labels[0]) for sample in samples if sample.images.numel()]

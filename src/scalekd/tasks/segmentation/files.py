@@ -1,4 +1,4 @@
-"""The images of a split and their label images, as they lie in folders."""
+"""Lists the images of a split with their label images, and checks that they fit together."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Pairs:
     Attributes:
         split: The split's name.
         root: Folder of the images.
-        images: Their paths.
-        labels: Path of each one's label image.
+        images: Paths of the images.
+        labels: Path of each image's label image.
     """
 
     split: str
@@ -36,7 +36,7 @@ class Pairs:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the images' names and file sizes, labels included, with their number."""
+        """The number of images and a digest of their names and the sizes of all files."""
         digest = hashlib.sha256()
         for image, label in zip(self.images, self.labels, strict=True):
             sizes = f"{image.stat().st_size} {label.stat().st_size}"
@@ -45,18 +45,18 @@ class Pairs:
 
 
 def read_pairs(recipe: Segmentation, split: str) -> Pairs:
-    """List a split's images and labels, and look at the headers of all.
+    """List a split's images and label images, and check the headers of all files.
 
     Raises:
-        UserError: If a folder is missing or empty, an image or a label lacks the other, or the two do not fit.
+        UserError: If a folder is missing or empty, an image or label image has no partner, or their sizes differ.
     """
     if recipe.data is None:
-        raise UserError("data: none is given; give --data (a folder with images/training/, annotations/training/, ...)")
+        raise UserError("data: none is given; pass --data (a folder with images/training/, annotations/training/, ...)")
     image_root, label_root = (
         recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
     )
     images, labels = _folder(recipe, image_root), _folder(recipe, label_root)
-    if recipe.label_suffix:  # both may be in one folder
+    if recipe.label_suffix:  # images and label images may be in the same folder
         images = {name: path for name, path in images.items() if not name.endswith(recipe.label_suffix)}
         labels = {
             name.removesuffix(recipe.label_suffix): path
@@ -65,8 +65,8 @@ def read_pairs(recipe: Segmentation, split: str) -> Pairs:
         }
     elif image_root == label_root:
         raise UserError(
-            f"data: {image_root} is both image_folder and label_folder; set label_suffix to what a label image's name "
-            f"has behind the image's, as in --label-suffix _mask{hint(recipe.data)}"
+            f"data: {image_root} is both image_folder and label_folder; set label_suffix to the suffix of the label "
+            f"images' names, as in --label-suffix _mask{hint(recipe.data)}"
         )
     if recipe.split_list is not None:
         names = _listed(recipe.data / recipe.split_list.replace("{split}", split))
@@ -79,17 +79,17 @@ def read_pairs(recipe: Segmentation, split: str) -> Pairs:
 
 
 def _folder(recipe: Segmentation, root: Path) -> dict[str, Path]:
-    """The images in a folder and those in it, by their path without ending."""
+    """List the images in a folder and its subfolders, by their relative path without extension."""
     assert recipe.data is not None
     if not root.is_dir():
-        there = f"data: no such folder: {root}; image_folder and label_folder say where they are"
-        raise UserError(f"{there}{hint(recipe.data) if recipe.data.is_dir() else ''}")
+        message = f"data: no such folder: {root}; set image_folder and label_folder to the folders of the split"
+        raise UserError(f"{message}{hint(recipe.data) if recipe.data.is_dir() else ''}")
     files = [path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root))]
     found: dict[str, Path] = {}
     for path in sorted(path for path in files if is_image(path.name)):
         name = str(path.relative_to(root).with_suffix(""))
         if name in found:
-            raise UserError(f"data: {found[name]} and {path.name} differ in their ending only; keep one of them")
+            raise UserError(f"data: {found[name]} and {path.name} differ in their ending only; remove one of them")
         found[name] = path
     if not found:
         endings = Counter(path.suffix or "none" for path in files).most_common(3)
@@ -103,7 +103,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _listed(path: Path) -> dict[str, None]:
-    """The names in a split's list, in their order."""
+    """Read the names in a split's list, in their order."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -119,7 +119,7 @@ def _only(files: dict[str, Path], names: dict[str, None], root: Path) -> dict[st
     if missing:
         more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"split_list: names {missing[0]!r}, which is not in {root}{more}; give names without ending, a line each"
+            f"split_list: names {missing[0]!r}, which is not in {root}{more}; write one name without ending per line"
         )
     return {name: files[name] for name in names}
 
@@ -127,7 +127,11 @@ def _only(files: dict[str, Path], names: dict[str, None], root: Path) -> dict[st
 def _check_partners(
     recipe: Segmentation, images: tuple[dict[str, Path], Path], labels: tuple[dict[str, Path], Path]
 ) -> None:
-    """Every image has a label image and the other way round."""
+    """Check that every image has a label image and vice versa.
+
+    Raises:
+        UserError: If one has no partner; suggests `label_suffix` if that would pair all of them.
+    """
     for (have, _), (lack, where) in ((images, labels), (labels, images)):
         missing = sorted(have.keys() - lack.keys())
         if not missing:
@@ -138,22 +142,27 @@ def _check_partners(
             (s for s in suffixes if not recipe.label_suffix and all(name + s in lack for name in missing)), ""
         )
         if suffix:
-            mend = f"if its partner is {lack[missing[0] + suffix].name}, give --label-suffix {suffix}"
+            fix = f"if its partner is {lack[missing[0] + suffix].name}, pass --label-suffix {suffix}"
         else:
-            example = f", where files are called {next(iter(lack.values())).name}" if lack else ""
-            mend = f"add it{example}, or remove the file"
-        raise UserError(f"data: {have[missing[0]]} has no partner in {where}{more}; {mend}")
+            example = f" (files there have names like {next(iter(lack.values())).name})" if lack else ""
+            fix = f"add it{example}, or remove the file"
+        raise UserError(f"data: {have[missing[0]]} has no partner in {where}{more}; {fix}")
 
 
 def _check(image: Path, label: Path) -> None:
+    """Check the header of a label image, and that it has the size of its image.
+
+    Raises:
+        UserError: If it cannot be a label image, or the sizes differ.
+    """
     try:
         with open_image(lambda: str(image)) as pixels, open_image(lambda: str(label)) as numbers:
             check_header(label, numbers.stored)
             size, other = pixels.size, numbers.size
     except UnreadableImageError:
-        return  # told when it is read
+        return  # reported when it is read
     if size != other:
         raise UserError(
             f"data: label image {label} is {other[0]}x{other[1]} pixels, but {image} is {size[0]}x{size[1]}; resize "
-            "the label image without blending its values (nearest neighbour), or mend the pair"
+            "the label image without blending its values (nearest neighbour), or fix the pair"
         )

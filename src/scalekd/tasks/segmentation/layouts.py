@@ -1,4 +1,4 @@
-"""Layouts that labelling tools export: which flags read them, and what must be converted first."""
+"""Recognises the layouts that labelling tools export and says which flags read them, or how to convert them."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from pathlib import Path
 
 
 def hint(data: Path) -> str:
-    """How to read a folder whose layout is a known tool's, as the end of an error; empty where it is none."""
+    """Say how to read a folder in a known tool's layout, as the end of an error; empty if the layout is unknown."""
     found = _voc(data) or _roboflow(data) or _supervisely(data) or _camvid(data) or _without_masks(data)
     return f". {found}" if found else ""
 
 
 def _voc(data: Path) -> str:
-    """Pascal VOC, and what CVAT ("Segmentation mask"), LabelMe's labelme2voc and others write like it."""
+    """Pascal VOC's layout, which CVAT ("Segmentation mask"), LabelMe's labelme2voc and others also write."""
     masks = [folder for folder in ("SegmentationClassPNG", "SegmentationClass") if (data / folder).is_dir()]
     if not masks:
         return ""
     if not (data / "JPEGImages").is_dir():
-        return f"{data} looks like Pascal VOC's layout without the images; export them, too, into JPEGImages/"
+        return f"{data} looks like Pascal VOC's layout without the images; export them too, into JPEGImages/"
     flags = f"--image-folder JPEGImages --label-folder {masks[0]}"
     lists = sorted(path.stem for path in data.glob("ImageSets/Segmentation/*.txt"))
     where = "ImageSets/Segmentation/{split}.txt" if lists else "{split}.txt"
-    missing = "" if len(lists) > 1 else f"; write the lists {where}, a name without ending a line, for two splits"
+    missing = "" if len(lists) > 1 else f"; write the lists {where} for two splits, one name without ending per line"
     train = next((name for name in lists if name.startswith("train")), "train")
     val = next((name for name in lists if name.startswith("val")), "val")
     return (
-        f"{data} looks like Pascal VOC's layout: give {flags} --split-list '{where}' --train-split {train} "
+        f"{data} looks like Pascal VOC's layout: pass {flags} --split-list '{where}' --train-split {train} "
         f"--val-split {val} --no-zero-is-unlabelled{missing}"
     )
 
 
 def _roboflow(data: Path) -> str:
-    """Roboflow's "Semantic Segmentation Masks": image and mask beside each other."""
+    """Roboflow's "Semantic Segmentation Masks": images and masks in the same folder."""
     splits = [split for split in ("train", "valid", "test") if any(islice(data.glob(f"{split}/*_mask.png"), 1))]
     if not splits:
         return ""
     val = "valid" if "valid" in splits else splits[-1]
     return (
-        f"{data} looks like Roboflow's layout: give --image-folder '{{split}}' --label-folder '{{split}}' "
+        f"{data} looks like Roboflow's layout: pass --image-folder '{{split}}' --label-folder '{{split}}' "
         f"--label-suffix _mask --train-split {splits[0]} --val-split {val} "
         "--no-zero-is-unlabelled, and the classes of _classes.csv"
     )
 
 
 def _train_and_val(splits: list[str]) -> tuple[str, str]:
-    """Which splits are for training and validation, by their names; the first and the next where those do not tell."""
+    """Choose the training and validation splits by their names; if the names do not tell, the first and second."""
     train = next((split for split in splits if split.startswith("train")), splits[0])
     others = [split for split in splits if split != train]
     val = next((split for split in others if split.startswith("val")), others[0] if others else train)
@@ -53,7 +53,7 @@ def _train_and_val(splits: list[str]) -> tuple[str, str]:
 
 
 def _supervisely(data: Path) -> str:
-    """Supervisely's project: one folder a data set."""
+    """A Supervisely project: one folder per dataset."""
     sets = sorted(path.parent.name for path in data.glob("*/img") if path.is_dir())
     if not sets:
         return ""
@@ -64,30 +64,30 @@ def _supervisely(data: Path) -> str:
     splits = f"--train-split {train} --val-split {val}"
     more = "" if len(sets) > 1 else ", after moving some images and masks into a second data set's folder"
     return (
-        f"{data} looks like Supervisely's layout: give --image-folder '{{split}}/img' --label-folder "
+        f"{data} looks like Supervisely's layout: pass --image-folder '{{split}}/img' --label-folder "
         f"'{{split}}/{masks}' {splits}{more}"
     )
 
 
 def _camvid(data: Path) -> str:
-    """CamVid as SegNet and CVAT have it: `train` beside `trainannot`."""
+    """CamVid's layout as SegNet and CVAT write it: `train` next to `trainannot`."""
     splits = sorted(path.name.removesuffix("annot") for path in data.glob("*annot") if path.is_dir())
     splits = [split for split in splits if (data / split).is_dir()]
     if not splits:
         return ""
     train, val = _train_and_val(splits)
     return (
-        f"{data} looks like CamVid's layout: give --image-folder '{{split}}' --label-folder '{{split}}annot' "
+        f"{data} looks like CamVid's layout: pass --image-folder '{{split}}' --label-folder '{{split}}annot' "
         f"--train-split {train} --val-split {val}"
     )
 
 
 def _without_masks(data: Path) -> str:
-    """Labels that are no masks yet."""
+    """Labels that are not masks and must be converted first."""
     if any(islice(data.rglob("task-*-annotation-*.png"), 1)):
         return (
-            f"{data} looks like Label Studio's brush export, one mask of 0 and 255 an object; merge them into one "
-            "label image for each image (docs/data.md has a script)"
+            f"{data} looks like Label Studio's brush export, one mask of 0 and 255 per object; merge them into one "
+            "label image per image (docs/data.md has a script)"
         )
     if (data / "annotations.xml").is_file():
         return f"{data} holds CVAT's polygons (annotations.xml); export the task as 'Segmentation mask'"

@@ -1,4 +1,4 @@
-"""UPerNet over a student's feature maps, and how an image is tested with it."""
+"""UPerNet on a backbone's feature maps, and prediction with it: whole image, sliding window, flip."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _AUXILIARY_MAP = 2  # of stride 16
 
 
 class Scores(NamedTuple):
-    """Class scores `[B, K, h, w]`, and those of the auxiliary head while training."""
+    """Class scores `[B, K, h, w]` of the decoder, and of the auxiliary head in training mode."""
 
     logits: Tensor
     auxiliary: Tensor | None
 
 
 class Segmenter(nn.Module):
-    """UPerNet: segmentation-models-pytorch's decoder over four maps, with an auxiliary head for training.
+    """UPerNet: segmentation-models-pytorch's decoder on four maps, with an auxiliary head for training.
 
     Args:
-        backbone: Gives the maps.
-        num_classes: Classes, `K`.
+        backbone: Computes the maps.
+        num_classes: Number of classes, `K`.
         decoder_channels: Channels of the decoder.
-        dropout: Share of channels dropped before the scores.
-        auxiliary: Whether there is an auxiliary head on the map of stride 16.
+        dropout: Fraction of channels dropped before the class scores.
+        auxiliary: Whether to add an auxiliary head on the map of stride 16.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        # The decoder leaves out the first two of six: the image and a map of stride 2.
+        # The decoder expects six maps and ignores the first two: the image and a map of stride 2.
         self.decoder = UPerNetDecoder([0, 0, *backbone.channels], decoder_channels=decoder_channels)
         self.head = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(decoder_channels, num_classes, 1))
         self.auxiliary = None
@@ -67,7 +67,7 @@ class Segmenter(nn.Module):
                 initialization.initialize_decoder(part)
 
     def forward(self, images: Tensor) -> Scores:
-        """RGB images in [0, 1] `[B, 3, h, w]` of any size -> scores of each pixel."""
+        """Compute class scores of each pixel for RGB images in [0, 1] `[B, 3, h, w]` of any size."""
         maps = self.backbone(images)
         size = images.shape[-2:]
         auxiliary = None
@@ -77,7 +77,7 @@ class Segmenter(nn.Module):
 
 
 def _enlarge(scores: Tensor, stride: int, size: torch.Size) -> Tensor:
-    """Scores of a map as those of pixels; what the backbone added at the right and below is cut off."""
+    """Upsample the scores of a map to pixels, and cut off the backbone's padding at the right and bottom."""
     whole = F.interpolate(scores, scale_factor=stride, mode="bilinear", align_corners=False)
     return whole[..., : size[0], : size[1]]
 
@@ -90,14 +90,14 @@ def predict(
     stride: int | None = None,
     flip: bool = False,
 ) -> Tensor:
-    """Probabilities of the classes of each pixel, `[B, K, h, w]`, float32.
+    """Predict the class probabilities of each pixel, `[B, K, h, w]`, float32.
 
     Args:
         model: A `Segmenter` in eval mode.
         images: RGB in [0, 1], `[B, 3, h, w]`.
         window: Side of a sliding window in pixels; None for the whole image at once.
-        stride: Pixels between windows; by default two thirds of the window.
-        flip: Whether to average with the mirrored image.
+        stride: Pixels between windows. Default: two thirds of the window.
+        flip: Whether to average with the prediction for the mirrored image.
     """
     if window is None:
         scores = model(images).logits.float()
@@ -111,7 +111,7 @@ def predict(
 
 
 def _slide(model: Callable[[Tensor], Scores], images: Tensor, window: int, stride: int) -> Tensor:
-    """Mean scores of all windows that see a pixel; the last ones of a row and column end at the image's edge."""
+    """Average the scores of all windows that cover a pixel; the last window of a row or column ends at the edge."""
     height, width = images.shape[-2:]
     total, seen = torch.zeros(()), images.new_zeros(height, width)
     for top in _starts(height, window, stride):

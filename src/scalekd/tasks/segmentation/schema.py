@@ -11,18 +11,18 @@ from scalekd.recipes import Keys
 from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName
 from scalekd.tasks.transfer.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 
-IGNORED = 255  # stands for no label, in label images and as a class index
+IGNORED = 255  # means "no label", both as a value in label images and as a class index
 _MOST_CLASSES = 254
 _ENTRY = re.compile(r"(?:(\d+)|#([0-9a-fA-F]{6}))\s*=\s*(\d+)")
 
 
 def _entries(value: object) -> object:
-    """A mapping `{255: 1}` as the entries that the command line gives: `255=1`."""
+    """Convert a mapping `{255: 1}` to the entries of the command line: `255=1`."""
     return [f"{key}={number}" for key, number in value.items()] if isinstance(value, dict) else value
 
 
 def _entry(text: str) -> str:
-    """`255=1` or `#ff0000=1`."""
+    """Validate an entry such as `255=1` or `#ff0000=1`."""
     match = _ENTRY.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not VALUE=NUMBER, such as 255=1 or '#ff0000=1'")
@@ -32,7 +32,7 @@ def _entry(text: str) -> str:
 
 
 def colour_in_words(value: int) -> str:
-    """`0xff0000` as `#ff0000`."""
+    """Format the colour `0xff0000` as `#ff0000`."""
     return f"#{value:06x}"
 
 
@@ -56,15 +56,15 @@ class DataKeys(LoadingKeys):
     """Data and augmentation."""
 
     data: File | None = None
-    """Folder of the data set; ADE20K's layout by default."""
+    """Folder of the dataset; ADE20K's layout by default."""
     image_folder: str = "images/{split}"
-    """Where a split's images are in it."""
+    """Folder of a split's images, relative to data."""
     label_folder: str = "annotations/{split}"
-    """Where a split's label images are in it: one channel of class numbers, named as the images are."""
+    """Folder of a split's label images, relative to data: one channel of class numbers, named like the images."""
     label_suffix: str = ""
-    """What a label image's name has behind the image's: _mask, where a.jpg has a_mask.png."""
+    """Suffix that a label image's name adds to the image's: _mask if a.jpg has a_mask.png."""
     split_list: str | None = Field(default=None, min_length=1)
-    """Text file that names a split's images, a line each, without ending, as ImageSets/Segmentation/{split}.txt."""
+    """Text file with a split's image names, one per line, no extension, such as ImageSets/Segmentation/{split}.txt."""
     train_split: SplitName = "training"
     """Name of the training split."""
     val_split: SplitName = "validation"
@@ -72,15 +72,15 @@ class DataKeys(LoadingKeys):
     classes: tuple[str, ...] = ()
     """Class names in the order of their numbers."""
     num_classes: int | None = Field(default=None, ge=2, le=_MOST_CLASSES)
-    """Number of classes, where they are not named."""
+    """Number of classes, if they are not named."""
     zero_is_unlabelled: bool = True
-    """Whether 0 stands for pixels without a label and classes are numbered from 1, as in ADE20K. 255 always does."""
+    """Whether 0 means unlabelled and classes are numbered from 1, as in ADE20K. 255 always means unlabelled."""
     map_values: ValueMap = ()
-    """Numbers that values or colours stand for, before zero_is_unlabelled acts: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
+    """Class numbers of values or colours, before zero_is_unlabelled applies: 0=0,255=1 or '#ff0000=1,#0000ff=2'."""
     short_side: Positive = 512
     """Short side in pixels that images are resized to for testing, and before the random scale in training."""
     long_side: Positive = 2048
-    """Most pixels of the long side at that size."""
+    """Longest side in pixels after that resize."""
     scale_range: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale."""
     crop: Positive = 512
@@ -103,7 +103,7 @@ class OptimisationKeys(StepKeys):
     min_lr: NonNegative = 0.0
     """Learning rate at the end."""
     warmup_steps: int = Field(default=1500, ge=0)
-    """Steps of linear warm-up. Left open, they are at most a tenth of the steps."""
+    """Steps of linear warm-up. If not set, at most a tenth of the steps."""
     warmup_lr: NonNegative = 0.0
     """Learning rate at the start of warm-up."""
 
@@ -116,7 +116,7 @@ class TestingKeys(Keys):
     window_stride: Positive | None = None
     """Pixels between windows. Default: two thirds of the window."""
     flip_test: bool = False
-    """Whether the mirrored image is averaged in."""
+    """Whether to average the predictions for the image and its mirror image."""
 
 
 class SegmentationRunKeys(RunKeys):
@@ -125,7 +125,7 @@ class SegmentationRunKeys(RunKeys):
     channels_last: bool = True
     """Whether convolutions use the channels-last layout."""
     validate_every: Positive = 16_000
-    """Steps between validations. Left open, it is at most the steps."""
+    """Steps between validations. If not set, at most the steps."""
 
 
 class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys, ModelKeys, Transfer):
@@ -160,7 +160,7 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
             raise ValueError(f"window_stride: {self.window_stride} needs a window of at least as many pixels")
         for key in ("image_folder", "label_folder") if self.split_list is None else ("split_list",):
             if "{split}" not in getattr(self, key):
-                raise ValueError(f"{key}: {getattr(self, key)!r} must say where the split's name goes: {{split}}")
+                raise ValueError(f"{key}: {getattr(self, key)!r} must contain {{split}} in place of the split's name")
         self._check_mapping()
         return self
 
@@ -178,18 +178,18 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
 
     @property
     def mapping(self) -> dict[int, int]:
-        """The number for each value, or for each colour `0xRRGGBB`, that `map_values` names."""
+        """The class number of each value, or of each colour `0xRRGGBB`, in `map_values`."""
         matches = [_ENTRY.fullmatch(entry) for entry in self.map_values]
         return {int(m[1]) if m[1] else int(m[2], 16): int(m[3]) for m in matches if m is not None}
 
     @property
     def maps_colours(self) -> bool:
-        """Whether `map_values` names colours."""
+        """Whether `map_values` maps colours instead of values."""
         return any(entry.startswith("#") for entry in self.map_values)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of all classes; their numbers where they have none, and nothing where their number is not known."""
+        """Names of all classes; their indices as text if only `num_classes` is set, empty if neither is."""
         return self.classes or tuple(str(number) for number in range(self.num_classes or 0))
 
 

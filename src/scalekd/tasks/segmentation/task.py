@@ -1,4 +1,4 @@
-"""Segmentation as the training loop sees it."""
+"""The segmentation task: losses, validation and saving, as the training loop calls them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class SegmentationTask(TransferTask):
 
     Args:
         run: The run.
-        recipe: Its settings.
+        recipe: The run's settings.
         learner: The segmenter in training.
 
     Attributes:
-        figures: Of the last validation; None before the first.
+        figures: Figures of the last validation; None before the first.
     """
 
     name = "segmentation"
@@ -51,7 +51,7 @@ class SegmentationTask(TransferTask):
 
     @property
     def segmenter(self) -> Segmenter:
-        """What is measured and saved."""
+        """The segmenter that is measured and saved."""
         assert isinstance(self.final, Segmenter)
         return self.final
 
@@ -103,13 +103,13 @@ class SegmentationTask(TransferTask):
 
 
 def _refuse_wrong_labels(batch: Batch) -> None:
-    """Raise what is wrong with a label image of a batch, which was found in a worker process."""
+    """Raise the error that a worker process found in a label image of the batch, if any."""
     if batch.wrong:
         raise UserError(batch.wrong)
 
 
 def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
-    """The learning rate by optimiser steps: linear warm-up, then a power of what is left of the run."""
+    """Build the learning-rate schedule by optimiser steps: linear warm-up, then polynomial decay."""
     return PolyLRScheduler(
         optimizer,
         t_initial=recipe.steps - recipe.warmup_steps,  # after the warm-up
@@ -123,7 +123,7 @@ def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
 
 
 def segmentation_losses(model: nn.Module, images: Tensor, labels: Tensor, auxiliary_weight: float) -> dict[str, Tensor]:
-    """The losses of a segmenter on images `[B, 3, h, w]`, uint8, and labels `[B, h, w]`."""
+    """Compute the losses of a segmenter on images `[B, 3, h, w]`, uint8, and labels `[B, h, w]`."""
     scores = model(images.float() / 255)
     terms = {"decoder": cross_entropy(scores.logits, labels)}
     if scores.auxiliary is not None:
@@ -132,16 +132,16 @@ def segmentation_losses(model: nn.Module, images: Tensor, labels: Tensor, auxili
 
 
 def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
-    """Train a copy of a segmenter for one step on noise: what cannot be trained is refused before the run starts.
+    """Train a copy of a segmenter for one step on noise, so that what cannot be trained fails before a run starts.
 
     Args:
-        segmenter: What will be trained; it and the random state are left as they are.
+        segmenter: The segmenter. It and the random state are not changed.
         recipe: The run's settings.
 
     Raises:
         ModelError: If the step fails; names the backbone and the images' shape.
     """
-    device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # the fewest that UPerNet takes
+    device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # UPerNet needs 2 images
     with seeded(recipe.seed), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
         trial = copy.deepcopy(segmenter).to(device).train()
         images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=device)
@@ -151,7 +151,7 @@ def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled pixels; 0 where there are none.
+    """Compute the mean cross-entropy of the labelled pixels; 0 if there are none.
 
     Args:
         logits: `[B, K, h, w]`.

@@ -1,4 +1,4 @@
-"""Figures of a model on a split, and pictures of what it says."""
+"""Measures a segmenter on a split and draws its predictions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Figures:
     """Figures in percent, over all labelled pixels of a split.
 
     Attributes:
-        miou: Mean of the classes' intersection over union, over the classes that occur in labels or predictions.
-        pixel_accuracy: Share of pixels that are right.
-        iou: Of each class; None where it occurs in neither.
+        miou: Mean intersection over union of the classes that occur in labels or predictions.
+        pixel_accuracy: Share of pixels that are classified correctly.
+        iou: Intersection over union of each class; None if it occurs neither in labels nor in predictions.
     """
 
     miou: float
@@ -40,12 +40,12 @@ class Figures:
 
     @property
     def occurring(self) -> int:
-        """Classes that the mean is over."""
+        """Number of classes that the mean is over."""
         return sum(value is not None for value in self.iou)
 
     @property
     def extent(self) -> str:
-        """Over how many classes the mean is."""
+        """Number of classes that the mean is over, as text: `3` or `2 of 3`."""
         return str(len(self.iou)) if self.occurring == len(self.iou) else f"{self.occurring} of {len(self.iou)}"
 
 
@@ -56,11 +56,11 @@ class Tally:
         self._counts = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED).to(device)
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Class indices `[B, h, w]` of both."""
+        """Count the pixels of a batch; both arguments are class indices `[B, h, w]`."""
         self._counts.update(predicted, labels.long())
 
     def figures(self) -> Figures:
-        """Work them out; no labelled pixel gives zeros."""
+        """Compute the figures from the counts; all are zero if no pixel is labelled."""
         counts = self._counts.compute().double().cpu()
         hits, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         occurs = union > 0
@@ -68,12 +68,12 @@ class Tally:
         return Figures(
             miou=float(iou[occurs].mean()) if occurs.any() else 0.0,
             pixel_accuracy=float(100 * hits.sum() / counts.sum().clamp(min=1)),
-            iou=tuple(float(value) if there else None for value, there in zip(iou, occurs, strict=True)),
+            iou=tuple(float(value) if found else None for value, found in zip(iou, occurs, strict=True)),
         )
 
 
 def check(batch: Batch, corrupt: CorruptImages) -> None:
-    """Take notice of what could not be read.
+    """Count the unreadable files of a batch.
 
     Raises:
         UserError: If a label image is wrong, or too many files are unreadable.
@@ -84,13 +84,13 @@ def check(batch: Batch, corrupt: CorruptImages) -> None:
 
 
 def classify(model: Segmenter, images: Tensor, size: torch.Size, recipe: Segmentation) -> Tensor:
-    """The class of each pixel `[B, h', w']` at `size`, as the recipe tests.
+    """Predict the class of each pixel `[B, h', w']`, with the recipe's test settings.
 
     Args:
-        model: In eval mode.
+        model: The segmenter, in eval mode.
         images: `[B, 3, h, w]`, uint8.
-        size: Height and width wanted.
-        recipe: Window, stride and flip.
+        size: Height and width of the prediction.
+        recipe: The run's settings: window, stride and flip.
     """
     pixels = images.float() / 255
     scores = predict(model, pixels, window=recipe.window, stride=recipe.window_stride, flip=recipe.flip_test)
@@ -107,14 +107,14 @@ def measure(
     autocast: Callable[[], torch.autocast],
     corrupt: CorruptImages,
 ) -> Figures:
-    """Figures of a model over all batches.
+    """Measure a segmenter on all batches.
 
     Args:
-        model: In eval mode, on `device`.
-        batches: From `testing_loader`.
-        recipe: How to test.
-        device: Where the model is.
-        autocast: Gives the autocast to run in.
+        model: The segmenter, in eval mode, on `device`.
+        batches: Batches from `testing_loader`.
+        recipe: The run's settings.
+        device: The model's device.
+        autocast: Returns the autocast context to run in.
         corrupt: Counter of unreadable files.
 
     Raises:
@@ -136,7 +136,10 @@ def measure(
 def draw(
     model: Segmenter, pairs: Pairs, recipe: Segmentation, folder: Path, *, autocast: Callable[[], torch.autocast]
 ) -> None:
-    """Write a picture of each of a split's first images, as many as the recipe wants, named by their number."""
+    """Write pictures of a split's first images, each with its labels and its prediction; the file name is the index.
+
+    `recipe.pictures` is the number of images.
+    """
     images, colours = LabelledImages(pairs, recipe, testing_transform(recipe)), palette(pairs, recipe)
     device = next(model.parameters()).device
     for number in range(min(recipe.pictures, len(pairs))):
@@ -151,7 +154,7 @@ def draw(
 
 
 def _panels(image: Tensor, numbers: tuple[Tensor, ...], colours: list[tuple[int, int, int]]) -> Tensor:
-    """The image, and beside it the image under each of the class indices `[h, w]`; RGB in [0, 1], `[3, h, n*w]`."""
+    """Draw the image, followed by the image under each map of class indices `[h, w]`; RGB in [0, 1], `[3, h, n*w]`."""
     plain = F.interpolate(image[None].float(), tuple(numbers[0].shape), mode="bilinear", antialias=True)
     plain = plain[0].round().clamp(0, 255).byte()
     indices = torch.arange(len(colours))[:, None, None]
@@ -160,9 +163,9 @@ def _panels(image: Tensor, numbers: tuple[Tensor, ...], colours: list[tuple[int,
 
 
 def palette(pairs: Pairs, recipe: Segmentation) -> list[tuple[int, int, int]]:
-    """A colour for each class: the label images' own where they have some, otherwise Pascal VOC's.
+    """Return a colour for each class: from the label images if they have colours, otherwise Pascal VOC's.
 
-    VOC's takes the bits of the number in turn for red, green and blue, the lowest first; 0 is black and left out.
+    VOC assigns the bits of a number in turn to red, green and blue, lowest first. Its colour 0, black, is not used.
     """
     own = Coding(recipe).colours(pairs.labels[0])
     return own or [_voc(number) for number in range(1, len(recipe.class_names) + 1)]

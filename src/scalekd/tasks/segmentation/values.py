@@ -1,4 +1,4 @@
-"""What the values of a label image stand for: numbers or colours in a file, and the classes that they mean."""
+"""Reads the values of label images, numbers or colours, and maps them to class indices."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scalekd.tasks.segmentation.schema import IGNORED, Segmentation, colour_in_w
 _NUMBER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F")  # PIL's modes of one channel
 _WITH_ALPHA = {"LA": "L", "PA": "P", "RGBA": "RGB"}
 _LOSSY = ("JPEG", "JPEG2000", "MPO")
-_WRONG = 256  # no class has this index
+_WRONG = 256  # marks values that stand for no class
 
 
 def check_header(path: Path, image: Image.Image) -> None:
-    """Refuse what cannot be a label image, as far as an opened file's header tells.
+    """Refuse an opened file that cannot be a label image according to its header.
 
     Raises:
         UnreadableImageError: If the file is corrupt.
@@ -31,10 +31,10 @@ def check_header(path: Path, image: Image.Image) -> None:
     if image.format in _LOSSY:
         raise UserError(
             f"data: label image {path} is a {image.format} file, whose compression blends the values at edges; "
-            "write the label images as PNG, from where they were drawn"
+            "export the label images again as PNG"
         )
     try:
-        pages = getattr(image, "n_frames", 1)  # some readers look through the file for them
+        pages = getattr(image, "n_frames", 1)  # some readers scan the file to count them, and may fail
     except Exception as error:
         raise UnreadableImageError(error) from error
     if pages > 1:
@@ -46,12 +46,12 @@ def check_header(path: Path, image: Image.Image) -> None:
 
 
 class Values(NamedTuple):
-    """What a label image holds.
+    """Values of a label image.
 
     Attributes:
-        numbers: Its values `[h, w]`, upright.
+        numbers: Values `[h, w]`, after applying the image's orientation.
         coloured: Whether they are colours, `0xRRGGBB`.
-        palette: Red, green and blue of each value in turn, where it has a palette.
+        palette: Red, green and blue of each value in turn; None if the image has no palette.
     """
 
     numbers: NDArray[np.int64]
@@ -60,13 +60,13 @@ class Values(NamedTuple):
 
 
 def read_values(path: Path, max_pixels: int, *, as_colours: bool) -> Values:
-    """The values of a label image as the file has them.
+    """Read the values of a label image without mapping them.
 
-    One channel holds numbers. RGB holds colours, unless its three channels are equal: then it holds numbers, too.
+    One channel holds numbers. RGB holds colours, unless the three channels are equal: then it holds numbers too.
 
     Args:
         path: The file.
-        max_pixels: Pixels that it may have.
+        max_pixels: Images with more pixels are refused as unreadable.
         as_colours: Whether to read colours in any case.
 
     Raises:
@@ -82,7 +82,7 @@ def read_values(path: Path, max_pixels: int, *, as_colours: bool) -> Values:
             array = np.asarray(opaque.convert("RGB") if as_colours and opaque.mode in ("1", "L", "P") else opaque)
         except UserError:
             raise
-        except Exception as error:  # PIL's readers meet nearly any in a corrupt file
+        except Exception as error:  # PIL's readers may raise nearly any exception for a corrupt file
             raise UnreadableImageError(error) from error
     values = _whole(path, array)
     coloured = values.ndim == 3 and (as_colours or bool((values != values[..., :1]).any()))
@@ -94,14 +94,18 @@ def read_values(path: Path, max_pixels: int, *, as_colours: bool) -> Values:
 
 
 def _without_alpha(path: Path, image: Image.Image) -> Image.Image:
-    """The image without its alpha channel, which must be the same everywhere."""
+    """Remove an image's alpha channel.
+
+    Raises:
+        UserError: If alpha is not the same in all pixels.
+    """
     if image.mode not in _WITH_ALPHA:
         return image
     low, high = image.getchannel("A").getextrema()
     if low != high:
         raise UserError(
-            f"data: label image {path} has an alpha channel that differs from pixel to pixel, so its values do not say "
-            "all; flatten it into one channel of class numbers"
+            f"data: label image {path} has an alpha channel that differs from pixel to pixel, so its values are "
+            "ambiguous; flatten it into one channel of class numbers"
         )
     plain = Image.fromarray(np.asarray(image)[..., : len(image.getbands()) - 1].squeeze())
     if image.mode == "PA":
@@ -111,7 +115,11 @@ def _without_alpha(path: Path, image: Image.Image) -> Image.Image:
 
 
 def _whole(path: Path, array: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Numbers of any type as integers."""
+    """Convert numbers of any type to integers.
+
+    Raises:
+        UserError: If there are fractions.
+    """
     whole = array.astype(np.int64)
     if array.dtype.kind == "f" and (whole != array).any():
         fraction = array[whole != array].flat[0]
@@ -120,16 +128,16 @@ def _whole(path: Path, array: NDArray[np.generic]) -> NDArray[np.int64]:
 
 
 class Coding:
-    """How the values of a recipe's label images become class indices.
+    """Maps the values of label images to class indices.
 
-    `map_values` replaces values first. The number that results is unlabelled where it is 255, or 0 with
-    `zero_is_unlabelled`; otherwise it is a class's.
+    `map_values` is applied first. The resulting number means "unlabelled" if it is 255, or if it is 0 and
+    `zero_is_unlabelled` is set; otherwise it is the number of a class.
 
     Args:
         recipe: The run's settings.
 
     Attributes:
-        as_colours: Whether `map_values` names colours; label images are then read as colours.
+        as_colours: Whether `map_values` maps colours; label images are then read as colours.
         first: Number of the first class.
     """
 
@@ -149,12 +157,12 @@ class Coding:
         return number - self.first if number - self.first < len(self.names) else _WRONG
 
     def index(self, value: int) -> int | None:
-        """The class of a value, 255 where it is unlabelled; None where it stands for nothing."""
+        """Return the class index of a value, 255 if it means "unlabelled", None if it stands for no class."""
         known = 0 <= value < len(self._table) and self._table[value] != _WRONG
         return int(self._table[value]) if known else None
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """A label image as class indices `[h, w]` from 0; 255 for pixels without a label.
+        """Read a label image as class indices `[h, w]` from 0, with 255 for pixels without a label.
 
         Raises:
             UnreadableImageError: If the file is missing or corrupt.
@@ -168,10 +176,10 @@ class Coding:
         return indices.astype(np.uint8)
 
     def refusal(self, path: Path, value: int, coloured: bool) -> str:
-        """Why a value of a label image is refused, without the mend."""
+        """Return the first part of an error message, which says why a value is refused but not how to fix it."""
         where = f"data: label image {path} has the"
         if coloured and not self.as_colours:
-            return f"{where} channels RGB, and colours in them, where one channel of class numbers is read"
+            return f"{where} channels RGB with colours, but one channel of class numbers is expected"
         if self.as_colours and not coloured:
             return f"data: label image {path} has no colours, but map_values names colours"
         if self.as_colours:
@@ -180,7 +188,7 @@ class Coding:
         return f"{where} value {value}, but there are {len(self.names)} classes, numbered {self.first} to {last}"
 
     def colours(self, path: Path) -> list[tuple[int, int, int]] | None:
-        """A colour for each class, where the label images have their own: of `map_values`, or of a palette."""
+        """Return a colour for each class from `map_values` or the image's palette; None if they do not have one."""
         values = [next((v for v in self._candidates() if self.index(v) == n), None) for n in range(len(self.names))]
         if self.as_colours:
             found = [0 if value is None else value for value in values]
@@ -194,5 +202,5 @@ class Coding:
         return [(own[3 * v], own[3 * v + 1], own[3 * v + 2]) for v in values if v is not None]
 
     def _candidates(self) -> list[int]:
-        """Values that may stand for a class, those of `map_values` first."""
+        """Return the values that may stand for a class, those of `map_values` first."""
         return [*self.mapping, *([] if self.as_colours else range(IGNORED + 1))]

@@ -1,1 +1,1 @@
-"""What a student is worth elsewhere: dense prediction on its feature maps."""
+"""Transfer of a student to dense prediction on its feature maps: what detection and segmentation share."""

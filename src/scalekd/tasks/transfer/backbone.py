@@ -1,4 +1,4 @@
-"""Any timm model as four feature maps, of strides 4, 8, 16 and 32."""
+"""Turns any timm model into a backbone with four feature maps of strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from scalekd.models.sources import create, is_timm
 from scalekd.models.weights import Card, save_weights
 
 STRIDES = (4, 8, 16, 32)
-_SINGLE = (8, 16, 32)  # the one stride of a ViT or Mixer that a pyramid can be made from
+_SINGLE = (8, 16, 32)  # strides of single-stride models (ViT, Mixer) that a pyramid can be made from
 
 
 class Backbone(nn.Module):
-    """A classifier without its head, as a pyramid of feature maps; all of it can be trained.
+    """A classifier without its head as a trainable pyramid of feature maps.
 
-    Hierarchical models give their own maps, those with layer norms through a layer norm each, as mmdetection and
-    mmsegmentation have it; Swin always shifts its windows. A ViT or Mixer has one stride: its maps are scaled by
-    deconvolutions and pooling, all from the last one (ViTDet's simple feature pyramid) or from four depths. Position
-    embeddings are resampled to the image. An architecture of a fixed size (Mixer, BEiT) sees the image as tiles of that
-    size, which know nothing of each other.
+    Hierarchical models return their own maps; if the model uses layer norms, each map goes through another layer norm,
+    as in mmdetection and mmsegmentation. Swin always shifts its windows. A ViT or Mixer has one stride: its maps are
+    scaled by deconvolutions and pooling, all from the last map (ViTDet's simple feature pyramid) or from four depths.
+    Position embeddings are resampled to the image. An architecture with a fixed input size (Mixer, BEiT) processes the
+    image as independent tiles of that size.
 
     Args:
-        model: A timm name, a weights file of scalekd's, or the folder of a run (or of `adapt`).
+        model: A timm name, a weights file written by scalekd, or the folder of a run or of `adapt`.
         weights: A safetensors file for a timm name.
-        pretrained: Whether a timm name without weights takes the hub's; otherwise they are random.
-        spread: Whether a model of one stride gives maps of four depths, a quarter of the blocks apart.
+        pretrained: Whether a timm name without `weights` gets the hub's weights; otherwise they are random.
+        spread: Whether a single-stride model returns maps from four depths, a quarter of the blocks apart.
         model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`.
 
     Attributes:
         name: The timm name.
-        file: The weights file that was read, if one was.
+        file: The weights file that was read, if any.
         channels: Channels of each map.
-        strides: Pixels a cell of each map; 4, 8, 16, 32.
+        strides: Stride of each map in pixels: 4, 8, 16, 32.
 
     Raises:
-        UserError: If there is no such model, or its strides do not fit.
+        UserError: If there is no such model, or its strides are not supported.
     """
 
     mean: Tensor
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", image_model.mean, persistent=False)
         self.register_buffer("std", image_model.std, persistent=False)
         if not is_timm(self.name) or not hasattr(image_model.model, "forward_intermediates"):
-            raise UserError(f"backbone: {self.name} gives no feature maps as timm models do; use one of timm")
+            raise UserError(f"backbone: {self.name} does not return feature maps like timm's models; use one of timm")
         self._tile, self.model = _any_size(image_model)
         self._indices, own = _choose(self.model.feature_info, self.name, spread)
         self.model.prune_intermediate_layers(sorted(set(self._indices)), prune_norm=True)
@@ -88,16 +88,17 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_card(cls, card: Card, *, spread: bool = False) -> Backbone:
-        """The backbone, its weights random, of a model that `save_whole` has written."""
+        """Build the backbone of a model saved by `save_whole`, with random weights."""
         backbone = cls(card.architecture.partition(":")[2], pretrained=False, spread=spread, **card.args)
         backbone.mean.copy_(torch.tensor(card.mean).view_as(backbone.mean))
         backbone.std.copy_(torch.tensor(card.std).view_as(backbone.std))
         return backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """RGB images in [0, 1] `[B, 3, h, w]` -> maps `[B, C, H/4, W/4]` to `[B, C, H/32, W/32]`, finest first.
+        """Compute the maps `[B, C, H/4, W/4]` to `[B, C, H/32, W/32]`, finest first, of images `[B, 3, h, w]`.
 
-        `H` and `W` are the next multiples of 32: what is not there, at the right and below, has the mean colour.
+        Images are RGB in [0, 1]. `H` and `W` are `h` and `w` rounded up to multiples of 32; images are padded at the
+        right and bottom with the mean colour.
         """
         images = (images - self.mean) / self.std
         height, width = images.shape[-2:]
@@ -105,7 +106,7 @@ class Backbone(nn.Module):
         return [scale(features) for scale, features in zip(self.scales, maps, strict=True)]
 
     def _read(self, images: Tensor) -> list[Tensor]:
-        """The model's own map for each of the four."""
+        """Compute the model's own map for each of the four maps; in tiles if the model's input size is fixed."""
         if self._tile is None:
             return self._intermediates(images)
         batch, _, height, width = images.shape
@@ -128,7 +129,11 @@ class Backbone(nn.Module):
         return [by_index[index] for index in self._indices]
 
     def _try_out(self, own: list[int]) -> list[Tensor]:
-        """Maps of one empty image, whose strides must be those that timm states."""
+        """Compute the maps of one empty image and check that they have the strides that timm states.
+
+        Raises:
+            UserError: If the model fails, or a map has another stride.
+        """
         side = self._tile or 2 * STRIDES[-1]
         training = self.model.training
         try:
@@ -150,26 +155,29 @@ class Backbone(nn.Module):
 
 
 def weights_in(folder: Path) -> Path:
-    """The weights in the folder of a run, of `adapt` or of `export --format timm`.
+    """Find the weights file in the folder of a run, of `adapt` or of `export --format timm`.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there is none.
     """
     names = ("student.safetensors", "teacher.safetensors", "model.safetensors")
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
-        raise UserError(f"backbone: {folder} holds no weights ({', '.join(names)}); name a run's folder or a file")
+        raise UserError(f"backbone: {folder} holds no weights ({', '.join(names)}); pass a run's folder or a file")
     return found[0]
 
 
 def _any_size(image_model: ImageModel) -> tuple[int | None, Any]:
-    """The model for images of any size, or the only side that it takes beside the model."""
+    """Prepare the model for images of any size.
+
+    Returns:
+        None and the model; for a model with a fixed input size its side in pixels and the model.
+    """
     model = image_model.model
     if hasattr(model, "dynamic_img_size"):  # ViT, EVA, Swin: an argument of their builders
         arguments = image_model.model_args | {"dynamic_img_size": True, "num_classes": model.num_classes}
-        if isinstance(
-            model, SwinTransformer
-        ):  # otherwise a stage of one window at the weights' resolution never shifts
+        if isinstance(model, SwinTransformer):
+            # Without it, a stage that has a single window at the weights' resolution never shifts its windows.
             arguments["always_partition"] = True
         flexible = create(image_model.name, pretrained=False, model_args=arguments)
         load_weights(flexible, model.state_dict(), image_model.name)
@@ -178,7 +186,7 @@ def _any_size(image_model: ImageModel) -> tuple[int | None, Any]:
 
 
 def _choose(feature_info: Any, name: str, spread: bool) -> tuple[list[int], list[int]]:
-    """Index and stride of the model's own map for each of the four.
+    """Choose the model's own map for each of the four maps; return their indices and strides.
 
     Raises:
         UserError: If the model has neither all four strides nor a single one that can be scaled.
@@ -199,7 +207,10 @@ def _choose(feature_info: Any, name: str, spread: bool) -> tuple[list[int], list
 
 
 def _scale(channels: int, stride: int, wanted: int) -> nn.Module:
-    """From a map `[B, C, h, w]` of one stride to another: pooled, or doubled with half the channels each time."""
+    """Build the module that scales a map `[B, C, h, w]` from one stride to another.
+
+    Coarser maps are max-pooled. For finer maps, each deconvolution doubles the resolution and halves the channels.
+    """
     if wanted >= stride:
         return nn.MaxPool2d(wanted // stride) if wanted > stride else nn.Identity()
     widths = [channels >> times for times in range(int(log2(stride // wanted)) + 1)]
@@ -213,14 +224,14 @@ def _scale(channels: int, stride: int, wanted: int) -> nn.Module:
 def save_whole(
     path: Path, model: nn.Module, backbone: Backbone, *, head: str, resolution: int, classes: tuple[str, ...]
 ) -> str:
-    """Write a model of another task, its backbone within, with a card that is enough to build it again.
+    """Save a detector or segmenter with a card from which it can be rebuilt.
 
     Args:
-        path: The safetensors file.
-        model: All of it.
+        path: The safetensors file to write.
+        model: The whole model.
         backbone: Its backbone.
-        head: What stands on the backbone, such as `upernet`.
-        resolution: Image side in pixels that it was trained at.
+        head: Name of the model on the backbone, such as `upernet`.
+        resolution: Image side in pixels in training.
         classes: Class names.
 
     Returns:
@@ -239,11 +250,11 @@ def save_whole(
 
 
 def card_of(path: Path, card: Card | None, head: str) -> Card:
-    """The card of a file that `save_whole` has written.
+    """Check that a card belongs to a file that `save_whole` wrote for this head, and return it.
 
     Raises:
-        UserError: If it is another model's.
+        UserError: If it belongs to another model.
     """
     if card is None or not card.architecture.startswith(f"{head}:"):
-        raise UserError(f"weights: {path} holds no {head} of scalekd's")
+        raise UserError(f"weights: {path} holds no {head} written by scalekd")
     return card

@@ -1,4 +1,4 @@
-"""Recipe keys that every task of `transfer` has."""
+"""Recipe keys that all tasks of `transfer` share."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ class RunKeys(Keys):
     log_every: Positive = 50
     """Steps between log lines; the last step has one too."""
     pictures: int = Field(default=8, ge=0)
-    """Validation images that are drawn at the end, what is there beside what was found."""
+    """Validation images that are drawn at the end, annotations next to predictions."""
 
 
 class Transfer(RunKeys, StepKeys, LoadingKeys, BackboneKeys):
-    """The keys that every task has."""
+    """The keys that all tasks of `transfer` share."""
 
     def accumulate(self, processes: int) -> int:
-        """Micro-batches of an optimiser step in each of so many processes."""
+        """Return the number of micro-batches per optimiser step in each process."""
         share = self.batch // processes
         return share // min(self.micro_batch or share, share)
 
@@ -86,7 +86,9 @@ class Transfer(RunKeys, StepKeys, LoadingKeys, BackboneKeys):
     def _common_keys_fit(self) -> Transfer:
         fixed = sorted(self.backbone_args.keys() & FIXED_ARGS)
         if fixed:
-            raise ValueError(f"backbone_args: {fixed[0]} cannot be given here; it is a key of its own or has none")
+            raise ValueError(
+                f"backbone_args: {fixed[0]} cannot be given here; set the recipe key for it, or leave it out"
+            )
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch: {self.micro_batch} does not divide the batch of {self.batch}")
         return self

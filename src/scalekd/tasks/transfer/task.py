@@ -1,4 +1,4 @@
-"""What trainings of a detector or segmenter share: one model on batches of images, its losses a dictionary."""
+"""Base class of the detection and segmentation tasks: one model whose losses are a dictionary."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scalekd.engine.task import Task
 
 
 class TransferTask(Task):
-    """Trains one model and measures it; a task says what its losses and its figures are.
-
-    Attributes:
-        name: What the command calls it: `scalekd transfer NAME`.
+    """Trains and measures one model; subclasses define its losses and figures.
 
     Args:
         learner: The model in training.
         corrupt: Counter of unreadable images.
+
+    Attributes:
+        name: Name of the task on the command line: `scalekd transfer NAME`.
     """
 
     name: ClassVar[str]
@@ -36,7 +36,7 @@ class TransferTask(Task):
 
     @property
     def final(self) -> Any:
-        """What is measured and saved: the moving average where there is one."""
+        """The model that is measured and saved: the moving average if there is one."""
         return self.learner.final
 
     def prepare(self, batch: Any, number: int) -> Any:
@@ -47,11 +47,11 @@ class TransferTask(Task):
 
     @abstractmethod
     def loss_terms(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        """Scalar losses of a batch by name, which are summed up."""
+        """Compute the scalar losses of a batch by name; the training loss is their sum."""
 
     @abstractmethod
     def describe(self) -> str:
-        """The figures of the last validation, in a few words."""
+        """Return the figures of the last validation as a short text."""
 
     def summary(self) -> list[str]:
         return [self.describe(), f"loss {float(self.learner.figures['train/loss']):.3f}"]
