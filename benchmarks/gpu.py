@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from gpu_parts import Scale, compiled, eager
 from measurement import describe_machine
 from pair import STEP, Pair
 from report import markdown
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 
 PAIRS = {

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, ask_child, check_output, positive, say, write_json
+from command import Parser, ask_child, check_output, positive, say
 from measurement import DTYPES, describe_machine
 from pair import STEP, Pair, join, prepare, step
 from picture import draw, short
 from report import markdown
 from scipy.stats import linregress
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import pick_dtype
 from scalekd.planner import step_flops

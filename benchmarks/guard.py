@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, say, write_json
+from command import Parser, check_output, say
 from pair import Pair, join, prepare, step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekd import ScaleKD
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
 from scalekd.method.projector import StemConvolution

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, say, write_json
+from command import Parser, check_output, say
 from measurement import describe_machine
 
+from scalekd.atomic import write_json
 from scalekd.data import ReplayDataset, Split, TrainingStream, read_split, read_unlabelled
 from scalekd.data.cache import list_images
 from scalekd.errors import UserError

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command import Parser, check_output, say, write_json
+from command import Parser, check_output, say
 from measurement import DTYPES, describe_machine
 from PIL import Image
 from torch import Tensor
@@ -27,6 +27,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as F
 
 from scalekd import Student
+from scalekd.atomic import write_json
 from scalekd.data import (
     Files,
     Key,

@@ -16,11 +16,12 @@ from typing import Any
 import script
 from script import say
 
+from scalekd.atomic import write_json
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.recipes.load import dump
-from scalekd.runs.folder import RunFolder, write_json
+from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation import Segmentation
 from scalekd.tasks.segmentation.run import train
 from scalekd.tasks.transfer.running import located

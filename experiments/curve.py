@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from script import run
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
-from scalekd.runs.folder import write_json
 
 WINDOW = 20
 

@@ -10,10 +10,10 @@ from script import say
 from study_grid import STRONG, STUDENTS, Row, row
 from study_run import Study, share_of
 
+from scalekd.atomic import write_json
 from scalekd.environment import describe_environment
 from scalekd.planner import step_flops
 from scalekd.recipes import load
-from scalekd.runs.folder import write_json
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher
 
 SHARE = 5  # percent of the training images: an epoch is 14 steps

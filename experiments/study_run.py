@@ -17,8 +17,8 @@ from typing import Any
 
 from study_grid import STRONG, Row
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
-from scalekd.runs.folder import write_json
 
 # The same for all rows. One thread a run: two runs beside each other give more than one on both cores.
 COMMON: dict[str, Any] = {"batch": 32, "workers": 0, "check_teacher": False}

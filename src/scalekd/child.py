@@ -1,4 +1,4 @@
-"""A piece of work in a copy of this process, which it may change or end without a trace in this one."""
+"""Work in a copy of this process, which it may change or end without a trace in this one. For Linux and macOS."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import sys
 import traceback
@@ -111,8 +112,6 @@ def _start_autograd() -> None:
 
 def _die_in_silence() -> None:
     """Leave no core file and print nothing: the parent tells what happened."""
-    import resource  # noqa: PLC0415  # not there on Windows
-
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)

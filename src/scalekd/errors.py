@@ -1,7 +1,8 @@
-"""The one error that a user is meant to read."""
+"""What ends a command and is told to the user in one line: a wrong input, or a signal."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 
 _LONGEST = 2000
@@ -11,6 +12,11 @@ _LONG = 6  # letters of a beginning by which a longer name may be meant
 def printable(text: object) -> str:
     """A text as one line that does nothing to a terminal: control characters, surrogates and the like are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class UserError(Exception):
@@ -25,6 +31,19 @@ class UserError(Exception):
         if len(line) > _LONGEST:  # its beginning names the key, its end the mend
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         super().__init__(line)
+
+
+class Interrupted(BaseException):
+    """A signal stopped the command; no `Exception`, so that nothing takes it for a fault of what it stopped.
+
+    Args:
+        message: What to tell the user.
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as shells have it
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
-"""What is going on, on standard error, where that is a terminal."""
+"""What a command says while it works, on standard error: lines, and bars where that is a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -15,6 +16,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 class SizedIterable(Sized, Iterable[T_co], Protocol[T_co]):
     """Something to loop over whose length is known, such as a DataLoader."""
+
+
+def plain_lines(console: Console | None = None) -> Callable[[str], None]:
+    """What prints a line as it is: uncut, without colours, and brackets in file names are no markup."""
+    console = console or Console(stderr=True)
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
 
 
 def watched(batches: SizedIterable[T_co], what: str, console: Console | None = None) -> Iterable[T_co]:

@@ -16,9 +16,13 @@ K = TypeVar("K")
 
 ATTEMPTS = 3  # new sets of workers without a batch in between
 
-# torch would raise in the main thread wherever that is, in mid-step too. The loader looks after its workers by itself,
-# every few seconds, when it waits for one.
-signal_handling._SIGCHLD_handler_set = True
+
+def look_for_lost_workers_only_when_waiting() -> None:
+    """Keep torch from its handler of SIGCHLD, for this process: it raises in the main thread at once, in mid-step too.
+
+    A loader that waits for a worker looks every few seconds whether it is still there.
+    """
+    signal_handling._SIGCHLD_handler_set = True
 
 
 class SteadyLoader(Generic[T, K]):
@@ -42,6 +46,7 @@ class SteadyLoader(Generic[T, K]):
         return len(self._batches)  # type: ignore[arg-type]  # torch types no sampler as sized
 
     def __iter__(self) -> Iterator[T]:
+        look_for_lost_workers_only_when_waiting()
         given: deque[list[K]] = deque()  # to the workers, and not delivered
         batches = iter(self._batches)
 

@@ -16,14 +16,12 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from scalekd.engine.processes import Processes
-from scalekd.method import Method
-from scalekd.models import Student, Teacher
 
 # Shares of a model's parameters that one part of it may have: what is smaller stays with the rest.
 _LEAST, _MOST = 0.01, 0.25
 
 
-def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], object]) -> None:
+def shard_teacher(teacher: nn.Module, device: torch.device, run: Callable[[], object]) -> None:
     """Leave each process a part of a teacher that is not on its device yet; the rest of it moves there whole.
 
     Blocks are put together one at a time, in the whole forward as in the tail's: no module around them is sharded.
@@ -38,21 +36,26 @@ def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], obje
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
-def shard_trained(method: Method, average: ModelEmaV3 | None, device: torch.device, run: Callable[[], object]) -> None:
+def shard_trained(
+    method: nn.Module,
+    student: nn.Module,
+    average: ModelEmaV3 | None,
+    device: torch.device,
+    run: Callable[[], object],
+) -> None:
     """Move a method to its device and leave each process a part of what is trained, and of its moving average.
 
     The student is validated without the method around it, so that it and each projector are sharded by themselves.
 
     Args:
         method: Its teacher is there already, or sharded.
+        student: A child of it.
         average: The student's moving average.
         device: Where it will run.
         run: Runs the method once where it is.
     """
     method.to(device)
     called, mesh = _called(run), _mesh(device)
-    student = method.student
-    assert isinstance(student, Student)
     outer = [part for child in method.children() if child is not student for part in _outermost(child, called)]
     names = {part: name for name, part in student.named_modules()}
     inner = [names[part] for part in _parts(student, called)]

@@ -8,20 +8,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from scalekd.errors import Interrupted
+
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Interrupted(BaseException):
-    """A signal stopped the command; no `Exception`, so that nothing takes it for a fault of what it stopped.
-
-    Args:
-        message: What to tell the user.
-        number: The signal.
-    """
-
-    def __init__(self, message: str, number: signal.Signals) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number  # as shells have it
 
 
 class Stop:

@@ -9,8 +9,8 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from scalekd.errors import first_line
 from scalekd.export.compare import agreement
-from scalekd.export.onnx import first_line
 from scalekd.models import Classifier
 
 # Rounding of float32 stays far below this share of the largest logit, a wrong fold far above it.

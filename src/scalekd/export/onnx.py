@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card, read_card
 
@@ -183,11 +183,6 @@ def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -
     difference = (OnnxClassifier(path)(images.cpu()) - wanted).abs().max().item()
     if not difference <= _TOLERANCE * wanted.abs().max().item():  # not a number is no agreement either
         raise ValueError(f"its logits differ by up to {difference:.1e} from the model's")
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message up to its first line break, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

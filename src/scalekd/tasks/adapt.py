@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from scalekd.atomic import write_json
 from scalekd.data import (
     CorruptImages,
     Split,
@@ -26,9 +27,9 @@ from scalekd.models.folders import TEACHER
 from scalekd.models.layout import prepare_classifier
 from scalekd.models.sources import is_timm
 from scalekd.models.teacher import check_patches, outline, resolution_note
-from scalekd.progress import watched, working
+from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
-from scalekd.runs.folder import RunFolder, read_json, write_json
+from scalekd.runs.folder import RunFolder, read_json
 from scalekd.runs.lock import made_folder
 from scalekd.tasks.distill.inputs import check_output, evaluation_images
 from scalekd.tasks.distill.measuring import PROBED
@@ -62,7 +63,8 @@ def probe(
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
     console = console or Console(stderr=True)
-    corrupt = CorruptImages(recipe.max_corrupt, partial(console.print, highlight=False, soft_wrap=True, markup=False))
+    say = plain_lines(console)
+    corrupt = CorruptImages(recipe.max_corrupt, say)
     if recipe.teacher_weights is None:  # weights may be of a student that was trained without labels
         _check_kind(recipe.teacher, recipe.teacher_args)
     classifier = Classifier(
@@ -74,11 +76,11 @@ def probe(
     )
     teaches = has_patch_tokens(classifier.model)
     for line in _about(classifier, teaches=teaches):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)
     if teaches:
         check_patches(classifier, "resolution")
     for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)
     with made_folder(output):  # what cannot start has left nothing
         classifier.crop_fraction = recipe.crop_fraction
         dtype = pick_dtype(recipe.precision, device)
@@ -157,7 +159,7 @@ def finetune(
             **recipe.teacher_args,
         )
         if slow := resolution_note(teacher, "--resolution"):
-            (console or Console(stderr=True)).print(f"teacher   {slow}", highlight=False, soft_wrap=True, markup=False)
+            plain_lines(console)(f"teacher   {slow}")
         settings = recipe.model_copy(
             update={
                 "method": "none",

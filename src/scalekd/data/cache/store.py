@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from scalekd.atomic import write_bytes
 from scalekd.data.cache.layout import Layout
 from scalekd.errors import UserError
+from scalekd.locks import leads_to, lock
 
 DESCRIPTION = "cache.json"
 LISTING = "images.txt.gz"
@@ -91,32 +91,18 @@ class TeacherCache:
         self.path.mkdir(parents=True, exist_ok=True)
         about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
         text = listing.encode(errors="surrogateescape")
-        self._write(self.path / LISTING, gzip.compress(text, mtime=0))
+        write_bytes(self.path / LISTING, gzip.compress(text, mtime=0), concurrently=True)
         if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
-            self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
+            write_bytes(self.path / DESCRIPTION, json.dumps(about, indent=2).encode(), concurrently=True)
 
     def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
-        """Write a shard; the caller holds its claim."""
-        for left in self.file(shard).parent.glob(f"{self.file(shard).name}.*.partial"):  # by a process that died
-            left.unlink(missing_ok=True)
-        # One metadata key only: safetensors writes several in random order.
-        self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
-
-    def _write(self, path: Path, content: bytes) -> None:
-        """Write a file whole or not at all: it is on the disk before it has its name.
+        """Write a shard; the caller holds its claim.
 
         Raises:
             OSError: If the disk is full, say; nothing is left of the file then.
         """
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # One metadata key only: safetensors writes several in random order.
+        write_bytes(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
 
     @contextmanager
     def claim(self, shard: Shard, *, wait: bool = False) -> Iterator[bool]:
@@ -128,11 +114,20 @@ class TeacherCache:
 
         Yields:
             Whether it is ours to make: False where another process has it, or it is there by now.
+
+        Raises:
+            UserError: If the file system has no locks.
         """
         path = self.file(shard).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as lock:
-            if not _lock(lock, wait) or not _is(path, lock):  # a removed file's lock keeps nobody out
+        with path.open("a") as file:
+            try:
+                ours = lock(file, wait=wait) and leads_to(path, file)
+            except OSError as error:
+                raise UserError(
+                    f"cache: {path} cannot be locked ({error.strerror}); put --cache on a file system with locks"
+                ) from error
+            if not ours:
                 yield False
                 return
             try:
@@ -161,29 +156,6 @@ class TeacherCache:
                 f"cache: the disk of {self.path.parent} lacks {size(lacking)} for {views} view(s); free them, or take "
                 "fewer views (augmentation_epochs) or cache_format int8. Shards already written are kept"
             )
-
-
-def _lock(file: IO[str], wait: bool) -> bool:
-    """Lock an open file, which lasts until it is closed; False where another process has it and we do not wait."""
-    import fcntl  # noqa: PLC0415  # not there on Windows, where everything but filling works
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"cache: {file.name} cannot be locked ({error.strerror}); put --cache on a file system with locks"
-        ) from error
-    return True
-
-
-def _is(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still what the path leads to."""
-    try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def size(count: int) -> str:

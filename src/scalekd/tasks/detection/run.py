@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
+from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.weights import file_hash
-from scalekd.progress import watched
-from scalekd.runs.folder import RunFolder, write_json
+from scalekd.progress import plain_lines, watched
+from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import evaluation_batches, training_batches
 from scalekd.tasks.detection.detector import build, load_detector, try_training
@@ -78,7 +79,7 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
     output = Path(output)
     folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     val = read_validation(recipe, classes, say)
     device = pick_device(recipe.accelerator)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))

@@ -23,6 +23,7 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.method import TeacherOutputs
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
+from scalekd.progress import plain_lines
 from scalekd.recipes import DataKeys, Recipe
 from scalekd.tasks.distill.build import build_teacher, remarks
 from scalekd.tasks.distill.inputs import check_output, read_data, training_images
@@ -89,7 +90,7 @@ def fill_cache(
     if recipe.method == "none":
         raise UserError("cache: method none reads no teacher; name the method that is to read the cache")
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     check_output(recipe, recipe.cache, "cache")
     train, val = read_data(recipe)
     device = pick_device(recipe.accelerator)

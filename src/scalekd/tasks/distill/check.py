@@ -14,6 +14,7 @@ from scalekd.engine.optimisation import build_optimizer, build_schedule, quieten
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.layout import prepare
+from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import (
     build_method,
@@ -47,7 +48,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """
     quieten_timm()
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     number = min(BATCH, recipe.micro_batch or recipe.batch)

@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from scalekd.data import Split, seeded
 from scalekd.engine.modes import evaluating
+from scalekd.errors import first_line
 from scalekd.method import Method
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import TensorBoardEvents, shown_values
@@ -61,7 +62,6 @@ class Watcher:
                 shown = shown_values(*self._look())
         except Exception as error:  # of whatever kind, memory that is short among them: no picture is worth a run
             self._look = None
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._say(f"warning: pictures for TensorBoard are left out from now on: {reason}")
+            self._say(f"warning: pictures for TensorBoard are left out from now on: {first_line(error)}")
             return
         events.log(shown, step)

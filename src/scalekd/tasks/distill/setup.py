@@ -25,7 +25,7 @@ from scalekd.method import Losses, Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
-from scalekd.progress import watched, working
+from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import weight_hashes
 from scalekd.runs.group import Group, naming
@@ -69,9 +69,7 @@ class Setup:
         self._check_processes()
         self.steps = len(self.train) // recipe.batch
         warn = self.console if self.processes.first else Console(stderr=True)  # each reads images of its own
-        self.corrupt = CorruptImages(
-            recipe.max_corrupt, partial(warn.print, highlight=False, soft_wrap=True, markup=False)
-        )
+        self.corrupt = CorruptImages(recipe.max_corrupt, plain_lines(warn))
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         self.cache = None
         if self.teacher is not None and recipe.cache is not None:
@@ -199,7 +197,7 @@ class Setup:
 
     def say(self, text: str) -> None:
         """Print text as it is, file names with brackets included."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        plain_lines(self.console)(text)
 
     def announce(self) -> None:
         """Print the plan, and measure the teacher where it has the data's classes."""

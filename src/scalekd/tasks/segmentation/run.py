@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.data.overlap import shared_files
 from scalekd.engine.loop import Schedule
@@ -18,9 +19,9 @@ from scalekd.hardware import autocast, pick_device, pick_dtype
 from scalekd.models.fitting import load_weights
 from scalekd.models.layout import choose_attention, choose_convolutions
 from scalekd.models.weights import file_hash, read_weights
-from scalekd.progress import watched
+from scalekd.progress import plain_lines, watched
 from scalekd.recipes import load_as
-from scalekd.runs.folder import RunFolder, write_json
+from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.data import testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, read_pairs
@@ -104,7 +105,7 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
     segmenter = load_segmenter(output)
     device = pick_device(recipe.accelerator)
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     check_labels(pairs, recipe, say, console, fewest=1)
     corrupt = CorruptImages(recipe.max_corrupt, say)
     cast = partial(autocast, device, pick_dtype(recipe.precision, device))
