@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from scalekd.data import (
 from scalekd.data.aside import left_out
 from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.folders import TEACHER
@@ -60,8 +59,7 @@ def probe(
     check_output(recipe, output)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     refuse_shared(train, val, (recipe.train_split, recipe.val_split))
-    device = pick_device(recipe.accelerator)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    compute = pick_compute(recipe)
     console = console or Console(stderr=True)
     say = plain_lines(console)
     corrupt = CorruptImages(recipe.max_corrupt, say)
@@ -83,15 +81,14 @@ def probe(
         say(line)
     with made_folder(output):  # what cannot start has left nothing
         classifier.crop_fraction = recipe.crop_fraction
-        dtype = pick_dtype(recipe.precision, device)
-        prepare_classifier(classifier.to(device).eval(), device, dtype, channels_last=False)
+        prepare_classifier(classifier.to(compute.device).eval(), *compute, channels_last=False)
 
         def batches(split: Split, what: str) -> Any:
             dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
             return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
 
         features, labels = collect_features(
-            classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
+            classifier.features, batches(train, "features"), compute=compute, corrupt=corrupt
         )
         with working(f"fitting the head on {len(labels)} images", console):
             head = fit_linear_head(features, labels, seed=recipe.seed)
@@ -100,8 +97,7 @@ def probe(
             classifier,
             batches(val, "evaluate"),
             num_classes=len(train.classes),
-            device=device,
-            autocast=cast,
+            compute=compute,
             corrupt=corrupt,
         )
         digest = classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2))

@@ -94,6 +94,9 @@ class TeacherCache:
         write_bytes(self.path / LISTING, gzip.compress(text, mtime=0), concurrently=True)
         if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
             write_bytes(self.path / DESCRIPTION, json.dumps(about, indent=2).encode(), concurrently=True)
+        for left in self.path.glob("view-*/*.lock"):  # by a process that was killed when its shard was written
+            if left.with_suffix(".safetensors").is_file():
+                left.unlink(missing_ok=True)
 
     def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
         """Write a shard; the caller holds its claim.

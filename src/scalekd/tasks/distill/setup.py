@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from scalekd.engine.processes import Processes, check_devices
 from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import Compute, autocast, pick_device, pick_dtype
 from scalekd.method import Losses, Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
@@ -276,8 +275,7 @@ class Setup:
             logits,
             self._own_validation(),
             num_classes=len(self.classes),
-            device=self.device,
-            autocast=partial(autocast, self.device, self.dtype),
+            compute=Compute(self.device, self.dtype),
             corrupt=self.corrupt,
             blank=torch.zeros(1, 3, self.recipe.resolution, self.recipe.resolution) if self.sharded else None,
         )
