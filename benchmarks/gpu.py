@@ -113,7 +113,7 @@ def conduct(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, d
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for people, a column a pair."""
+    """The human-readable result, a column a pair."""
 
     def show(times: Mapping[str, float]) -> str:
         return f"{1000 * times['seconds']:.1f} ({1000 * times['min']:.1f} to {1000 * times['max']:.1f})"

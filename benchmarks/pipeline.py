@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people: images a second, and in brackets the ratio to PIL's (median, least to greatest)."""
+    """The human-readable result: images a second, and in brackets the ratio to PIL's (median, least to greatest)."""
     lines = ["px   workers " + "".join(f"{name:>26}" for name in READERS)]
     for row in result["results"]:
         cells = (

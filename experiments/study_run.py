@@ -20,7 +20,7 @@ from study_grid import STRONG, Row
 from scalekd.atomic import write_json
 from scalekd.errors import UserError
 
-# The same for all rows. One thread a run: two runs beside each other give more than one on both cores.
+# The same for all rows. One thread a run: two concurrent runs give more than one on both cores.
 COMMON: dict[str, Any] = {"batch": 32, "workers": 0, "check_teacher": False}
 
 

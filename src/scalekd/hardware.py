@@ -86,7 +86,7 @@ def to_device(batch: T, device: torch.device) -> T:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed, for this process: a step then faults in a third of the pages anew.
+    """Let glibc's malloc keep what is freed, for this process: a step then has a third of the page faults.
 
     Blocks of any size come from its heap instead of mappings of their own, and the heap does not shrink.
     """

@@ -73,7 +73,8 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) ->
             save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
             partial.chmod(0o644)  # safetensors leaves files to their owner alone
     except (OSError, SafetensorError) as error:
-        reason = str(error).rpartition("I/O error: ")[2]  # what safetensors says before it is no news
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or str(error).rpartition("I/O error: ")[2]  # what safetensors says before it is no news
         raise UserError(f"weights: {path} cannot be written: {reason}") from error
     return file_hash(path)
 

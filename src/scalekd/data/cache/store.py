@@ -24,7 +24,7 @@ from scalekd.locks import leads_to, lock
 DESCRIPTION = "cache.json"
 LISTING = "images.txt.gz"
 _CARD_KEY = "scalekd"
-# Told for people who look for the cause of a difference; the identity does not rest on them.
+# For readers who look for the cause of a difference; the identity does not rest on them.
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "pillow")
 
 
@@ -162,7 +162,7 @@ class TeacherCache:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Bytes, human-readable."""
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min((len(str(count)) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.4g} {units[power]}"
