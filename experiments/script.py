@@ -10,7 +10,7 @@ from scalekd.errors import UserError
 
 
 def say(text: str) -> None:
-    """Tell a person; standard output is for the result."""
+    """Print to standard error; standard output is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 

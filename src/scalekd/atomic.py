@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that are written atomically: each is replaced as a whole or not changed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, *, concurrently: bool = False) -> Iterator[Path]:
-    """A file to write instead of `path`: it gets that name once it is on the disk, and is removed if anything fails.
+    """A file to write instead of `path`. It is renamed to `path` once it is on the disk, and removed after an error.
 
     Args:
-        path: The file that is wanted; its folder exists.
-        concurrently: Whether other processes may be writing it too; the last one wins. What a killed process leaves is
-            then not overwritten by the next.
+        path: The file to replace; its folder exists.
+        concurrently: Whether other processes may write it concurrently; the last one wins. A killed process then
+            leaves a file that no other process overwrites.
 
     Yields:
-        A path beside it, whose name ends in `.partial`.
+        A path next to it, which ends in `.partial`.
 
     Raises:
         OSError: If it cannot be written; names a file.
@@ -32,7 +32,7 @@ def replacing(path: Path, *, concurrently: bool = False) -> Iterator[Path]:
         yield partial
         _sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)  # the name too
+        _sync(path.parent)  # for the new name
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
@@ -41,18 +41,18 @@ def replacing(path: Path, *, concurrently: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, *, concurrently: bool = False) -> None:
-    """Write a file, whole or not at all; see `replacing`."""
+    """Write a file atomically; see `replacing`."""
     with replacing(path, concurrently=concurrently) as partial:
         partial.write_bytes(content)
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_bytes(Path(path), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or the names in a folder to the disk."""
+    """Write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

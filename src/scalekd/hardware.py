@@ -28,7 +28,7 @@ class Compute(NamedTuple):
     dtype: torch.dtype
 
     def autocast(self) -> torch.autocast:
-        """What it runs in."""
+        """The autocast that it runs in."""
         return autocast(self.device, self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Locks between processes, which the system ends with the process that holds one. For Linux and macOS (`fcntl`)."""
+"""Locks between processes. The system releases a lock when its process ends. For Linux and macOS (`fcntl`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import IO
 
 
 def lock(file: IO[str], *, wait: bool = True) -> bool:
-    """Lock an open file until it is closed, here and in processes forked from here.
+    """Lock an open file until it is closed, in this process and in processes forked from it.
 
     Returns:
-        False where another process has it and `wait` is false.
+        False if another user has it and `wait` is false.
 
     Raises:
         OSError: If the file system has no locks.
@@ -27,23 +27,23 @@ def lock(file: IO[str], *, wait: bool = True) -> bool:
 
 
 def lock_for_this_process(file: IO[str]) -> bool:
-    """Lock an open file until this process ends, even where processes forked from it live on; does not wait.
+    """Lock an open file until this process ends, even if processes forked from it continue. Does not wait.
 
     Returns:
-        False where another process has it.
+        False if another process has it.
 
     Raises:
         OSError: If the file system has no locks.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, depending on the system
         return False
     return True
 
 
 def leads_to(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is still what a path leads to; a lock on a removed file keeps nobody out."""
+    """Whether a path still leads to an open file. A lock on a removed file excludes nobody."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def leads_to(path: Path, file: IO[str]) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Make a folder and be the only process at work in it; others wait."""
+    """Make a folder and exclude all others that call this for it; they wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a", encoding="utf-8") as file:
         lock(file)

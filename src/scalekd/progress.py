@@ -1,4 +1,4 @@
-"""What a command says while it works, on standard error: lines, and bars where that is a terminal."""
+"""What a command prints to standard error while it works: lines, and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SizedIterable(Sized, Iterable[T_co], Protocol[T_co]):
 
 
 def plain_lines(console: Console | None = None) -> Callable[[str], None]:
-    """What prints a line as it is: uncut, without colours, and brackets in file names are no markup."""
+    """A function that prints a line unchanged: without line breaks, colours or markup (brackets in file names)."""
     console = console or Console(stderr=True)
     return partial(console.print, highlight=False, soft_wrap=True, markup=False)
 

@@ -18,9 +18,9 @@ ATTEMPTS = 3  # new sets of workers without a batch in between
 
 
 def look_for_lost_workers_only_when_waiting() -> None:
-    """Keep torch from its handler of SIGCHLD, for this process: it raises in the main thread at once, in mid-step too.
+    """Prevent torch from installing its handler of SIGCHLD in this process, which would raise in the middle of a step.
 
-    A loader that waits for a worker looks every few seconds whether it is still there.
+    A loader that waits for a worker checks every few seconds whether it still exists.
     """
     signal_handling._SIGCHLD_handler_set = True
 
