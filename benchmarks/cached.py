@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from measurement import DTYPES, describe_machine
 from pair import STEP, Pair, prepare, step
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
 from scalekd.planner import step_flops

@@ -1,10 +1,9 @@
-"""What the benchmarks' commands share: errors of one line, fresh processes, results that survive a crash."""
+"""What the benchmarks' commands share: errors of one line, fresh processes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,10 +50,3 @@ def check_output(path: Path | None) -> None:
     """
     if path is not None and not path.parent.is_dir():
         raise UserError(f"output: no such folder: {path.parent}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -3,7 +3,7 @@
 A model counts as supported if one step (forward, backward) leaves a finite gradient in each of its parameters, if its
 logits are timm's own, and if plain timm loads what it saves and computes the same from it. The step is laid out as in a
 run, and taken in a copy of the process, which a library's fault may end. Results are written as they come; a second
-call goes on where the first one stopped. `--report` writes `docs/coverage.md` from them.
+call resumes where the first one stopped. `--report` writes `docs/coverage.md` from them.
 """
 
 from __future__ import annotations

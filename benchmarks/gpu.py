@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from gpu_parts import Scale, compiled, eager
 from measurement import describe_machine
 from pair import STEP, Pair
 from report import markdown
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 
 PAIRS = {
@@ -112,7 +113,7 @@ def conduct(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, d
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result for people, a column a pair."""
+    """The human-readable result, a column a pair."""
 
     def show(times: Mapping[str, float]) -> str:
         return f"{1000 * times['seconds']:.1f} ({1000 * times['min']:.1f} to {1000 * times['max']:.1f})"

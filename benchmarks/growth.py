@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, ask_child, check_output, positive, say, write_json
+from command import Parser, ask_child, check_output, positive, say
 from measurement import DTYPES, describe_machine
 from pair import STEP, Pair, join, prepare, step
 from picture import draw, short
 from report import markdown
 from scipy.stats import linregress
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import pick_dtype
 from scalekd.planner import step_flops
@@ -90,7 +91,7 @@ def measure_point(point: Point, dtype: str, steps: int, device: torch.device) ->
 def begin(output: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What `output` holds of the same measurement, or an empty result.
 
-    Points of another revision, machine or setting are measured anew; changes that are not committed go unnoticed.
+    Points of another revision, machine or setting are measured again; changes that are not committed go unnoticed.
 
     Raises:
         UserError: If the file is not one of this benchmark's.
@@ -155,7 +156,7 @@ def fit_axis(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(axes: Mapping[str, Any]) -> str:
-    """The exponents for people."""
+    """The human-readable exponents."""
 
     def show(fit: Mapping[str, float]) -> str:
         return f"{fit['exponent']:.2f} ± {fit['spread']:.2f}"
@@ -181,7 +182,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Measure how time and memory of a ScaleKD training step grow with the FLOPs, one axis at a time.",
         epilog="exit codes: 0 nothing outgrows the FLOPs, 1 something does, 2 wrong input",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the JSON; a rerun goes on with what it holds")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the JSON; a rerun keeps what it holds")
     parser.add_argument("--picture", type=Path, metavar="FILE", help=".svg, .png, .pdf; default .svg beside the JSON")
     parser.add_argument("--quick", action="store_true", help="only the ends and the middle of each axis")
     parser.add_argument("--dtype", choices=DTYPES, help="default bf16 where the hardware multiplies in it")

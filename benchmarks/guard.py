@@ -1,7 +1,7 @@
 """What a training step costs in quantities that no machine changes: a regression of speed or memory without timing.
 
 `python benchmarks/guard.py` compares them with `results/guard.json` and fails if one has grown; `--update` writes the
-file anew, which a change that is worth it does, saying why. The tests run it too.
+file again, which a change that is worth it does, saying why. The tests run it too.
 
 For each pair, of full width but few blocks, and at half the usual resolution:
 - `flops`: of a step for an image, by part (see `scalekd.planner.step_flops`);
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, say, write_json
+from command import Parser, check_output, say
 from pair import Pair, join, prepare, step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalekd import ScaleKD
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
 from scalekd.method.projector import StemConvolution
@@ -154,7 +155,7 @@ def main() -> int:
         description="Compare a step's machine-independent costs with the recorded ones.",
         epilog="exit codes: 0 nothing has grown, 1 something has, 2 wrong input",
     )
-    parser.add_argument("--update", action="store_true", help=f"write {FILE.name} anew")
+    parser.add_argument("--update", action="store_true", help=f"write {FILE.name} again")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write quantities and what has grown as JSON")
     args = parser.parse_args()
     try:

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import Parser, check_output, say
 from measurement import describe_machine
 
+from scalekd.atomic import write_json
 from scalekd.data import ReplayDataset, Split, TrainingStream, read_split, read_unlabelled
 from scalekd.data.cache import list_images
+from scalekd.errors import UserError
 
 GOAL = {"start_seconds": 5, "megabytes_a_process": 300}
 BUILD, START, TORCHVISION = "build", "start", "torchvision"
@@ -33,7 +36,7 @@ MEGABYTE = 10**6
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="folder to make the files in, and to delete them")
     parser.add_argument("--entries", type=int, default=1_280_000, help="images, empty files; default 1280000")
     parser.add_argument("--classes", type=int, default=1000, help="default 1000")
@@ -180,28 +183,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     args = parse_arguments()
     if args.way:
         print(json.dumps(measure(args.way, args.folder / "data")))
         return 0
-    if args.output and not args.output.parent.is_dir():
-        say(f"error: output: no such folder: {args.output.parent}")
+    try:
+        check_output(args.output)
+    except UserError as error:
+        say(f"error: {error}")
         return 2
     args.folder = Path(tempfile.mkdtemp(prefix="scalekd-index-", dir=args.folder))
     (args.folder / "caches").mkdir()
     os.environ["XDG_CACHE_HOME"] = str(args.folder / "caches")
     try:
-        text = json.dumps(run(args), indent=2)
+        result = run(args)
     finally:
         shutil.rmtree(args.folder)
     if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        write_json(args.output, result)
+    print(json.dumps(result, indent=2))
     return 0
 
 

@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from measurement import describe_machine
 from torch import Tensor
 
+from scalekd.atomic import write_json
 from scalekd.data import in_order, read_split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 from scalekd.export.compare import Run, time_ratio
 from scalekd.export.images import Images
-from scalekd.export.onnx import OnnxClassifier, export_onnx, first_line
+from scalekd.export.onnx import OnnxClassifier, export_onnx
 from scalekd.export.quantise import OPERATORS, OPTIONS, quantise
 from scalekd.models import Classifier
 from scalekd.recipes import load

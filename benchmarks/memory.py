@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import ask_child, say, write_json
+from command import ask_child, say
 from measurement import DTYPES, describe_machine
 from pair import Pair, prepare
 
+from scalekd.atomic import write_json
 from scalekd.planner import measure, step_memory
 
 PAIRS = (

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import Parser, check_output, say
 from measurement import DTYPES, describe_machine
 from PIL import Image
 from torch import Tensor
@@ -26,6 +27,7 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as F
 
 from scalekd import Student
+from scalekd.atomic import write_json
 from scalekd.data import (
     Files,
     Key,
@@ -78,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         width, _, height = text.partition("x")
         return int(width), int(height)
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of JPEG files, in any subfolders")
     parser.add_argument("--images", type=int, default=256, help="images of it to use, evenly spread; default 256")
     parser.add_argument("--generate", type=size, metavar="WxH", help="first enlarge them to this size, into --into")
@@ -193,14 +195,9 @@ def step_rate(args: argparse.Namespace, side: int) -> float:
     return step.images_per_second
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()
-    if args.output and not args.output.parent.is_dir():
-        raise UserError(f"output: no such folder: {args.output.parent}")
+    check_output(args.output)
     split = choose_images(args)
     with split.open(0) as image:
         size = image.size
@@ -224,7 +221,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people: images a second, and in brackets the ratio to PIL's (median, least to greatest)."""
+    """The human-readable result: images a second, and in brackets the ratio to PIL's (median, least to greatest)."""
     lines = ["px   workers " + "".join(f"{name:>26}" for name in READERS)]
     for row in result["results"]:
         cells = (
@@ -255,10 +252,9 @@ def main() -> int:
     except UserError as error:
         say(f"error: {error}")
         return 2
-    text = json.dumps(result, indent=2)
     if args.output:
-        args.output.write_text(text + "\n", encoding="utf-8")
-    print(text if args.json else table(result))
+        write_json(args.output, result)
+    print(json.dumps(result, indent=2) if args.json else table(result))
     return 0
 
 

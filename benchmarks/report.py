@@ -1,4 +1,4 @@
-"""What benchmarks say: the figures of the step benchmark, and tables for people."""
+"""What benchmarks say: the figures of the step benchmark, and human-readable tables."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def summarise(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The human-readable result."""
     settings, ours, plain, peak = (result[k] for k in ("settings", "ours", "transcription", "matmul_peak_gflops"))
     machine, differences, memory = result["machine"], result["relative_difference"], result["memory"]
     where = machine["gpu"] or f"{machine['cpu_model']}, threads: {machine['threads']}"

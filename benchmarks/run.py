@@ -149,7 +149,7 @@ BENCHMARKS = {
 
 
 def run_one(benchmark: Benchmark) -> bool:
-    """Run a benchmark anew on the CPU; whether it gave a result. Exit code 1 beside a result is a goal not reached."""
+    """Run a benchmark again on the CPU; whether it gave a result. Exit code 1 beside a result is a goal not reached."""
     script, *options = benchmark.command
     file = RESULTS / benchmark.file
     file.unlink(missing_ok=True)

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from measurement import describe_machine
 
+from scalekd.atomic import write_json
 from scalekd.data import read_splits
 from scalekd.errors import UserError
 from scalekd.models import Classifier

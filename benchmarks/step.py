@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, ask_child, check_output, positive, say, write_json
+from command import Parser, ask_child, check_output, positive, say
 from measurement import DTYPES, MatmulPeak, count_flops, describe_machine, profile
 from pair import STEP, Pair, join, prepare, step
 from report import VARIANTS, summarise, table
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transcription import Transcription, copy_projectors
 
 from scalekd import ScaleKD
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.planner.measure import peak_memory, reset_peak_memory, seconds
 

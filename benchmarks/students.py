@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import Parser, check_output, positive, say, write_json
+from command import Parser, check_output, positive, say
 from measurement import DTYPES, describe_machine
 from pair import Pair, step
 from torch.optim import Optimizer
 
+from scalekd.atomic import write_json
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory

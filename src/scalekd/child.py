@@ -1,4 +1,7 @@
-"""Runs a function in a fork of this process, where it may change any state or crash without affecting this process."""
+"""Runs a function in a fork of this process, where it may change any state or crash without affecting this process.
+
+For Linux and macOS.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import sys
 import traceback
@@ -112,8 +116,6 @@ def _start_autograd() -> None:
 
 def _die_in_silence() -> None:
     """Write no core file and print nothing on a crash: the parent reports it."""
-    import resource  # noqa: PLC0415  # does not exist on Windows
-
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,7 +1,8 @@
-"""The error class for wrong inputs, and suggestions for misspelt names."""
+"""Errors that end a command with one line, a wrong input or a signal, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 
 _LONGEST = 2000  # characters of a message
@@ -11,6 +12,11 @@ _LONG = 6  # letters from which on a word may be the misspelt beginning of a lon
 def printable(text: object) -> str:
     """Turn a text into one line that is safe to print: control characters, surrogates and the like are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class UserError(Exception):
@@ -28,6 +34,19 @@ class UserError(Exception):
         if len(line) > _LONGEST:  # the start names the key and the end the fix, so cut the middle
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
         super().__init__(line)
+
+
+class Interrupted(BaseException):
+    """A signal stopped the command. Not an `Exception`, so that it is not handled as an error of the interrupted code.
+
+    Args:
+        message: The message for the user.
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as shells do
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

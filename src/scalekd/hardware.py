@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,38 @@ from torch.utils._pytree import tree_map_only
 from scalekd.errors import UserError
 
 T = TypeVar("T")
+
+
+class Compute(NamedTuple):
+    """Where and in which number format a model runs.
+
+    Attributes:
+        device: Its device.
+        dtype: The autocast type.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """The autocast that it runs in."""
+        return autocast(self.device, self.dtype)
+
+
+class ComputeKeys(Protocol):
+    """The keys of a recipe that say where and in which number format a model runs."""
+
+    @property
+    def accelerator(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+
+def pick_compute(recipe: ComputeKeys) -> Compute:
+    """The device and the number format that a recipe asks for; see `pick_device`."""
+    device = pick_device(recipe.accelerator)
+    return Compute(device, pick_dtype(recipe.precision, device))
 
 
 def pick_device(accelerator: str) -> torch.device:

@@ -1,9 +1,10 @@
-"""Progress bars and status lines on standard error, shown only on a terminal."""
+"""What a command prints to standard error while it works: lines, and progress bars if it is a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -15,6 +16,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 class SizedIterable(Sized, Iterable[T_co], Protocol[T_co]):
     """An iterable with a known length, such as a DataLoader."""
+
+
+def plain_lines(console: Console | None = None) -> Callable[[str], None]:
+    """A function that prints a line unchanged: without line breaks, colours or markup (brackets in file names)."""
+    console = console or Console(stderr=True)
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
 
 
 def watched(batches: SizedIterable[T_co], what: str, console: Console | None = None) -> Iterable[T_co]:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
 from scalekd.data import Batch, CorruptImages
 from scalekd.evaluation import measure_accuracy
-from scalekd.hardware import autocast
+from scalekd.hardware import Compute
 
 CPU = torch.device("cpu")
 
@@ -26,8 +24,7 @@ def test_a_hand_counted_accuracy() -> None:
         lambda images: images,
         batches,
         num_classes=6,
-        device=CPU,
-        autocast=partial(autocast, CPU, torch.float32),
+        compute=Compute(CPU, torch.float32),
         corrupt=CorruptImages(1),
     )
     assert accuracy.images == 6

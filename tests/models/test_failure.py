@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scalekd.errors import UserError
-from scalekd.models.failure import ModelError, first_line, naming_model
+from scalekd.models.failure import ModelError, kind_and_line, naming_model
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_models_error_names_model_shape_and_first_line(error: Exception, line:
     ):
         raise error
     assert str(told.value).endswith(f": {line}")
-    assert first_line(error) == line
+    assert kind_and_line(error) == line
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scalekd.engine.signals import Interrupted
+from scalekd.errors import Interrupted
 from scalekd.method import Method
 from scalekd.recipes import load
 from scalekd.report.live import LiveFigures, live_figures

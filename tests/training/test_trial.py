@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.child import can_fork
-from scalekd.engine.signals import Interrupted
-from scalekd.errors import UserError
+from scalekd.errors import Interrupted, UserError
 from scalekd.method import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load

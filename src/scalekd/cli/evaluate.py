@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +38,7 @@ from scalekd.evaluation import (
     linear_accuracy,
     measure_accuracy,
 )
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import Compute, pick_compute
 from scalekd.models import Classifier
 from scalekd.models.layout import prepare_classifier
 from scalekd.models.weights import EXPORTED, read_weights
@@ -129,12 +128,12 @@ class _Subject:
         then = measured_as(given)
         return cls(given, weights, args, then | over_stored(flags, stored, _OF_THE_RUN), then)
 
-    def build(self, recipe: Recipe, device: torch.device) -> tuple[Classifier, float]:
-        """The model on a device, laid out as in training, and the share of the image that it is to look at."""
+    def build(self, recipe: Recipe, compute: Compute) -> tuple[Classifier, float]:
+        """The model on its device, laid out as in training, and the share of the image that it is to look at."""
         resolution = recipe.resolution if "resolution" in self.keys else None
         classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
         last = recipe.channels_last and "channels_last" in self.keys
-        prepare_classifier(classifier.to(device), device, pick_dtype(recipe.precision, device), channels_last=last)
+        prepare_classifier(classifier.to(compute.device), *compute, channels_last=last)
         return classifier, recipe.crop_fraction if "crop_fraction" in self.keys else classifier.crop_fraction
 
 
@@ -146,8 +145,8 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     split = read_split(recipe.data, recipe.val_split, recipe)
     for line in left_out({recipe.val_split: split.aside}):
         typer.echo(line, err=True)
-    device = pick_device(recipe.accelerator)
-    classifier, crop = subject.build(recipe, device)
+    compute = pick_compute(recipe)
+    classifier, crop = subject.build(recipe, compute)
     known = classifier.classes or classifier.imagenet_classes(split.classes)
     occurring = [name for name in known if name in split.classes]
     if len(occurring) == len(split.classes):  # all of them, in whatever order the split states, or a part
@@ -164,8 +163,7 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
         classifier,
         watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
         num_classes=classifier.num_classes,
-        device=device,
-        autocast=partial(autocast, device, pick_dtype(recipe.precision, device)),
+        compute=compute,
         corrupt=corrupt,
     )
     result = {"model": classifier.name, "top1": accuracy.top1, "top5": accuracy.top5, "images": accuracy.images}
@@ -240,17 +238,15 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
     refuse_shared(*splits, (recipe.train_split, recipe.val_split))
     for line in left_out({recipe.train_split: splits[0].aside, recipe.val_split: splits[1].aside}):
         typer.echo(line, err=True)
-    device = pick_device(recipe.accelerator)
-    classifier, crop = subject.build(recipe, device)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    compute = pick_compute(recipe)
+    classifier, crop = subject.build(recipe, compute)
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
     train, val = (
         Features(
             *collect_features(
                 classifier.features,
                 watched(_batches(split, classifier, crop, recipe, corrupt), subject.given),
-                device=device,
-                autocast=cast,
+                compute=compute,
                 corrupt=corrupt,
             )
         )

@@ -23,9 +23,9 @@ from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
 from scalekd.engine.processes import Stopped, joined
-from scalekd.engine.signals import Interrupted, Stop
+from scalekd.engine.signals import Stop
 from scalekd.environment import versions
-from scalekd.errors import UserError, printable
+from scalekd.errors import Interrupted, UserError, first_line, printable
 from scalekd.recipes.other_names import suggest
 
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
@@ -98,8 +98,7 @@ def run() -> None:
             message = f"{error.message}{_nearest_flag(error)}"  # type: ignore[attr-defined]
         _refuse(" ".join(message.split()))
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        _refuse(f"memory: {reason} Set micro_batch to less than the batch to use less")
+        _refuse(f"memory: {first_line(error)} Set micro_batch to less than the batch to use less")
     except MemoryError:
         _refuse("memory: there is not enough; set micro_batch to less than the batch, or workers or resolution lower")
     except RecursionError as error:

@@ -21,7 +21,7 @@ from scalekd.data import Files, Split, evaluation_loader
 from scalekd.data.index import list_unlabelled
 from scalekd.errors import UserError, printable
 from scalekd.export.onnx import OnnxClassifier
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
@@ -106,13 +106,12 @@ def _open(
             raise UserError("weights: are of a timm name; an .onnx file has its own inside")
         runtime = OnnxClassifier(Path(model))
         return runtime, runtime
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
-    classifier = read_model(model, weights).classifier.to(device)
+    compute = pick_compute(recipe)
+    classifier = read_model(model, weights).classifier.to(compute.device)
 
     def run(batch: Tensor) -> Tensor:
-        with autocast(device, dtype):
-            return classifier(batch.to(device, non_blocking=True)).float().cpu()  # type: ignore[no-any-return]
+        with compute.autocast():
+            return classifier(batch.to(compute.device, non_blocking=True)).float().cpu()  # type: ignore[no-any-return]
 
     return classifier, run
 

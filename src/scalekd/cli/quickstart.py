@@ -17,10 +17,10 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.report.live import live_figures
-from scalekd.runs.folder import write_json
 from scalekd.tasks.distill import distill
 
 _METHODS = {"none": "baseline (labels only)", "kd": "KD (labels + logits)", "scalekd": "ScaleKD"}

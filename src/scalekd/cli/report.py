@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from scalekd.atomic import write_bytes
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
 from scalekd.recipes.schema import Recipe, validate
 from scalekd.report import Record, measure_figures, read_runs, render_markdown, render_page
-from scalekd.runs.folder import written_whole
 
 _PAGE = "report.html"
 
@@ -59,8 +59,7 @@ def report(
         text = render_page(records, figures)
     target = output or records[0].folder.path / _PAGE
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as file:
-        file.write(text.encode(errors="backslashreplace"))
+    write_bytes(target, text.encode(errors="backslashreplace"))
     typer.echo(f"report    {printable(target)} ({len(text) / 1e6:.2f} MB)")
 
 

@@ -15,7 +15,6 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,10 +25,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from scalekd.atomic import replacing
 from scalekd.data.aside import Aside
 from scalekd.data.endings import image_endings, is_hidden, is_image
 from scalekd.data.names import Names
 from scalekd.data.split import UNLABELLED, Labels
+from scalekd.data.user_cache import cache_folder
 from scalekd.errors import printable
 from scalekd.progress import working
 
@@ -182,8 +183,7 @@ def _indexed(root: Path, kind: str, walk_folders: Callable[[_Walk], Listing]) ->
 def _file(root: Path, kind: str) -> Path:
     what = f"{kind}\0{sorted(image_endings())}\0{os.path.abspath(root)}"  # optional dependencies may add endings
     digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches, "scalekd", "index", f"{digest[:32]}.safetensors")
+    return cache_folder("index", f"{digest[:32]}.safetensors")
 
 
 def _load(file: Path, root: Path) -> Listing | None:
@@ -213,15 +213,12 @@ def _save(file: Path, listing: Listing, times: dict[str, tuple[int, int]]) -> No
         ("folders", Names.pack(times)),
     ):
         arrays |= {f"{key}.text": names.text, f"{key}.bounds": names.bounds}
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, partial, metadata={"checksum": _checksum(arrays)})
-        os.replace(partial, file)
+        with replacing(file, concurrently=True) as partial:
+            save_file(arrays, partial, metadata={"checksum": _checksum(arrays)})
     except (OSError, SafetensorError) as error:
         _warn(file.parent, str(error))
-        with suppress(OSError):
-            partial.unlink()
 
 
 @cache

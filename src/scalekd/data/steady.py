@@ -16,9 +16,13 @@ K = TypeVar("K")
 
 ATTEMPTS = 3  # new sets of workers in a row without a single batch
 
-# Disable torch's SIGCHLD handler, which would raise in the main thread at any point, even in the middle of a step. The
-# loader itself checks its workers every few seconds while it waits for a batch.
-signal_handling._SIGCHLD_handler_set = True
+
+def look_for_lost_workers_only_when_waiting() -> None:
+    """Prevent torch from installing its handler of SIGCHLD in this process, which would raise in the middle of a step.
+
+    A loader that waits for a worker checks every few seconds whether it still exists.
+    """
+    signal_handling._SIGCHLD_handler_set = True
 
 
 class SteadyLoader(Generic[T, K]):
@@ -42,6 +46,7 @@ class SteadyLoader(Generic[T, K]):
         return len(self._batches)  # type: ignore[arg-type]  # torch types no sampler as sized
 
     def __iter__(self) -> Iterator[T]:
+        look_for_lost_workers_only_when_waiting()
         given: deque[list[K]] = deque()  # batches handed to the workers and not delivered yet
         batches = iter(self._batches)
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from scalekd.progress import plain_lines
+
 T = TypeVar("T")
 
 
@@ -91,7 +93,7 @@ class Display:
     def line(self, step: int, parts: Iterable[str]) -> None:
         """Print a line about the steps since the last line, and restart the timing."""
         epoch = f"epoch {step // self._steps_per_epoch}/{self._epochs}"
-        self._console.print("  ".join([epoch, *parts, self._last_speed]), highlight=False, soft_wrap=True, markup=False)
+        plain_lines(self._console)("  ".join([epoch, *parts, self._last_speed]))
         self._restart(step)
 
     def close(self) -> None:

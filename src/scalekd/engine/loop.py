@@ -22,9 +22,9 @@ from scalekd.engine.learner import NonFiniteLossError
 from scalekd.engine.modes import evaluating
 from scalekd.engine.processes import Processes, Request, Vote
 from scalekd.engine.sharding import kept_state, restore_state
-from scalekd.engine.signals import Interrupted, Stop
+from scalekd.engine.signals import Stop
 from scalekd.engine.task import Task
-from scalekd.errors import UserError
+from scalekd.errors import Interrupted, UserError
 from scalekd.hardware import autocast, to_device
 from scalekd.runs.checkpoints import RUN, Checkpoint, Checkpoints
 from scalekd.runs.folder import RunFolder

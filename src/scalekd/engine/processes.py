@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scalekd.engine.signals import Interrupted
-from scalekd.errors import UserError
+from scalekd.errors import Interrupted, UserError, first_line
 from scalekd.models.failure import ModelError
 
 T = TypeVar("T")
@@ -235,10 +234,8 @@ def _meet(processes: Processes) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=count)
     except RuntimeError as error:  # includes torch's network, store and backend errors
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"processes: {processes.count} could not connect at {place} ({reason}); see docs/cluster.md"
-        ) from error
+        what = f"{processes.count} could not connect at {place} ({first_line(error)})"
+        raise UserError(f"processes: {what}; see docs/cluster.md") from error
 
 
 def _exit_code(error: BaseException) -> int:

@@ -16,14 +16,12 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from scalekd.engine.processes import Processes
-from scalekd.method import Method
-from scalekd.models import Student, Teacher
 
 # Smallest and largest fraction of a model's parameters in one sharded part; smaller modules stay with the rest.
 _LEAST, _MOST = 0.01, 0.25
 
 
-def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], object]) -> None:
+def shard_teacher(teacher: nn.Module, device: torch.device, run: Callable[[], object]) -> None:
     """Shard the blocks of a teacher that is not on its device yet; its other parts move there unsharded.
 
     Blocks are gathered one at a time, in the full forward as well as in the tail's, because no module that contains
@@ -39,21 +37,26 @@ def shard_teacher(teacher: Teacher, device: torch.device, run: Callable[[], obje
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
-def shard_trained(method: Method, average: ModelEmaV3 | None, device: torch.device, run: Callable[[], object]) -> None:
+def shard_trained(
+    method: nn.Module,
+    student: nn.Module,
+    average: ModelEmaV3 | None,
+    device: torch.device,
+    run: Callable[[], object],
+) -> None:
     """Move a method to its device, and shard its trained parameters and their moving average.
 
     The student is validated without the rest of the method, so it and each projector are sharded separately.
 
     Args:
         method: The method; its teacher is already on the device, or sharded.
+        student: The student, a child of the method.
         average: The student's moving average, if any.
         device: The device that it will run on.
         run: Runs the method once on its current device.
     """
     method.to(device)
     called, mesh = _called(run), _mesh(device)
-    student = method.student
-    assert isinstance(student, Student)
     outer = [part for child in method.children() if child is not student for part in _outermost(child, called)]
     names = {part: name for name, part in student.named_modules()}
     inner = [names[part] for part in _parts(student, called)]

@@ -8,20 +8,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from scalekd.errors import Interrupted
+
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Interrupted(BaseException):
-    """A signal stopped the command. Not an `Exception`, so that it is not handled as an error of the interrupted code.
-
-    Args:
-        message: The message for the user.
-        number: The signal.
-    """
-
-    def __init__(self, message: str, number: signal.Signals) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number  # as shells do
 
 
 class Stop:

@@ -11,8 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.data import Batch, CorruptImages
-
-Autocast = Callable[[], torch.autocast]
+from scalekd.hardware import Compute
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ def measure_accuracy(
     batches: Iterable[Batch],
     *,
     num_classes: int,
-    device: torch.device,
-    autocast: Autocast,
+    compute: Compute,
     corrupt: CorruptImages,
     blank: Tensor | None = None,
 ) -> Accuracy:
@@ -54,14 +52,14 @@ def measure_accuracy(
         logits: The classifier.
         batches: All batches, or those of this process.
         num_classes: Width of the logits.
-        device: The classifier's device.
-        autocast: Returns the autocast context in which the classifier runs.
+        compute: The classifier's device, and the number format in which it runs.
         corrupt: Counter of unreadable images.
         blank: `[1, 3, h, w]`, run in place of a batch without images when all processes must run equally many batches.
 
     Raises:
         UserError: If there are more unreadable images than `corrupt` allows.
     """
+    device = compute.device
     metrics = accuracy_metrics(num_classes).to(device)
     images = 0
     for batch in batches:
@@ -69,7 +67,7 @@ def measure_accuracy(
         inputs = batch.images if len(batch.images) else blank
         if inputs is None:
             continue
-        with autocast():
+        with compute.autocast():
             output = logits(inputs.to(device, non_blocking=True))
         if inputs is blank:
             continue

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalekd.data import Batch, CorruptImages
 from scalekd.errors import UserError
-from scalekd.evaluation.accuracy import Autocast
+from scalekd.hardware import Compute
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -43,8 +43,7 @@ def collect_features(
     features: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     *,
-    device: torch.device,
-    autocast: Autocast,
+    compute: Compute,
     corrupt: CorruptImages,
 ) -> tuple[Floats, Labels]:
     """Run `features` (images `[B, 3, h, w]` -> `[B, D]`) on all batches: features `[n, D]` and labels `[n]`."""
@@ -52,8 +51,8 @@ def collect_features(
     for batch in batches:
         corrupt.add(batch.corrupt)
         if len(batch.images):
-            with autocast():
-                collected.append(features(batch.images.to(device, non_blocking=True)).float().cpu())
+            with compute.autocast():
+                collected.append(features(batch.images.to(compute.device, non_blocking=True)).float().cpu())
             labels.append(batch.labels)
     return torch.cat(collected).numpy(), torch.cat(labels).numpy()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 
 _STUDENT = "student."
 _REFUSED = "Unsupported global"  # start of torch's message about an object that it would have to import
@@ -55,8 +55,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(list(_LOG)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line[line.index(_REFUSED) :] for line in lines if _REFUSED in line), lines[0]).split(". ")[0]
+        _, refused, what = str(error).partition(_REFUSED)
+        reason = (refused + what.partition("\n")[0] if refused else first_line(error)).split(". ")[0]
         raise UserError(f"checkpoint: {path} cannot be read with weights_only=True: {reason}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, errors
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 
 
 def push_to_hub(folder: Path, files: Sequence[str], repository: str, *, private: bool) -> str:
@@ -32,6 +32,6 @@ def push_to_hub(folder: Path, files: Sequence[str], repository: str, *, private:
             repo_id=url.repo_id, folder_path=folder, allow_patterns=list(files), commit_message="Export of scalekd"
         )
     except (errors.HTTPError, ValueError, OSError) as error:  # type: ignore[attr-defined]
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"push_to_hub: {repository} at {api.endpoint} was not written: {reason}") from error
     return str(url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from scalekd.data.loader import collate
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.export.compare import Run
-from scalekd.hardware import autocast
+from scalekd.hardware import Compute
 from scalekd.progress import watched
 
 _BATCH = 16
@@ -50,12 +49,10 @@ class Images:
 
     def accuracy(self, run: Run, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
         """Measure the accuracy on all images, with a progress bar titled `what`."""
-        cpu = torch.device("cpu")
         return measure_accuracy(
             run,
             watched(evaluation_loader(self._dataset, _BATCH, workers), what),
             num_classes=len(self.split.classes),
-            device=cpu,
-            autocast=partial(autocast, cpu, torch.float32),
+            compute=Compute(torch.device("cpu"), torch.float32),
             corrupt=corrupt,
         )

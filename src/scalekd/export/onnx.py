@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card, read_card
 
@@ -183,11 +183,6 @@ def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -
     difference = (OnnxClassifier(path)(images.cpu()) - wanted).abs().max().item()
     if not difference <= _TOLERANCE * wanted.abs().max().item():  # written so that NaN is not agreement either
         raise ValueError(f"its logits differ by up to {difference:.1e} from the model's")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, or the name of its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

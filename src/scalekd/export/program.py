@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalekd.errors import UserError
-from scalekd.export.onnx import example, first_line
+from scalekd.errors import UserError, first_line
+from scalekd.export.onnx import example
 from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from timm.models import PretrainedCfg
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 
 HUB, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"
 _PATIENCE = 5.0  # seconds to wait for any answer of the hub
@@ -102,4 +102,4 @@ def reason_of(error: Exception) -> str:
         return f"it is not in the local cache, and {offline}"
     if isinstance(error, EntryNotFoundError):
         return "the hub has no such file there"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 
 
 class ModelError(UserError):
     """A model's own forward or backward failed; names the model, the images' shape and the error's first line."""
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's type and the first non-empty line of its message: `KeyError: 'aux'`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join([type(error).__name__, *lines[:1]])
+def kind_and_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message: `KeyError: 'aux'`."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 @contextmanager
@@ -38,4 +38,4 @@ def naming_model(role: str, name: str, shape: Sequence[int], doing: str = "run o
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{role}: {name} cannot {doing} images {list(shape)}: {first_line(error)}") from error
+        raise ModelError(f"{role}: {name} cannot {doing} images {list(shape)}: {kind_and_line(error)}") from error

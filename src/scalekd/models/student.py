@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.method.outputs import MapShape, StudentOutputs
 from scalekd.models.build import ImageModel
-from scalekd.models.failure import ModelError, first_line
+from scalekd.models.failure import ModelError, kind_and_line
 from scalekd.models.maps import IntermediatesReader, ModuleReader, Reader, candidates
 from scalekd.models.pairing import check_indices, map_indices, stem_norm
 
@@ -126,7 +126,7 @@ class Student(ImageModel):
                     self.model(torch.zeros(1, *own, device=self.mean.device))
             except Exception:  # it fails at its default resolution, too
                 return error
-        reason = first_line(error.__cause__ or error)
+        reason = kind_and_line(error.__cause__ or error)
         return UserError(f"resolution: {self.name} cannot run on images of {self.resolution} pixels: {reason}")
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scalekd.atomic import replacing
 from scalekd.errors import UserError
 from scalekd.models.sources import FIXED_ARGS
 
@@ -70,15 +70,14 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) ->
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
     }
-    partial = path.with_name(path.name + ".partial")
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
     try:
-        save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
-        partial.chmod(0o644)  # safetensors creates files that only their owner can read
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
+            partial.chmod(0o644)  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        reason = str(error).rpartition("I/O error: ")[2]  # without safetensors' own prefix
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or str(error).rpartition("I/O error: ")[2]  # without safetensors' own prefix
         raise UserError(f"weights: {path} cannot be written: {reason}") from error
     return file_hash(path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 from scalekd.method import Method
 from scalekd.planner.fake import device_of, inputs, run_fake, student_of
 from scalekd.planner.tracker import MemoryTracker
@@ -92,9 +92,8 @@ def step_memory(
     try:
         tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate, device))
     except Exception as error:  # an unknown architecture may fail in any way on such tensors
-        reason = str(error).partition("\n")[0]
         raise UnpredictableError(
-            f"memory: cannot be predicted for {student_of(method).name} ({reason}); pass --micro-batch"
+            f"memory: cannot be predicted for {student_of(method).name} ({first_line(error)}); pass --micro-batch"
         ) from error
     trained = [p.nbytes for p in method.parameters() if p.requires_grad]
     weights = sum(t.nbytes for t in method_tensors(method))

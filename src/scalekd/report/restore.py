@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from scalekd.data import Batch, Key, ReplayDataset, Split, in_order, read_split
 from scalekd.data.loader import collate
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import autocast, pick_compute
 from scalekd.method import Method, ScaleKD
 from scalekd.models import Classifier, Teacher
 from scalekd.models.layout import prepare, prepare_classifier
@@ -182,5 +182,4 @@ def restore_models(record: Record, recipe: Recipe, say: Callable[[str], object])
             step = restore_method(method, record.folder)
         except UserError as error:
             say(f"Distances and attention are left out, because only checkpoints hold the projectors: {error}.")
-    device = pick_device(recipe.accelerator)
-    return Models(device, pick_dtype(recipe.precision, device), student, teacher, method, step)
+    return Models(*pick_compute(recipe), student, teacher, method, step)

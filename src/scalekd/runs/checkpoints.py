@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalekd.errors import UserError
-from scalekd.runs.folder import written_whole
+from scalekd.atomic import replacing
+from scalekd.errors import UserError, first_line
 
 RUN = "run"  # the part of a checkpoint that is plain values, see `engine.loop`
 _UNREADABLE = ".unreadable"
@@ -86,7 +86,7 @@ class Checkpoints:
         for left in self.folder.glob("*.partial"):  # left by a process that was killed
             left.unlink(missing_ok=True)
         try:
-            with written_whole(path) as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 torch.save(content, file)
         except OSError as error:
             kept = f"the one before it, {self.files[-1].name}, is kept" if self.files else "there is none before it"
@@ -149,10 +149,10 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an exception's message."""
+    """Return why a checkpoint cannot be read, as part of a line."""
     if isinstance(error, zipfile.BadZipFile):
         return "it is damaged or cut short"
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first_line(error)
 
 
 def _check_revision(content: dict[str, Any]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from scalekd.atomic import write_bytes, write_json
 from scalekd.data import absolute
 from scalekd.data.decoding import DECODING
 from scalekd.environment import describe_environment
@@ -107,7 +107,7 @@ class RunFolder:
         data = getattr(recipe, "data", None)
         if isinstance(data, str):
             paths["data"] = absolute(data)
-        _write(self.recipe, dump(recipe.model_copy(update=paths)))
+        write_bytes(self.recipe, dump(recipe.model_copy(update=paths)).encode())
 
     def _changed(self, name: str, then: object, now: object) -> str:
         """Return the error message for an input that differs from the one the run was started with."""
@@ -260,37 +260,6 @@ def cut_freely(recipe: Recipe) -> bool:
     return isinstance(recipe.batchnorm_over, int) and not recipe.mixup and not recipe.cutmix and recipe.method != "dist"
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for atomic writing: it is synced to disk before it gets its final name.
-
-    Raises:
-        OSError: If it cannot be written; names it, and no partial file remains.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the new name durable, too
-        finally:
-            os.close(folder)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as file:
-        file.write(text.encode())
-
-
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON file of a run.
 
@@ -307,12 +276,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"run: {path} is damaged; start from scratch with --overwrite")
     return content
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    path = Path(path)
-    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def weight_hashes(recipe: Recipe) -> dict[str, str]:

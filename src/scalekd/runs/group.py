@@ -9,11 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from scalekd.engine.signals import Interrupted
-from scalekd.errors import UserError
+from scalekd.atomic import write_json
+from scalekd.errors import Interrupted, UserError
 from scalekd.recipes import Keys
 from scalekd.runs.checkpoints import Checkpoints
-from scalekd.runs.folder import GROUP, RunFolder, read_json, write_json
+from scalekd.runs.folder import GROUP, RunFolder, read_json
 from scalekd.runs.lock import locked, missing, remove_unused
 
 _CHECKPOINTS = "checkpoints"  # a folder next to the students' folders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +9,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from scalekd.errors import UserError
+from scalekd.locks import leads_to, lock_for_this_process
 
 NAME = ".lock"
-_TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
 def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
     """Lock a folder against other processes. The lock ends with this process, even if its children live on.
 
-    It is a record lock on a file, which forked processes do not inherit. The holder may remove the file; a process that
-    then locks the removed file has lost the race, which is detected by comparing the file with the path.
+    The holder may remove the lock's file; a process that then locks the removed file has lost the race, which is
+    detected by comparing the file with the path.
 
     Args:
         folder: The folder, which must exist.
@@ -36,31 +35,20 @@ def locked(folder: Path, warn: Callable[[str], object]) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"output: {folder} cannot be written: {error.strerror or error}") from error
         try:
-            import fcntl  # noqa: PLC0415  # does not exist on Windows
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _TAKEN:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise UserError(
-                    f"output: {folder} is in use by {owner}; wait for it or choose another folder"
-                ) from None
+            ours = lock_for_this_process(file)
+        except OSError as error:
             warn(f"warning: {path} cannot be locked ({error}); make sure that no other run writes to {folder}")
         else:
-            if not _leads_to(path, file.fileno()):
+            if not ours:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(f"output: {folder} is in use by {owner}; wait for it or choose another folder")
+            if not leads_to(path, file):
                 raise UserError(f"output: {folder} was in use by another process; try again")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield
-
-
-def _leads_to(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def missing(folder: Path) -> list[Path]:

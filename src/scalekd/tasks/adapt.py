@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from scalekd.atomic import write_json
 from scalekd.data import (
     CorruptImages,
     Split,
@@ -19,16 +19,16 @@ from scalekd.data import (
 from scalekd.data.aside import left_out
 from scalekd.errors import UserError
 from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.folders import TEACHER
 from scalekd.models.layout import prepare_classifier
 from scalekd.models.sources import is_timm
 from scalekd.models.teacher import check_patches, outline, resolution_note
-from scalekd.progress import watched, working
+from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
-from scalekd.runs.folder import RunFolder, read_json, write_json
+from scalekd.runs.folder import RunFolder, read_json
 from scalekd.runs.lock import made_folder
 from scalekd.tasks.distill.inputs import check_output, evaluation_images
 from scalekd.tasks.distill.measuring import PROBED
@@ -59,10 +59,10 @@ def probe(
     check_output(recipe, output)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     refuse_shared(train, val, (recipe.train_split, recipe.val_split))
-    device = pick_device(recipe.accelerator)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    compute = pick_compute(recipe)
     console = console or Console(stderr=True)
-    corrupt = CorruptImages(recipe.max_corrupt, partial(console.print, highlight=False, soft_wrap=True, markup=False))
+    say = plain_lines(console)
+    corrupt = CorruptImages(recipe.max_corrupt, say)
     if recipe.teacher_weights is None:  # weights may be of a student that was trained without labels
         _check_kind(recipe.teacher, recipe.teacher_args)
     classifier = Classifier(
@@ -74,22 +74,21 @@ def probe(
     )
     teaches = has_patch_tokens(classifier.model)
     for line in _about(classifier, teaches=teaches):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)
     if teaches:
         check_patches(classifier, "resolution")
     for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)
     with made_folder(output):  # what cannot start has left nothing
         classifier.crop_fraction = recipe.crop_fraction
-        dtype = pick_dtype(recipe.precision, device)
-        prepare_classifier(classifier.to(device).eval(), device, dtype, channels_last=False)
+        prepare_classifier(classifier.to(compute.device).eval(), *compute, channels_last=False)
 
         def batches(split: Split, what: str) -> Any:
             dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
             return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
 
         features, labels = collect_features(
-            classifier.features, batches(train, "features"), device=device, autocast=cast, corrupt=corrupt
+            classifier.features, batches(train, "features"), compute=compute, corrupt=corrupt
         )
         with working(f"fitting the head on {len(labels)} images", console):
             head = fit_linear_head(features, labels, seed=recipe.seed)
@@ -98,8 +97,7 @@ def probe(
             classifier,
             batches(val, "evaluate"),
             num_classes=len(train.classes),
-            device=device,
-            autocast=cast,
+            compute=compute,
             corrupt=corrupt,
         )
         digest = classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2))
@@ -157,7 +155,7 @@ def finetune(
             **recipe.teacher_args,
         )
         if slow := resolution_note(teacher, "--resolution"):
-            (console or Console(stderr=True)).print(f"teacher   {slow}", highlight=False, soft_wrap=True, markup=False)
+            plain_lines(console)(f"teacher   {slow}")
         settings = recipe.model_copy(
             update={
                 "method": "none",

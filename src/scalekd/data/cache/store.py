@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from scalekd.atomic import write_bytes
 from scalekd.data.cache.layout import Layout
 from scalekd.errors import UserError
+from scalekd.locks import leads_to, lock
 
 DESCRIPTION = "cache.json"
 LISTING = "images.txt.gz"
@@ -91,32 +91,21 @@ class TeacherCache:
         self.path.mkdir(parents=True, exist_ok=True)
         about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
         text = listing.encode(errors="surrogateescape")
-        self._write(self.path / LISTING, gzip.compress(text, mtime=0))
-        if not (self.path / DESCRIPTION).is_file():  # keep the versions that the first shards were written with
-            self._write(self.path / DESCRIPTION, json.dumps(about, indent=2).encode())
+        write_bytes(self.path / LISTING, gzip.compress(text, mtime=0), concurrently=True)
+        if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
+            write_bytes(self.path / DESCRIPTION, json.dumps(about, indent=2).encode(), concurrently=True)
+        for left in self.path.glob("view-*/*.lock"):  # by a process that was killed when its shard was written
+            if left.with_suffix(".safetensors").is_file():
+                left.unlink(missing_ok=True)
 
     def write(self, shard: Shard, tensors: dict[str, Tensor]) -> None:
-        """Write a shard; the caller must hold its claim."""
-        for left in self.file(shard).parent.glob(f"{self.file(shard).name}.*.partial"):  # by a process that died
-            left.unlink(missing_ok=True)
-        # One metadata key only: safetensors writes several in random order.
-        self._write(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
-
-    def _write(self, path: Path, content: bytes) -> None:
-        """Write a file atomically: it is synced to disk before it gets its final name.
+        """Write a shard; the caller must hold its claim.
 
         Raises:
             OSError: If it cannot be written, for example because the disk is full; no partial file remains.
         """
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # One metadata key only: safetensors writes several in random order.
+        write_bytes(self.file(shard), save(tensors, metadata={_CARD_KEY: self._card(shard)}))
 
     @contextmanager
     def claim(self, shard: Shard, *, wait: bool = False) -> Iterator[bool]:
@@ -128,11 +117,20 @@ class TeacherCache:
 
         Yields:
             True if the caller is to write the shard; False if another process holds it or it exists by now.
+
+        Raises:
+            UserError: If the file system has no locks.
         """
         path = self.file(shard).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as lock:
-            if not _lock(lock, wait) or not _leads_to(path, lock):  # the lock of a removed file excludes nobody
+        with path.open("a") as file:
+            try:
+                ours = lock(file, wait=wait) and leads_to(path, file)
+            except OSError as error:
+                raise UserError(
+                    f"cache: {path} cannot be locked ({error.strerror}); put --cache on a file system with locks"
+                ) from error
+            if not ours:
                 yield False
                 return
             try:
@@ -161,29 +159,6 @@ class TeacherCache:
                 f"cache: the disk of {self.path.parent} lacks {size(lacking)} for {views} view(s); free the space, or "
                 "use fewer views (augmentation_epochs) or cache_format int8. Shards already written are kept"
             )
-
-
-def _lock(file: IO[str], wait: bool) -> bool:
-    """Lock an open file until it is closed; returns False if another process holds the lock and `wait` is False."""
-    import fcntl  # noqa: PLC0415  # not there on Windows, where everything but filling works
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"cache: {file.name} cannot be locked ({error.strerror}); put --cache on a file system with locks"
-        ) from error
-    return True
-
-
-def _leads_to(path: Path, file: IO[str]) -> bool:
-    """Whether the path still leads to this open file."""
-    try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
 
 
 def size(count: int) -> str:

@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from scalekd.data.sources.places import alone, cache_folder
+from scalekd.atomic import replacing
+from scalekd.data.user_cache import cache_folder
 from scalekd.errors import UserError
+from scalekd.locks import alone
 
 _WAITS = (1.0, 2.0, 4.0)  # seconds before each retry
 _TIMEOUT, _SHORT_TIMEOUT = 60.0, 5.0  # seconds
@@ -74,11 +76,10 @@ def _file(url: str) -> Path:
 
 def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) -> None:
     """Download a file atomically, with a few retries."""
-    partial = file.with_name(file.name + ".partial")
     for wait in (*waits, None):
         try:
-            _copy(url, partial, timeout)
-            os.replace(partial, file)
+            with replacing(file) as partial:
+                _copy(url, partial, timeout)
             return
         except urllib.error.HTTPError as error:
             if error.code in _ABSENT:
@@ -88,8 +89,6 @@ def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) ->
             reason, final = str(getattr(error, "reason", error)) or type(error).__name__, False
         except ValueError as error:
             reason, final = str(error), True
-        finally:
-            partial.unlink(missing_ok=True)
         if final or wait is None:
             raise UserError(
                 f"data: {url} cannot be downloaded: {reason}; complete files stay in {file.parent}, "
@@ -101,8 +100,6 @@ def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) ->
 def _copy(url: str, file: Path, timeout: float) -> None:
     with urllib.request.urlopen(url, timeout=timeout) as answer, open(file, "wb") as out:
         shutil.copyfileobj(answer, out, 1 << 20)
-        out.flush()
-        os.fsync(out.fileno())
         expected, got = answer.headers.get("Content-Length"), out.tell()
     if expected is not None and got != int(expected):
         raise http.client.IncompleteRead(b"", int(expected) - got)

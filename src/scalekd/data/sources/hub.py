@@ -18,7 +18,7 @@ import huggingface_hub
 from scalekd.data.endings import is_hidden
 from scalekd.data.sources.source import Labelling, label_text
 from scalekd.data.split import UNLABELLED, Split
-from scalekd.errors import UserError, did_you_mean, printable
+from scalekd.errors import UserError, did_you_mean, first_line, printable
 from scalekd.progress import working
 
 _IMAGES = ("image", "img")
@@ -128,8 +128,7 @@ class HubSource:
         except UserError:
             raise
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"data: hf:{self.name} cannot be loaded: {reason}") from None
+            raise UserError(f"data: hf:{self.name} cannot be loaded: {first_line(error)}") from None
 
     def _load(self, datasets: Any) -> Any:
         folder = Path(self.name)

@@ -16,10 +16,11 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scalekd.atomic import replacing
 from scalekd.data.aside import Aside
 from scalekd.data.endings import image_endings, is_hidden, is_image
-from scalekd.data.sources.places import cache_folder
 from scalekd.data.sources.source import escapes, label_text, parse_json
+from scalekd.data.user_cache import cache_folder
 from scalekd.errors import UserError
 
 _FORMAT = 3
@@ -72,13 +73,9 @@ def read_index(shard: Path) -> ShardIndex:
 
 def _keep(file: Path, stamp: list[int], index: ShardIndex) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
     text = np.frombuffer(json.dumps([index.names, index.labels, index.aside.dump()]).encode(), np.uint8)
-    try:
-        np.savez(partial, stamp=np.array(stamp), text=text, offsets=index.offsets, sizes=index.sizes)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file, concurrently=True) as partial, partial.open("wb") as out:
+        np.savez(out, stamp=np.array(stamp), text=text, offsets=index.offsets, sizes=index.sizes)
 
 
 class _Header(tarfile.TarInfo):

@@ -12,10 +12,11 @@ from typing import Any
 import torchvision
 
 from scalekd.data.sources.hub import RowNames
-from scalekd.data.sources.places import alone, cache_folder
 from scalekd.data.sources.source import Labelling
 from scalekd.data.split import Split
-from scalekd.errors import UserError, did_you_mean
+from scalekd.data.user_cache import cache_folder
+from scalekd.errors import UserError, did_you_mean, first_line
+from scalekd.locks import alone
 
 _HALVES = ("train", "test")
 _THIRDS = ("train", "val", "test")
@@ -126,14 +127,10 @@ class VisionSource:
                     return kind(str(self.folder), download=True, **args)
         except (RuntimeError, OSError) as error:
             place = f"torchvision:{self.name} is not in {self.folder}, or damaged there,"
-            raise UserError(f"data: {place} and cannot be downloaded: {_reason(error)}") from None
+            raise UserError(f"data: {place} and cannot be downloaded: {first_line(error)}") from None
         except (AssertionError, LookupError, ValueError, EOFError, struct.error) as error:
             place = f"torchvision:{self.name} is damaged in {self.folder}"
-            raise UserError(f"data: {place}: {_reason(error)}; remove it there to download it again") from None
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"data: {place}: {first_line(error)}; remove it there to download it again") from None
 
 
 def _as_path(path: str) -> str:

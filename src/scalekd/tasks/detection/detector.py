@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from scalekd.data import seeded
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute
 from scalekd.models.failure import naming_model
 from scalekd.models.fitting import load_weights
 from scalekd.models.weights import read_weights
@@ -83,7 +83,8 @@ def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None
         ModelError: If the step fails; names the backbone and the images' shape.
     """
     side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # batch norm needs two
-    device = pick_device(recipe.accelerator)
+    compute = pick_compute(recipe)
+    device = compute.device
     target = {
         "boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]),
         "labels": torch.ones(1, dtype=torch.int64),
@@ -93,6 +94,6 @@ def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None
     with seeded(recipe.seed), naming_model("backbone", backbone, (count, 3, side, side), "be trained on"):
         trial = copy.deepcopy(detector).to(device).train()
         targets = [{name: value.to(device) for name, value in target.items()} for _ in range(count)]
-        with autocast(device, pick_dtype(recipe.precision, device)):
+        with compute.autocast():
             losses = trial(list(torch.rand(count, 3, side, side, device=device)), targets)
         torch.autograd.backward(torch.stack(list(losses.values())).sum())

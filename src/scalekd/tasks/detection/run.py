@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
+from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute, pick_device
 from scalekd.models.weights import file_hash
-from scalekd.progress import watched
-from scalekd.runs.folder import RunFolder, write_json
+from scalekd.progress import plain_lines, watched
+from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import evaluation_batches, training_batches
 from scalekd.tasks.detection.detector import build, load_detector, try_training
@@ -78,18 +79,17 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
     output = Path(output)
     folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     val = read_validation(recipe, classes, say)
-    device = pick_device(recipe.accelerator)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
+    compute = pick_compute(recipe)
     corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val, masks=isinstance(detector, MaskRCNN))
-    detector.to(device)
+    detector.to(compute.device)
     with torch.inference_mode():
         for batch in watched(evaluation_batches(val, recipe, say, Processes()), "measure", console):
             corrupt.add(batch.corrupt)
-            with cast():
-                tally.add(detector, batch._replace(images=[image.to(device) for image in batch.images]))
-    draw(detector, val, recipe, folder.pictures, autocast=cast)
+            with compute.autocast():
+                tally.add(detector, batch._replace(images=[image.to(compute.device) for image in batch.images]))
+    draw(detector, val, recipe, folder.pictures, compute=compute)
     return {
         **{kind: asdict(measured) for kind, measured in tally.figures().items()},
         "images": len(tally.seen),
@@ -150,9 +150,7 @@ def _conclude(
     task: DetectionTask, recipe: Detection, val: CocoSplit, run: Run, result: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    device = pick_device(recipe.accelerator)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
-    draw(task.final.eval(), val, recipe, run.folder.pictures, autocast=cast)
+    draw(task.final.eval(), val, recipe, run.folder.pictures, compute=pick_compute(recipe))
     result = result | {"sha256": file_hash(run.folder.detector)}
     write_json(run.folder.result, result)
     return result

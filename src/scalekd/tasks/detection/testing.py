@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from scalekd.data.decoding import UnreadableImageError
 from scalekd.engine.processes import Processes
+from scalekd.hardware import Compute
 from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import DetectionBatch, read_picture
 from scalekd.tasks.detection.evaluation import AveragePrecision, as_results, average_precision
@@ -61,9 +61,7 @@ def scaled(images: list[Tensor]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def draw(
-    detector: nn.Module, val: CocoSplit, recipe: Detection, folder: Path, *, autocast: Callable[[], torch.autocast]
-) -> None:
+def draw(detector: nn.Module, val: CocoSplit, recipe: Detection, folder: Path, *, compute: Compute) -> None:
     """Write pictures of a split's first images, each with its annotations next to its predictions.
 
     Args:
@@ -71,15 +69,14 @@ def draw(
         val: The split.
         recipe: The run's settings: `pictures` is the number of images.
         folder: Folder to write to; created if it does not exist.
-        autocast: Returns the autocast context to run in.
+        compute: The detector's device, and the number format in which it runs.
     """
-    device = next(detector.parameters()).device
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(val.pictures[: recipe.pictures]):
         try:
             image = read_picture(picture, recipe.max_pixels)
         except UnreadableImageError:  # already counted in the validation
             continue
-        with autocast():
-            (found,) = detector(scaled([image.to(device)]))
+        with compute.autocast():
+            (found,) = detector(scaled([image.to(compute.device)]))
         write_comparison(folder / f"{number:03}-{picture.path.stem}.png", image, picture, found, val.classes)

@@ -19,10 +19,11 @@ from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, chec
 from scalekd.data.cache.store import size
 from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError, printable
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import Compute, pick_compute
 from scalekd.method import TeacherOutputs
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
+from scalekd.progress import plain_lines
 from scalekd.recipes import DataKeys, Recipe
 from scalekd.tasks.distill.build import build_teacher, remarks
 from scalekd.tasks.distill.inputs import check_output, read_data, training_images
@@ -89,13 +90,12 @@ def fill_cache(
     if recipe.method == "none":
         raise UserError("cache: method none reads no teacher; set method to that of the runs that will read the cache")
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     check_output(recipe, recipe.cache, "cache")
     train, val = read_data(recipe)
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
+    compute = pick_compute(recipe)
     teacher = build_teacher(recipe, val.classes)
-    identity, layout = describe_cache(recipe, teacher, train, dtype)
+    identity, layout = describe_cache(recipe, teacher, train, compute.dtype)
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
     for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
@@ -114,12 +114,12 @@ def fill_cache(
             cache.file(shard).unlink(missing_ok=True)
     check_shards(cache, views)
     cache.check_space(views)
-    prepare_teacher(teacher, device, dtype)
+    prepare_teacher(teacher, *compute)
     with _Meter(console) as meter:
         fill(
             cache,
             training_images(recipe, train),
-            partial(_ask, teacher.to(device), device, dtype),
+            partial(_ask, teacher.to(compute.device), compute),
             views=views,
             batch=recipe.micro_batch or min(recipe.batch, _BATCH),
             workers=recipe.workers,
@@ -143,10 +143,10 @@ def _summary(cache: TeacherCache, views: int) -> dict[str, Any]:
     }
 
 
-def _ask(teacher: Teacher, device: torch.device, dtype: torch.dtype, images: Tensor) -> TeacherOutputs:
+def _ask(teacher: Teacher, compute: Compute, images: Tensor) -> TeacherOutputs:
     """Compute the teacher's outputs for images as in a training step."""
-    with autocast(device, dtype):
-        outputs: TeacherOutputs = teacher(images.to(device, non_blocking=True))
+    with compute.autocast():
+        outputs: TeacherOutputs = teacher(images.to(compute.device, non_blocking=True))
     return outputs
 
 
@@ -209,7 +209,7 @@ def compare_sample(
     for first in range(0, len(samples), at_once):
         part = samples[first : first + at_once]
         images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
-        said = cache.layout.encode(_ask(teacher, device, cache.layout.dtype, images))
+        said = cache.layout.encode(_ask(teacher, Compute(device, cache.layout.dtype), images))
         for row, (key, _) in enumerate(part):
             kept = reader(key)
             live = cache.layout.decode({name: tensor[row] for name, tensor in said.items()})

@@ -12,8 +12,9 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages, seed_all
 from scalekd.engine.optimisation import build_optimizer, build_schedule, quieten_timm
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import autocast, pick_compute
 from scalekd.models.layout import prepare
+from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import (
     build_method,
@@ -47,9 +48,8 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """
     quieten_timm()
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
+    say = plain_lines(console)
+    device, dtype = pick_compute(recipe)
     number = min(BATCH, recipe.micro_batch or recipe.batch)
     small = recipe.model_copy(
         update={"batch": number, "micro_batch": number, "student_pretrained": False, "batchnorm_over": "process"}

@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from scalekd.atomic import write_json
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.energy import EnergyMeter
@@ -24,7 +25,6 @@ from scalekd.method import Method
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
 from scalekd.runs.checkpoints import Checkpoint
-from scalekd.runs.folder import write_json
 from scalekd.runs.logs import JsonLines, TensorBoardEvents
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
@@ -122,7 +122,7 @@ def _learner(setup: Setup, number: int, live: Live | None) -> StudentLearner:
     average = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
     called: nn.Module = method
     if setup.sharded:
-        shard_trained(method, average, setup.device, setup.probe)
+        shard_trained(method, method.get_submodule("student"), average, setup.device, setup.probe)
     elif setup.processes.count > 1:
         called = _distributed(setup, method)
     optimizer = build_optimizer(recipe, method)

@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from scalekd.data import Split, seeded
 from scalekd.engine.modes import evaluating
+from scalekd.errors import first_line
 from scalekd.method import Method
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import TensorBoardEvents, shown_values
@@ -65,7 +66,6 @@ class Watcher:
                 shown = shown_values(*self._visualise())
         except Exception as error:  # pictures must never end a run, not even if memory runs out
             self._visualise = None
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._say(f"warning: pictures for TensorBoard are left out from now on: {reason}")
+            self._say(f"warning: pictures for TensorBoard are left out from now on: {first_line(error)}")
             return
         events.log(shown, step)

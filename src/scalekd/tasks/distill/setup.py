@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +19,12 @@ from scalekd.engine.processes import Processes, check_devices
 from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import Compute, autocast, pick_device, pick_dtype
 from scalekd.method import Losses, Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
-from scalekd.progress import watched, working
+from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import weight_hashes
 from scalekd.runs.group import Group, naming
@@ -69,9 +68,7 @@ class Setup:
         self._check_processes()
         self.steps = len(self.train) // recipe.batch
         warn = self.console if self.processes.first else Console(stderr=True)  # each reads images of its own
-        self.corrupt = CorruptImages(
-            recipe.max_corrupt, partial(warn.print, highlight=False, soft_wrap=True, markup=False)
-        )
+        self.corrupt = CorruptImages(recipe.max_corrupt, plain_lines(warn))
         self.teacher = build_teacher(recipe, self.classes) if recipe.method != "none" else None
         self.cache = None
         if self.teacher is not None and recipe.cache is not None:
@@ -199,7 +196,7 @@ class Setup:
 
     def say(self, text: str) -> None:
         """Print text as it is, file names with brackets included."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        plain_lines(self.console)(text)
 
     def announce(self) -> None:
         """Print the plan, and measure the teacher where it has the data's classes."""
@@ -278,8 +275,7 @@ class Setup:
             logits,
             self._own_validation(),
             num_classes=len(self.classes),
-            device=self.device,
-            autocast=partial(autocast, self.device, self.dtype),
+            compute=Compute(self.device, self.dtype),
             corrupt=self.corrupt,
             blank=torch.zeros(1, 3, self.recipe.resolution, self.recipe.resolution) if self.sharded else None,
         )

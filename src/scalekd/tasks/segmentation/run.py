@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.data.overlap import shared_files
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute, pick_device
 from scalekd.models.fitting import load_weights
 from scalekd.models.layout import choose_attention, choose_convolutions
 from scalekd.models.weights import file_hash, read_weights
-from scalekd.progress import watched
+from scalekd.progress import plain_lines, watched
 from scalekd.recipes import load_as
-from scalekd.runs.folder import RunFolder, write_json
+from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.data import testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, read_pairs
@@ -102,16 +103,15 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
     output = Path(output)
     folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
     segmenter = load_segmenter(output)
-    device = pick_device(recipe.accelerator)
+    compute = pick_compute(recipe)
     console = console or Console(stderr=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say = plain_lines(console)
     check_labels(pairs, recipe, say, console, fewest=1)
     corrupt = CorruptImages(recipe.max_corrupt, say)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
-    segmenter.to(device).eval()
+    segmenter.to(compute.device).eval()
     batches = watched(testing_loader(pairs, recipe, say, Processes()), "measure", console)
-    figures = measure(segmenter, batches, recipe, device=device, autocast=cast, corrupt=corrupt)
-    draw(segmenter, pairs, recipe, folder.pictures, autocast=cast)
+    figures = measure(segmenter, batches, recipe, compute=compute, corrupt=corrupt)
+    draw(segmenter, pairs, recipe, folder.pictures, compute=compute)
     return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
 
 
@@ -139,8 +139,7 @@ def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
         dropout=recipe.dropout,
         auxiliary=recipe.auxiliary_weight > 0,
     )
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
+    device, dtype = pick_compute(recipe)
     choose_attention(segmenter, device, dtype)
     choose_convolutions(segmenter, device, dtype)
     if recipe.channels_last:
@@ -188,9 +187,7 @@ def _conclude(
     task: SegmentationTask, recipe: Segmentation, val: Pairs, run: Run, result: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    device = pick_device(recipe.accelerator)
-    cast = partial(autocast, device, pick_dtype(recipe.precision, device))
-    draw(task.segmenter.eval(), val, recipe, run.folder.pictures, autocast=cast)
+    draw(task.segmenter.eval(), val, recipe, run.folder.pictures, compute=pick_compute(recipe))
     result = result | {"model": run.folder.segmenter.name, "sha256": file_hash(run.folder.segmenter)}
     write_json(run.folder.result, result)
     return result

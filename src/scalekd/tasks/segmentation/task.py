@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from scalekd.data import seeded
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_device, pick_dtype
+from scalekd.hardware import pick_compute
 from scalekd.models.failure import naming_model
 from scalekd.tasks.segmentation.data import Batch
 from scalekd.tasks.segmentation.model import Segmenter
@@ -141,11 +141,11 @@ def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
     Raises:
         ModelError: If the step fails; names the backbone and the images' shape.
     """
-    device, shape = pick_device(recipe.accelerator), (2, 3, recipe.crop, recipe.crop)  # UPerNet needs 2 images
+    compute, shape = pick_compute(recipe), (2, 3, recipe.crop, recipe.crop)  # UPerNet needs 2 images
     with seeded(recipe.seed), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
-        trial = copy.deepcopy(segmenter).to(device).train()
-        images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=device)
-        with autocast(device, pick_dtype(recipe.precision, device)):
+        trial = copy.deepcopy(segmenter).to(compute.device).train()
+        images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=compute.device)
+        with compute.autocast():
             terms = segmentation_losses(trial, images, images[:, 0] % len(recipe.class_names), recipe.auxiliary_weight)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torchvision.utils import draw_segmentation_masks, save_image
 
 from scalekd.data import CorruptImages, Key
 from scalekd.errors import UserError
+from scalekd.hardware import Compute
 from scalekd.tasks.segmentation.data import Batch, LabelledImages, testing_transform
 from scalekd.tasks.segmentation.files import Pairs
 from scalekd.tasks.segmentation.model import Segmenter, predict
@@ -103,51 +104,47 @@ def measure(
     batches: Iterable[Batch],
     recipe: Segmentation,
     *,
-    device: torch.device,
-    autocast: Callable[[], torch.autocast],
+    compute: Compute,
     corrupt: CorruptImages,
 ) -> Figures:
     """Measure a segmenter on all batches.
 
     Args:
-        model: The segmenter, in eval mode, on `device`.
+        model: The segmenter, in eval mode.
         batches: Batches from `testing_loader`.
         recipe: The run's settings.
-        device: The model's device.
-        autocast: Returns the autocast context to run in.
+        compute: The model's device, and the number format in which it runs.
         corrupt: Counter of unreadable files.
 
     Raises:
         UserError: If a label image is wrong, or too many files are unreadable.
     """
+    device = compute.device
     tally = Tally(len(recipe.class_names), device)
     for batch in batches:
         check(batch, corrupt)
         if not batch.images.numel():
             continue
         images, labels = batch.images.to(device), batch.labels.to(device)
-        with autocast():
+        with compute.autocast():
             predicted = classify(model, images, labels.shape[-2:], recipe)
         tally.add(predicted, labels)
     return tally.figures()
 
 
 @torch.inference_mode()
-def draw(
-    model: Segmenter, pairs: Pairs, recipe: Segmentation, folder: Path, *, autocast: Callable[[], torch.autocast]
-) -> None:
+def draw(model: Segmenter, pairs: Pairs, recipe: Segmentation, folder: Path, *, compute: Compute) -> None:
     """Write pictures of a split's first images, each with its labels and its prediction; the file name is the index.
 
     `recipe.pictures` is the number of images.
     """
     images, colours = LabelledImages(pairs, recipe, testing_transform(recipe)), palette(pairs, recipe)
-    device = next(model.parameters()).device
     for number in range(min(recipe.pictures, len(pairs))):
         sample = images[Key(0, number)]
         if not sample.images.numel():
             continue
-        with autocast():
-            predicted = classify(model, sample.images.to(device), sample.labels.shape[-2:], recipe)
+        with compute.autocast():
+            predicted = classify(model, sample.images.to(compute.device), sample.labels.shape[-2:], recipe)
         folder.mkdir(parents=True, exist_ok=True)
         panels = _panels(sample.images[0], (sample.labels[0], predicted[0].cpu()), colours)
         save_image(panels, folder / f"{number:03}.png")

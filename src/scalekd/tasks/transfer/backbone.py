@@ -13,7 +13,7 @@ from timm.layers import LayerNorm2d
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 from scalekd.models.build import ImageModel
 from scalekd.models.fitting import load_weights
 from scalekd.models.sources import create, is_timm
@@ -141,8 +141,9 @@ class Backbone(nn.Module):
                 self.model.eval()
                 maps = self._intermediates(torch.zeros(1, 3, side, side))
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"backbone: {self.name} cannot run on images of {side} pixels: {reason}") from error
+            raise UserError(
+                f"backbone: {self.name} cannot run on images of {side} pixels: {first_line(error)}"
+            ) from error
         self.model.train(training)
         wrong = [
             stride

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype
 from scalekd.models.weights import file_hash
+from scalekd.progress import plain_lines
 from scalekd.runs.checkpoints import Checkpoint
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.group import Group
@@ -68,7 +68,7 @@ class Run:
     @property
     def say(self) -> Callable[[str], None]:
         """Prints a line as it is."""
-        return partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
+        return plain_lines(self.console)
 
     def corrupt(self) -> CorruptImages:
         """A counter of unreadable images."""

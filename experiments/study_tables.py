@@ -244,7 +244,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
 
 
 def filled(page: str, records: Records) -> str:
-    """The page with its tables made anew: each is between `<!-- table: NAME -->` and `<!-- end -->`."""
+    """The page with its tables made again: each is between `<!-- table: NAME -->` and `<!-- end -->`."""
 
     def made(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]](records)}\n\n<!-- end -->"
@@ -253,7 +253,7 @@ def filled(page: str, records: Records) -> str:
 
 
 def collect(results: Path) -> None:
-    """Make tables and picture anew from the JSON files in a folder."""
+    """Make tables and picture again from the JSON files in a folder."""
     records = Records(results)
     for page in PAGES:
         page.write_text(filled(page.read_text("utf-8"), records), encoding="utf-8")

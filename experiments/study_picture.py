@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from picture import LOOKS
 from study_grid import EPOCHS, TIMES, longer
 
 LABELS = {"none": "alone", "scalekd": "ScaleKD"}
-STYLES = dict(zip(LABELS, LOOKS.values(), strict=False))
+STYLES = {"none": ("#0072B2", "o"), "scalekd": ("#D55E00", "s")}  # two of Okabe and Ito's colours
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, file: Path) -> None:

@@ -1,20 +1,22 @@
 """Does distillation help another task? One backbone three ways (random, alone, distilled), equal segmentation runs.
 
-Usage: python benchmarks/camvid.py --data CAMVID --backbone random=mobilenetv1_100 --backbone alone=RUN \
+Usage: python experiments/camvid.py --data CAMVID --backbone random=mobilenetv1_100 --backbone alone=RUN \
     --backbone distilled=RUN --seed 0 --seed 1 --runs FOLDER --output FILE [--set KEY=VALUE]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from command import Parser, check_output, say, write_json
+import script
+from script import say
 
+from scalekd.atomic import write_json
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
@@ -27,8 +29,8 @@ from scalekd.tasks.transfer.running import located
 RANDOM = "random"
 
 
-def parse_arguments() -> Any:
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="data set in ADE20K's layout")
     parser.add_argument(
         "--backbone",
@@ -43,7 +45,7 @@ def parse_arguments() -> Any:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a recipe key"
     )
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; those there are gone on with")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; those there are resumed")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="result as JSON, after each run")
     return parser.parse_args()
 
@@ -91,13 +93,13 @@ def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
     }
 
 
-def settings(args: Any, overrides: Mapping[str, Any]) -> Segmentation:
+def settings(args: argparse.Namespace, overrides: Mapping[str, Any]) -> Segmentation:
     return load_as(Segmentation, args.recipe, {"data": args.data, **pairs(args.set, "set"), **overrides}, say)
 
 
-def main() -> None:
+def main() -> int:
     args = parse_arguments()
-    check_output(args.output)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     backbones, results = pairs(args.backbone, "backbone"), []
     for seed in args.seed or [0, 1]:  # all backbones of a seed first, so that what is there compares
         for name, model in backbones.items():
@@ -111,10 +113,8 @@ def main() -> None:
             write_json(args.output, content | {"backbones": backbones, "summary": summary(results), "runs": results})
     for name, row in summary(results).items():
         print(f"{name:12} mIoU {row['miou_mean']:.2f}% (std {row['miou_std']:.2f}, {row['seeds']} seeds)")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    script.run(main)

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
 import study_tables
 from conftest import write_images
+from study import Queue
 from study_grid import RESULTS, STRONG, Row, grid
+from study_run import Study, share_of
 
 from scalekd.errors import UserError
 from scalekd.recipes import load
 
 
-class Recorded(study.Study):
+class Recorded(Study):
     """A study whose commands are noted instead of run."""
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -55,20 +56,20 @@ def test_equal_budgets_view_about_as_many_images() -> None:
 
 
 def test_a_share_is_a_part_of_a_larger_one_and_of_each_class(recorded: Recorded, tmp_path: Path) -> None:
-    small, large = (study.share_of(recorded.data, percent, tmp_path / "shares") for percent in (30, 60))
+    small, large = (share_of(recorded.data, percent, tmp_path / "shares") for percent in (30, 60))
     names = [{str(file.relative_to(made)) for file in made.glob("train/*/*")} for made in (small, large)]
     assert names[0] < names[1]
     assert len(names[0]) == 0.3 * len(list(recorded.data.glob("train/*/*")))
     assert len({name.split("/")[1] for name in names[0]}) == len(list(recorded.data.glob("train/*")))
     assert len(list(small.glob("val/*/*"))) == len(list(recorded.data.glob("val/*/*")))
     with pytest.raises(UserError, match="no folders train and val"):
-        study.share_of(tmp_path / "none", 30, tmp_path / "shares")
+        share_of(tmp_path / "none", 30, tmp_path / "shares")
 
 
 def test_a_row_waits_for_its_teacher_and_a_failed_one_keeps_only_its_pupils(recorded: Recorded) -> None:
     teacher, pupil = Row("a-teacher", {"epochs": 1}), Row("a-pupil", {"epochs": 1}, teacher="a-teacher")
     for fails in (False, True):
-        queue = study.Queue([pupil, teacher], recorded)
+        queue = Queue([pupil, teacher], recorded)
         first = queue.take()
         assert first == teacher
         queue.give_back(first, done=not fails)
@@ -155,7 +156,7 @@ def test_a_page_says_what_the_files_say(page: Path) -> None:
 
 
 def test_every_result_is_of_a_row_as_it_is_today() -> None:
-    now = study.Study(Path("data"), Path("weights"), Path("runs"), RESULTS, threads=1)
+    now = Study(Path("data"), Path("weights"), Path("runs"), RESULTS, threads=1)
     rows = {row.name: row for row in grid()}
     names = [file.stem for file in RESULTS.glob("*.json") if not file.stem.startswith("cost")]
     assert [name for name in names if name not in rows or not now.done(rows[name])] == []

@@ -1,8 +1,4 @@
-"""The paper's claims in small: a grid of runs on Imagenette, resumable, a JSON file a run.
-
-Usage: python benchmarks/study.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER [--jobs 2] [--only NAME ...]
-       python benchmarks/study.py --collect
-"""
+"""One row of the study: its data, its commands, its result."""
 
 from __future__ import annotations
 
@@ -15,22 +11,16 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-from command import Parser, positive, say, write_json
-from study_grid import RESULTS, STRONG, Row, grid
-from study_tables import collect
+from study_grid import STRONG, Row
 
-from scalekd.environment import describe_environment
+from scalekd.atomic import write_json
 from scalekd.errors import UserError
 
-# The same for all rows. One thread a run: two runs beside each other give more than one on both cores.
+# The same for all rows. One thread a run: two concurrent runs give more than one on both cores.
 COMMON: dict[str, Any] = {"batch": 32, "workers": 0, "check_teacher": False}
 
 
@@ -168,85 +158,3 @@ def last_cosines(metrics: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     found = [{key: value for key, value in line.items() if key.startswith("cosine/")} for line in lines]
     return next((line for line in reversed(found) if line), {})
-
-
-class Queue:
-    """Hands out the rows in order; a row whose teacher is another row waits for it."""
-
-    def __init__(self, rows: list[Row], study: Study) -> None:
-        self.left = [row for row in rows if not study.done(row)]
-        self.there = {row.name for row in grid() if study.done(row)}
-        self.busy: set[str] = set()
-        self.changed = threading.Condition()
-
-    def take(self) -> Row | None:
-        """The next row that can run; None when there is none any more."""
-        with self.changed:
-            while True:
-                ready = [row for row in self.left if row.teacher in {None, STRONG, *self.there}]
-                if ready:
-                    self.left.remove(ready[0])
-                    self.busy.add(ready[0].name)
-                    return ready[0]
-                if not any(row.teacher in self.busy for row in self.left):
-                    return None
-                self.changed.wait()
-
-    def give_back(self, row: Row, *, done: bool) -> None:
-        with self.changed:
-            self.busy.discard(row.name)
-            self.there |= {row.name} if done else set()
-            self.changed.notify_all()
-
-
-def work(queue: Queue, study: Study, failed: list[str]) -> None:
-    """Run rows until there are none; one that fails keeps only those that build on it from running."""
-    while (row := queue.take()) is not None:
-        start = time.monotonic()
-        try:
-            study.run(row)
-            say(f"{row.name}: done after {time.monotonic() - start:.0f} s; {len(queue.left)} to go")
-        except UserError as error:
-            failed.append(row.name)
-            say(f"{row.name}: {error}")
-        finally:
-            queue.give_back(row, done=row.name not in failed)
-
-
-def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, help="Imagenette as an image folder: train/<class>/, val/<class>/")
-    parser.add_argument("--teacher-weights", type=Path, help="weights of recipe imagenette's teacher")
-    parser.add_argument("--runs", type=Path, help="folder of the runs, caches and logs; those there are gone on with")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="rows, as patterns: 'cnn-*-s0'")
-    parser.add_argument("--jobs", type=positive, default=2, help="runs beside each other (2)")
-    parser.add_argument("--collect", action="store_true", help="only make the tables of the pages from the JSON files")
-    args = parser.parse_args()
-    if args.collect:
-        collect(args.results)
-        return 0
-    rows = [row for row in grid() if any(fnmatch(row.name, pattern) for pattern in args.only)]
-    missing = [f"--{name.replace('_', '-')}" for name in ("data", "teacher_weights", "runs") if not vars(args)[name]]
-    if missing:
-        parser.error(f"give {', '.join(missing)}")
-    args.runs.mkdir(parents=True, exist_ok=True)
-    args.results.mkdir(parents=True, exist_ok=True)
-    threads = max(1, torch.get_num_threads() // args.jobs)
-    study = Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, threads)
-    queue, failed = Queue(rows, study), list[str]()
-    for percent in {row.share for row in rows}:  # here, not beside one another
-        share_of(args.data, percent, study.runs / "data")
-    say(f"{len(queue.left)} of {len(rows)} rows to run; revision {describe_environment()['git']}")
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for job in [pool.submit(work, queue, study, failed) for _ in range(args.jobs)]:
-            job.result()
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(2)

@@ -1,22 +1,17 @@
-"""What a training image costs by each method of the study: time, measured in turns by the command itself, and FLOPs.
-
-Usage: python benchmarks/study_cost.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER [--rounds 3]
-"""
+"""What a training image costs by each method of the study: time, measured in turns by the command itself, and FLOPs."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-from command import Parser, positive, say, write_json
-from study import Study, share_of
-from study_grid import RESULTS, STRONG, STUDENTS, Row, row
+from script import say
+from study_grid import STRONG, STUDENTS, Row, row
+from study_run import Study, share_of
 
+from scalekd.atomic import write_json
 from scalekd.environment import describe_environment
-from scalekd.errors import UserError
 from scalekd.planner import step_flops
 from scalekd.recipes import load
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher
@@ -67,37 +62,21 @@ def summary(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> int:
-    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher-weights", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the study's runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--rounds", type=positive, default=3)
-    args = parser.parse_args()
-    study = Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, threads=1)
-    share_of(args.data, SHARE, study.runs / "data")
+def measure(study: Study, rounds: int) -> None:
+    """Measure all methods on all families of students, and write the result."""
+    share_of(study.data, SHARE, study.runs / "data")
     families: dict[str, Any] = {}
     for family in STUDENTS:
         rates: dict[str, list[float]] = {name(*variant): [] for variant in VARIANTS}
-        for number in range(args.rounds):
+        for number in range(rounds):
             for method, cached in VARIANTS if number % 2 else reversed(VARIANTS):
                 rates[name(method, cached)].append(images_per_second(study, family, method, cached=cached))
-            say(f"{family}, round {number + 1} of {args.rounds}: {json.dumps(summary_of_last(rates))}")
+            say(f"{family}, round {number + 1} of {rounds}: {json.dumps(summary_of_last(rates))}")
         counted = {method: flops(study, family, method) for method, cached in VARIANTS if not cached}
         families[family] = {"images_per_second": rates, "time_ratio": summary(rates), "flops": counted}
         content = {"families": families, "environment": describe_environment(), "threads": 1}
-        write_json(args.results / "cost.json", content)  # what is there, should the next family not be finished
-    return 0
+        write_json(study.results / "cost.json", content)  # what is there, should the next family not be finished
 
 
 def summary_of_last(rates: dict[str, list[float]]) -> dict[str, float]:
     return {name: round(rates["none"][-1] / found[-1], 2) for name, found in rates.items()}
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(2)
