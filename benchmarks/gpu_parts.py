@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scalekd import ScaleKD
 from scalekd.hardware import autocast
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 from scalekd.planner import DEVICES, step_flops
 from scalekd.planner.measure import peak_memory, reset_peak_memory, seconds
 
@@ -122,7 +122,7 @@ def outcome(
         losses = method(images, labels)
     losses.total.backward()
     terms = {name: value.item() for name, value in (losses.terms | {"total": losses.total}).items()}
-    parts = {"student": method.student, "CAP_prev": method.proxy, "CAP_last": method.mimicking}
+    parts = {"student": method.student, "CAP_prev": method.tpp, "CAP_last": method.last}
     gradients = {}
     for name, part in parts.items():
         assert isinstance(part, torch.nn.Module)

@@ -34,7 +34,7 @@ from scalekd import ScaleKD
 from scalekd.atomic import write_json
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
-from scalekd.method.projector import StemConvolution
+from scalekd.methods.projector import StemConvolution
 from scalekd.planner import step_flops, step_memory
 
 FILE = Path(__file__).parent / "results" / "guard.json"

@@ -43,7 +43,7 @@ from scalekd.data.decoding import OpenedImage, read_crop, resize
 from scalekd.data.loader import collate
 from scalekd.data.orientation import Box
 from scalekd.errors import UserError
-from scalekd.method import Supervised
+from scalekd.methods.none import Supervised
 from scalekd.planner import measure
 
 NEVER = 10**6

@@ -25,7 +25,7 @@ from scalekd.atomic import write_json
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.models.layout import prepare
 from scalekd.planner import StepFlops, step_flops
 from scalekd.planner.measure import seconds

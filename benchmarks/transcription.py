@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher
-from scalekd.method import MapShape
+from scalekd.methods.outputs import MapShape
 
 ALPHA = {"spatial": 0.08, "frequency": 0.06}
 SOFTMAX_SCALE = 5.0
@@ -181,9 +181,9 @@ class Transcription(nn.Module):
 
 def copy_projectors(method: ScaleKD, plain: Transcription) -> None:
     """Give the transcription the projectors' parameters of `method`; all must be there and no other."""
-    assert method.proxy is not None
-    assert method.mimicking is not None
-    places = ((plain.previous, method.proxy.mimicking), (plain.last, method.mimicking))
+    assert method.tpp is not None
+    assert method.last is not None
+    places = ((plain.previous, method.tpp.previous), (plain.last, method.last))
     for copies, place in places:
         for view, projector in place.projectors.items():
             theirs, copy = projector.state_dict(), copies[view]

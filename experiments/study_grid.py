@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scalekd.recipes.schema import has_key
+from scalekd.methods.registry import has_key
 
 RESULTS = Path(__file__).parent / "results" / "study"  # a JSON file a run
 EPOCHS = 4  # the budget: passes over SHARE percent of the training images

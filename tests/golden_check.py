@@ -22,7 +22,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from scalekd import ScaleKD, Teacher
-from scalekd.method import CrossAttentionProjector, DualViewMimicking, MapShape, StudentOutputs, TeacherOutputs
+from scalekd.methods.mimicking import DualViewMimicking
+from scalekd.methods.outputs import MapShape, StudentOutputs, TeacherOutputs
+from scalekd.methods.projector import CrossAttentionProjector
 
 VIEWS = ("spatial", "frequency")
 PLACES = {"s3": "cap3", "s4": "cap4"}
@@ -113,16 +115,16 @@ def check_step(path: Path) -> dict[str, float]:
         logit_weight=meta["kd"]["alpha"],
         temperature=meta["kd"]["temperature"],
     )
-    assert method.proxy is not None
-    assert method.mimicking is not None
-    places = {"s3": method.proxy.mimicking, "s4": method.mimicking}
+    assert method.tpp is not None
+    assert method.last is not None
+    places = {"s3": method.tpp.previous, "s4": method.last}
     load_projectors(places, tensors)
     captured: dict[str, Tensor] = {}
     for stage, place in places.items():
         for view, projector in place.projectors.items():
             name = f"{PLACES[stage]}_{view}"
             projector.register_forward_hook(lambda _m, _i, out, name=name: captured.update({name: out}))
-    method.proxy.register_forward_hook(
+    method.tpp.register_forward_hook(
         lambda _m, _i, out: captured.update({f"proxy_{view}": tokens for view, tokens in out.items()})
     )
     inputs = {k: tensors[f"in.student_{k}"].clone().requires_grad_() for k in ("s3", "s4", "logits")}

@@ -12,8 +12,9 @@ from typer.main import get_command
 from scalekd.cli.help import in_words
 from scalekd.cli.main import app
 from scalekd.cli.options import shown_default, type_in_words
-from scalekd.recipes import GROUPS, Keys
-from scalekd.recipes.schema import methods_with
+from scalekd.keys import Keys
+from scalekd.methods.registry import methods_with
+from scalekd.recipes import GROUPS
 from scalekd.tasks import detection, segmentation
 
 _WRITTEN = "<!-- Written by `make reference`: change the code, not this page. -->"

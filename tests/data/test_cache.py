@@ -23,7 +23,7 @@ from scalekd.data import CorruptImages, Key, ReplayDataset, TrainingStream, read
 from scalekd.data.augmentation import Transform
 from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, fill, layout, list_images, open_cache
 from scalekd.errors import UserError
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 LAYOUT = Layout(positions=4, width=3, classes=2, dtype=torch.float32, cache_format="bf16")
 VIEWS = 3

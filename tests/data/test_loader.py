@@ -23,7 +23,7 @@ from scalekd.data import (
 )
 from scalekd.data.augmentation import Transform
 from scalekd.errors import UserError
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 
 def everything_random() -> Transform:

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_CNN, TINY_VIT
 
 from scalekd import ScaleKD, Student, Teacher
-from scalekd.method.projector import StemConvolution
+from scalekd.methods.projector import StemConvolution
 from scalekd.models.layout import SparsePointwise, WideDepthwise, choose_attention, choose_convolutions
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
-from scalekd.method import MapShape
+from scalekd.methods.outputs import MapShape
 from scalekd.models import Classifier
 from scalekd.models.pairing import map_indices, paper_heads
 

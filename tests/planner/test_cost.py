@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.models.build import ImageModel
 from scalekd.planner import StepFlops, model_cost, step_flops
 

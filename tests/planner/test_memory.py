@@ -10,7 +10,7 @@ from torch import nn
 
 from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
 from scalekd.errors import UserError
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.planner import StepMemory, UnpredictableError, available_memory, largest_batch, measure, step_memory
 from scalekd.planner.memory import track
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scalekd.errors import Interrupted
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.recipes import load
 from scalekd.report.live import LiveFigures, live_figures
 from scalekd.report.pictures import SIDE

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from scalekd.method import ScaleKD, view_distance
-from scalekd.method.outputs import MapShape
-from scalekd.method.projector import CrossAttention
+from scalekd.methods.mimicking import view_distance
+from scalekd.methods.outputs import MapShape
+from scalekd.methods.projector import CrossAttention
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Student, Teacher
 from scalekd.report.answers import Answer, confusion, mistaken, worst
 from scalekd.report.charts import ticks

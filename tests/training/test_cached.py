@@ -62,7 +62,7 @@ def no_teacher_in_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make a training step that runs the teacher fail."""
 
     def arm() -> None:
-        from scalekd.method import Method
+        from scalekd.methods.base import Method
 
         honest = Method.forward
 

@@ -46,11 +46,11 @@ def test_norms_biases_and_positions_do_not_decay(optimizer: str, teacher: Teache
         spared = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token"))
         assert decay[id(parameter)] == (0 if spared else 0.05), name
     kinds = parameter_kinds(method)
-    assert kinds["student.model.pos_embed"] == kinds["mimicking.views.spatial.pos_embed"] == "position"
+    assert kinds["student.model.pos_embed"] == kinds["last.views.spatial.pos_embed"] == "position"
     assert kinds["student.model.cls_token"] == "class_token"
     assert kinds["student.model.norm.weight"] == "norm"
-    assert kinds["mimicking.views.spatial.norm.bias"] == "bias"
-    assert kinds["mimicking.views.spatial.attn.q.weight"] == "weight"
+    assert kinds["last.views.spatial.norm.bias"] == "bias"
+    assert kinds["last.views.spatial.attn.q.weight"] == "weight"
 
 
 def test_sgd_is_plain() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.child import can_fork
 from scalekd.errors import Interrupted, UserError
-from scalekd.method import Supervised
+from scalekd.methods.none import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load
 from scalekd.runs.group import Group

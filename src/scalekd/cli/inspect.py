@@ -14,7 +14,8 @@ from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
-from scalekd.method import Method, ScaleKD
+from scalekd.methods.base import Method
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.models.layout import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.here import this_machine

@@ -11,7 +11,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from scalekd.errors import UserError
-from scalekd.recipes import GROUPS, Keys, ListKeys
+from scalekd.keys import Keys
+from scalekd.recipes import GROUPS, ListKeys
 from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]

@@ -19,11 +19,12 @@ from sklearn.model_selection import train_test_split
 
 from scalekd.atomic import write_json
 from scalekd.errors import UserError
+from scalekd.methods.registry import METHODS
 from scalekd.recipes import load
 from scalekd.report.live import live_figures
 from scalekd.tasks.distill import distill
 
-_METHODS = {"none": "baseline (labels only)", "kd": "KD (labels + logits)", "scalekd": "ScaleKD"}
+_METHODS = {name: METHODS[name].label for name in ("none", "kd", "scalekd")}
 
 
 def quickstart(

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from scalekd.cli.help import Command, Group
-from scalekd.recipes import Keys, Recipe, dump, load, load_as, names, resolved, transfer_names
+from scalekd.keys import Keys
+from scalekd.recipes import Recipe, dump, load, load_as, names, resolved, transfer_names
 from scalekd.tasks.detection import Detection
 from scalekd.tasks.segmentation import Segmentation
 

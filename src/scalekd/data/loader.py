@@ -19,7 +19,7 @@ from scalekd.data.replay import derive_seed, seeded
 from scalekd.data.split import Split
 from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 
 class Key(NamedTuple):

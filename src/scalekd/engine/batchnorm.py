@@ -24,12 +24,12 @@ class _Sum(torch.autograd.Function):
     """Sums a tensor over all processes, and likewise its gradient in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         dist.all_reduce(total := values.clone())
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         dist.all_reduce(total := gradient.clone())
         return total
 

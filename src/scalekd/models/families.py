@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.method.outputs import MapShape
+from scalekd.methods.outputs import MapShape
 
 TAIL_BLOCKS = 2
 

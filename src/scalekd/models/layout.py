@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalekd.method import Method
-from scalekd.method.projector import StemConvolution
+from scalekd.methods.base import Method
+from scalekd.methods.projector import StemConvolution
 from scalekd.models.build import ImageModel
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher

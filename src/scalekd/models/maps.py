@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.method.outputs import StudentOutputs
+from scalekd.methods.outputs import StudentOutputs
 
 # The most leading tokens that are taken for class and register tokens.
 _MOST_PREFIX_TOKENS = 16

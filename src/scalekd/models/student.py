@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.method.outputs import MapShape, StudentOutputs
+from scalekd.methods.outputs import MapShape, StudentOutputs
 from scalekd.models.build import ImageModel
 from scalekd.models.failure import ModelError, kind_and_line
 from scalekd.models.maps import IntermediatesReader, ModuleReader, Reader, candidates

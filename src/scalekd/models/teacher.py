@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.method.outputs import MapShape, TeacherOutputs
+from scalekd.methods.outputs import MapShape, TeacherOutputs
 from scalekd.models.build import ImageModel
 from scalekd.models.families import TAIL_BLOCKS, family_of
 from scalekd.models.pairing import paper_heads

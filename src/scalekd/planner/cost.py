@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from scalekd.method import Method, TeacherOutputs
+from scalekd.methods.base import Method
+from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models.build import ImageModel
 from scalekd.planner.fake import device_of, inputs, on_copy, student_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.fake import student_of
 from scalekd.planner.hours import GIB, Device, Hours, gpu_hours

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.models import Student
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.planner.fake import inputs
 from scalekd.planner.memory import MIB, method_tensors
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError, first_line
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.planner.fake import device_of, inputs, run_fake, student_of
 from scalekd.planner.tracker import MemoryTracker
 

@@ -9,7 +9,7 @@ import torch
 
 from scalekd.data.cache import Layout
 from scalekd.data.cache.store import size
-from scalekd.method.outputs import TeacherLike
+from scalekd.methods.outputs import TeacherLike
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.recipes.schema import K, Keys, Recipe, has_key, methods_with, validate
+from scalekd.keys import Keys
+from scalekd.methods.registry import has_key, methods_with
+from scalekd.recipes.schema import K, Recipe, validate
 from scalekd.recipes.text import read_keys
 
 BASE = "base"

@@ -4,85 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from scalekd.errors import UserError
-from scalekd.method.objective import STAGES, check_parts
+from scalekd.keys import File, Fraction, Keys, Map, NonNegative, Place, Positive, Separator, SplitName, Undecayed
+from scalekd.methods.parts import resolve_parts
+from scalekd.methods.registry import METHODS, MethodKeys
 from scalekd.models.sources import FIXED_ARGS
-from scalekd.recipes.fields import File, Fraction, Map, NonNegative, Place, Positive, Separator, SplitName, Undecayed
 from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
-
-# Keys of some methods only; all others are every method's (a teacher that method none does not read does no harm).
-_LOGITS = {"kd", "dist", "ofa", "fd", "scalekd"}
-_METHODS_OF: dict[str, set[str]] = {
-    "views": {"scalekd"},
-    "alpha_spatial": {"scalekd", "fd"},
-    "alpha_frequency": {"scalekd"},
-    "tpp": {"scalekd"},
-    "stages": {"scalekd"},
-    "query": {"scalekd"},
-    "heads": {"scalekd"},
-    "softmax_scale": {"scalekd"},
-    "stem": {"scalekd"},
-    "stem_norm": {"scalekd"},
-    "tail_blocks": {"scalekd"},
-    "projector_lr_scale": {"scalekd", "fd", "ofa"},
-    "logit_weight": _LOGITS,
-    "temperature": _LOGITS,
-    "dist_inter": {"dist"},
-    "dist_intra": {"dist"},
-    "ofa_gamma": {"ofa"},
-}
-
-
-class Keys(BaseModel):
-    """A group of recipe keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class MethodKeys(Keys):
-    """Method."""
-
-    method: Literal["none", "kd", "dist", "ofa", "fd", "scalekd"] = "scalekd"
-    """What the student learns from beside labels. none: nothing. kd: logits. dist: relations of logits. ofa: logits,
-    for two stages too. fd: last-stage features. scalekd: the whole method."""
-    views: tuple[Literal["spatial", "frequency"], ...] = ("spatial", "frequency")
-    """Views in which DFM compares features: as they are, and without their zero frequency."""
-    alpha_spatial: NonNegative = 0.08
-    """Weight of the spatial view (alpha_s), and of fd's distance."""
-    alpha_frequency: NonNegative = 0.06
-    """Weight of the frequency view (alpha_f)."""
-    tpp: bool = True
-    """Whether proxies pass through the teacher's own tail (TPP)."""
-    stages: tuple[Literal["previous", "last"], ...] | None = None
-    """Student stages that are compared: previous (by the proxies), last. Default: both with TPP, last without."""
-    query: Literal["proxy", "learned"] | None = None
-    """Query of the student path: proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
-    heads: tuple[Positive, Positive] | None = None
-    """Attention heads of CAP_prev and CAP_last. Default: the paper's for the teacher."""
-    softmax_scale: float = Field(default=5.0, gt=0)
-    """Factor on CAP's attention logits."""
-    stem: Literal["conv3x3", "conv1x1", "none"] = "conv3x3"
-    """CAP's stem on the student's map."""
-    stem_norm: Literal["batchnorm", "layernorm2d"] | None = None
-    """Norm in CAP's stem. Default: layernorm2d for students that use it themselves (ConvNeXt), otherwise batchnorm."""
-    logit_weight: Fraction | None = None
-    """Weight of the logit terms (lambda); the task term has the rest. Default: 0.5, for fd 0."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Temperature of the logit terms (tau)."""
-    dist_inter: NonNegative = 1.0
-    """Weight of dist's inter-class relation (its beta)."""
-    dist_intra: NonNegative = 1.0
-    """Weight of dist's intra-class relation (its gamma)."""
-    ofa_gamma: float = Field(default=1.5, ge=1)
-    """Exponent of ofa's target enhancement (its gamma); 1 switches it off."""
-    task_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Label smoothing of the task loss."""
 
 
 class TeacherKeys(Keys):
@@ -283,13 +214,12 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
     def _parts_go_together(self) -> Recipe:
         if self.method == "none" and self.labels == "none":
             raise ValueError("labels: method none learns from labels only; choose another method or give labels")
-        if self.method in ("kd", "dist", "ofa") and self.logit_weight == 0:
+        if METHODS[self.method].logits_only and self.logit_weight == 0:
             raise ValueError(f"logit_weight: method {self.method} learns from logits; give a weight above 0")
         if self.cache is not None and self.method != "none" and (self.mixup or self.cutmix):
             raise ValueError("cache: mixup and cutmix mix the images of a batch, which no cache holds; set both to 0")
         if self.method == "scalekd":
-            query = self.query or ("proxy" if self.tpp else "learned")
-            check_parts(tpp=self.tpp, stages=self.stages or (STAGES if self.tpp else ("last",)), query=query)
+            resolve_parts(tpp=self.tpp, stages=self.stages, query=self.query)
         return self
 
     @model_validator(mode="after")
@@ -338,16 +268,6 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
 GROUPS: tuple[type[Keys], ...] = (
     MethodKeys, TeacherKeys, StudentKeys, DataKeys, ListKeys, OptimisationKeys, RunKeys
 )  # fmt: skip
-
-
-def has_key(method: object, key: str) -> bool:
-    """Whether a method has a key."""
-    return key not in _METHODS_OF or str(method) in _METHODS_OF[key]
-
-
-def methods_with(key: str) -> str:
-    """The methods that have a key, for people; empty where all have it."""
-    return ", ".join(sorted(_METHODS_OF.get(key, ())))
 
 
 def validate(schema: type[K], keys: dict[str, Any], source: str = "recipe") -> K:

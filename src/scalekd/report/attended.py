@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scalekd.method import ScaleKD
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.report.pictures import overlay
 from scalekd.report.spectra import attention_maps
 

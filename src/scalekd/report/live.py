@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scalekd.data import Split
 from scalekd.errors import UserError
-from scalekd.method import Method, ScaleKD
+from scalekd.methods.base import Method
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.recipes import Recipe
 from scalekd.report.attended import ATTENDED, attended
 from scalekd.report.pictures import SIDE, heat, sheet, thumbnail

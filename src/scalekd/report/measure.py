@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError
-from scalekd.method import ScaleKD
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe

@@ -14,7 +14,8 @@ from scalekd.data import Batch, Key, ReplayDataset, Split, in_order, read_split
 from scalekd.data.loader import collate
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_compute
-from scalekd.method import Method, ScaleKD
+from scalekd.methods.base import Method
+from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Classifier, Teacher
 from scalekd.models.layout import prepare, prepare_classifier
 from scalekd.models.sources import PYTHON

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from torch import Tensor
 
-from scalekd.method import ScaleKD, StudentOutputs, remove_zero_frequency
-from scalekd.method.outputs import MapShape
-from scalekd.method.projector import CrossAttention
+from scalekd.methods.mimicking import remove_zero_frequency
+from scalekd.methods.outputs import MapShape, StudentOutputs
+from scalekd.methods.projector import CrossAttention
+from scalekd.methods.scalekd import ScaleKD
 
 Floats = NDArray[np.float64]
 
@@ -70,10 +71,10 @@ def distances(tokens: Tensor, target: Tensor, view: str) -> Tensor:
 def mimicked(method: ScaleKD, student: StudentOutputs) -> dict[str, dict[str, Tensor]]:
     """Compute the tokens `[B, N, D]` that are compared with the teacher's, by place (`proxy`, `student`) and view."""
     places: dict[str, dict[str, Tensor]] = {}
-    if method.proxy is not None:
-        places["proxy"] = method.proxy(student.previous, method.teacher.tail)
-    if method.mimicking is not None:
-        places["student"] = method.mimicking(student.last, places["proxy"] if method.query == "proxy" else None)
+    if method.tpp is not None:
+        places["proxy"] = method.tpp(student.previous, method.teacher.tail)
+    if method.last is not None:
+        places["student"] = method.last(student.last, places["proxy"] if method.query == "proxy" else None)
     return places
 
 
@@ -123,8 +124,8 @@ def attention_of(method: ScaleKD) -> Iterator[dict[str, Tensor]]:
     def keep(name: str, layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
         found[name] = attention(layer, *inputs)
 
-    previous = None if method.proxy is None else method.proxy.mimicking
-    places = {"CAP_prev": previous, "CAP_last": method.mimicking}
+    previous = None if method.tpp is None else method.tpp.previous
+    places = {"CAP_prev": previous, "CAP_last": method.last}
     hooks = [
         cap.attn.register_forward_pre_hook(partial(keep, f"{place}, {view}"))
         for place, mimicking in places.items()

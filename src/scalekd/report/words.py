@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scalekd.methods.registry import METHODS
 from scalekd.planner import StepFlops
 from scalekd.report.answers import accuracy
 from scalekd.report.measure import Figures
 from scalekd.report.record import Record
-
-_METHODS = {
-    "none": "labels only", "kd": "logit distillation (kd)", "dist": "relations of logits (dist)",
-    "ofa": "logits of two stages (ofa)", "fd": "last-stage features (fd)", "scalekd": "ScaleKD",
-}  # fmt: skip
 
 
 def model_name(record: Record, role: str) -> str:
@@ -35,9 +31,8 @@ def summary(record: Record, figures: Figures) -> list[str]:
         what = f"{student} learned alone, from the labels of {data}{of} at {side} px."
     else:
         teacher = model_name(record, "teacher")
-        what = (
-            f"{teacher} taught {student} with {_METHODS.get(record.method, record.method)} on {data}{of} at {side} px."
-        )
+        method = METHODS[record.method].label if record.method in METHODS else record.method
+        what = f"{teacher} taught {student} with {method} on {data}{of} at {side} px."
     warnings = record.result.get("warnings")
     said = [f"Warning: {each}." for each in warnings] if isinstance(warnings, list) else []
     return [what, _progress(record), *_outcome(record, figures), *said]

@@ -16,8 +16,10 @@ from scalekd.data import absolute
 from scalekd.data.decoding import DECODING
 from scalekd.environment import describe_environment
 from scalekd.errors import UserError
+from scalekd.keys import Keys
+from scalekd.methods.registry import METHODS
 from scalekd.models.weights import file_hash
-from scalekd.recipes import Keys, ListKeys, Recipe, dump, resolved
+from scalekd.recipes import ListKeys, Recipe, dump, resolved
 from scalekd.recipes.text import read_keys
 
 # The recipe last: if clearing is interrupted, the folder is still recognised as a run's.
@@ -255,9 +257,10 @@ def is_weights(model: object) -> bool:
 def cut_freely(recipe: Recipe) -> bool:
     """Whether `micro_batch` affects nothing but the models' random draws (dropout).
 
-    It does affect mixup and CutMix, which draw once per micro-batch, and the method dist, which compares its images.
+    It does affect mixup and CutMix, which draw once per micro-batch, and methods that compare its images.
     """
-    return isinstance(recipe.batchnorm_over, int) and not recipe.mixup and not recipe.cutmix and recipe.method != "dist"
+    mixes = recipe.mixup or recipe.cutmix or METHODS[recipe.method].compares
+    return isinstance(recipe.batchnorm_over, int) and not mixes
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

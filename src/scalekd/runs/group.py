@@ -11,7 +11,7 @@ from typing import Any
 
 from scalekd.atomic import write_json
 from scalekd.errors import Interrupted, UserError
-from scalekd.recipes import Keys
+from scalekd.keys import Keys
 from scalekd.runs.checkpoints import Checkpoints
 from scalekd.runs.folder import GROUP, RunFolder, read_json
 from scalekd.runs.lock import locked, missing, remove_unused

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from scalekd.data.cache.store import Shard, TeacherCache, size
 from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, training_loader
 from scalekd.errors import UserError
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 _DRAWN_TWICE = 64  # images that are augmented twice to check that the augmentation is reproducible
 

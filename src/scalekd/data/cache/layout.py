@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 SHARD_BYTES = 64 * 2**20  # also the most that an interrupted process has to compute again
 _MULTIPLE = 64  # images per shard are a multiple of this, so that the usual batch sizes divide it

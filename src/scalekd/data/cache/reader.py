@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scalekd.data.cache.store import Shard, TeacherCache
 from scalekd.data.loader import Key
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 
 
 class CacheReader:

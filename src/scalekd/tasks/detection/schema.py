@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from scalekd.recipes import Keys
-from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName, Undecayed
+from scalekd.keys import File, Fraction, Keys, NonNegative, Positive, SplitName, Undecayed
 from scalekd.tasks.transfer.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 
 

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.errors import UserError
-from scalekd.method import (
-    FeatureDistillation,
-    LogitDistillation,
-    LogitSpaceDistillation,
-    Method,
-    RelationalDistillation,
-    ScaleKD,
-    Supervised,
-)
-from scalekd.method.objective import TaskLoss
-from scalekd.method.task import binary_cross_entropy, cross_entropy
+from scalekd.methods.base import Method, TaskLoss
+from scalekd.methods.registry import METHODS
+from scalekd.methods.scalekd import ScaleKD
+from scalekd.methods.task import binary_cross_entropy, cross_entropy
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
 from scalekd.models.folders import weights_of
@@ -72,7 +65,7 @@ def build_teacher(
     )
     if recipe.tail_blocks is not None and teacher.tail_input != teacher.tokens:
         raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
-    if classes is not None and logit_weight(recipe):
+    if classes is not None and recipe.used_logit_weight:
         _check_logits(teacher, recipe.method, classes)
     return teacher
 
@@ -85,24 +78,15 @@ def _check_logits(teacher: Teacher, method: str, classes: tuple[str, ...]) -> No
         elif not teacher.num_classes:
             raise UserError(f"model: {teacher.name} has no head; `scalekd adapt` fits one")
     except UserError as error:
-        method = "" if method in ("scalekd", "fd") else " --method scalekd"  # the others have nothing but logits
+        method = " --method scalekd" if METHODS[method].logits_only else ""
         raise UserError(
             f"{error}. To learn from its features only, set logit_weight to 0 (--logit-weight 0{method})"
         ) from None
 
 
-def logit_weight(recipe: Recipe) -> float:
-    """The recipe's lambda: 0.5 where it is left open, but 0 for fd and none."""
-    if recipe.method == "none":
-        return 0.0
-    if recipe.logit_weight is not None:
-        return recipe.logit_weight
-    return 0.0 if recipe.method == "fd" else 0.5
-
-
 def head_width(recipe: Recipe, teacher: Teacher | None, classes: tuple[str, ...]) -> int:
     """Classes of the student's head: the data's or, without any, the teacher's; 0 where nothing trains a head."""
-    if recipe.labels == "none" and not logit_weight(recipe):
+    if recipe.labels == "none" and not recipe.used_logit_weight:
         return 0
     return len(classes) or (teacher.num_classes if teacher is not None else 0)
 
@@ -145,40 +129,10 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
     Raises:
         UserError: If the settings do not fit the pair.
     """
-    loss = task_loss(recipe)
-    if teacher is None:
-        return Supervised(student, task_loss=loss)
-    shared: dict[str, Any] = {
-        "logit_weight": logit_weight(recipe),
-        "temperature": recipe.temperature,
-        "task_loss": loss,
-    }
+    cls = METHODS[recipe.method].load()
+    pair = (teacher, student) if cls.needs_teacher else (student,)
     try:
-        match recipe.method:
-            case "kd":
-                return LogitDistillation(teacher, student, **shared)
-            case "dist":
-                return RelationalDistillation(
-                    teacher, student, beta=recipe.dist_inter, gamma=recipe.dist_intra, **shared
-                )
-            case "ofa":
-                return LogitSpaceDistillation(teacher, student, gamma=recipe.ofa_gamma, **shared)
-            case "fd":
-                return FeatureDistillation(teacher, student, alpha=recipe.alpha_spatial, **shared)
-        alpha = {"spatial": recipe.alpha_spatial, "frequency": recipe.alpha_frequency}
-        return ScaleKD(
-            teacher,
-            student,
-            alpha={view: alpha[view] for view in recipe.views},
-            tpp=recipe.tpp,
-            stages=recipe.stages,
-            query=recipe.query,
-            heads=recipe.heads,
-            softmax_scale=recipe.softmax_scale,
-            stem=recipe.stem,
-            stem_norm=recipe.stem_norm,
-            **shared,
-        )
+        return cls(*pair, task_loss=task_loss(recipe), **cls.arguments(recipe))
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
 

@@ -20,7 +20,7 @@ from scalekd.data.cache.store import size
 from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError, printable
 from scalekd.hardware import Compute, pick_compute
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
 from scalekd.progress import plain_lines

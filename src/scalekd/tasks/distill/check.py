@@ -22,7 +22,6 @@ from scalekd.tasks.distill.build import (
     build_teacher,
     describe,
     head_width,
-    logit_weight,
 )
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import try_training
@@ -56,7 +55,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     )
     seed_all(recipe.seed)
     teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
-    if teacher is not None and not teacher.num_classes and logit_weight(small):
+    if teacher is not None and not teacher.num_classes and small.used_logit_weight:
         # Weights written by `adapt` include a head for the data's classes; `distill` refuses weights without one.
         console.print("note: the teacher's architecture has no head; its weights must include one")
         teacher = build_teacher(small, pretrained=False, num_classes=CLASSES)

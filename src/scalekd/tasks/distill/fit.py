@@ -21,7 +21,7 @@ from scalekd.engine.sharding import shard_trained
 from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
 from scalekd.runs.checkpoints import Checkpoint

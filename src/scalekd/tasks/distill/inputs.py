@@ -20,7 +20,7 @@ from scalekd.data import (
     with_filled_classes,
 )
 from scalekd.errors import UserError
-from scalekd.method import TeacherOutputs
+from scalekd.methods.outputs import TeacherOutputs
 from scalekd.recipes import Recipe
 
 

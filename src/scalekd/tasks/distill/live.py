@@ -15,7 +15,7 @@ from PIL.Image import Image
 from scalekd.data import Split, seeded
 from scalekd.engine.modes import evaluating
 from scalekd.errors import first_line
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import TensorBoardEvents, shown_values
 

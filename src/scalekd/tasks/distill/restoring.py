@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from scalekd.errors import UserError
-from scalekd.method import Method
+from scalekd.methods.base import Method
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.group import Group
 

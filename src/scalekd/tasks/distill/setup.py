@@ -20,7 +20,9 @@ from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.hardware import Compute, autocast, pick_device, pick_dtype
-from scalekd.method import Losses, Method
+from scalekd.methods.base import Method
+from scalekd.methods.outputs import Losses
+from scalekd.methods.registry import METHODS
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
@@ -226,8 +228,8 @@ class Setup:
                 f"batch     {recipe.batch} as {self.accumulate} times {recipe.micro_batch} images at once{each}; "
                 + ("batch norm sees these: compare runs of equal micro_batch" if bare else over)
             )
-            if recipe.method == "dist":
-                self.say("warning: dist's intra-class relation is over the images at once, not over the batch")
+            if compares := METHODS[recipe.method].compares:
+                self.say(f"warning: {recipe.method}'s {compares} is over the images at once, not over the batch")
         if not self.measured:
             self.say("accuracy  not measured: " + ("no validation images" if not len(self.val) else "no head to train"))
         if self.cache is not None:

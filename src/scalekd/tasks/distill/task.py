@@ -15,7 +15,8 @@ from scalekd.engine.learner import ADVICE, Learner, NonFiniteLossError, StepLoss
 from scalekd.engine.sharding import whole
 from scalekd.engine.task import Task
 from scalekd.evaluation import accuracy_metrics, percentages
-from scalekd.method import Method, TeacherOutputs
+from scalekd.methods.base import Method
+from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models import Student
 from scalekd.models.failure import naming_model
 from scalekd.recipes import Recipe

@@ -17,7 +17,8 @@ from scalekd.child import DeathError, ForkError, can_fork, in_child
 from scalekd.data import seeded
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
-from scalekd.method import Method, StudentOutputs
+from scalekd.methods.base import Method
+from scalekd.methods.outputs import StudentOutputs
 from scalekd.models import Student
 from scalekd.models.failure import ModelError, naming_model
 from scalekd.recipes import Recipe

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from scalekd.recipes import Keys
-from scalekd.recipes.fields import File, Fraction, NonNegative, Positive, SplitName
+from scalekd.keys import File, Fraction, Keys, NonNegative, Positive, SplitName
 from scalekd.tasks.transfer.keys import BackboneKeys, LoadingKeys, RunKeys, StepKeys, Transfer
 
 IGNORED = 255  # means "no label", both as a value in label images and as a class index

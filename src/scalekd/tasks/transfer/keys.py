@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from scalekd.keys import File, Keys, NonNegative, Positive
 from scalekd.models.sources import FIXED_ARGS
-from scalekd.recipes import Keys, OptimizerKeys
-from scalekd.recipes.fields import File, NonNegative, Positive
+from scalekd.recipes import OptimizerKeys
 
 
 class BackboneKeys(Keys):

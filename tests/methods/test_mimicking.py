@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dctn, idctn
 
-from scalekd.method import remove_zero_frequency, view_distance
+from scalekd.methods.mimicking import remove_zero_frequency, view_distance
 
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalekd.method.outputs import MapShape
+from scalekd.methods.outputs import MapShape
+from scalekd.methods.parts import STEM_NORMS, STEMS
+from scalekd.methods.registry import MethodKeys
 
-STEM_NORMS = ("batchnorm", "layernorm2d")
-STEMS = ("conv3x3", "conv1x1", "none")
+DEFAULTS = MethodKeys()
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -121,8 +122,8 @@ class CrossAttentionProjector(nn.Module):
         tokens: MapShape,
         *,
         num_heads: int,
-        softmax_scale: float = 5.0,
-        stem: str = "conv3x3",
+        softmax_scale: float = DEFAULTS.softmax_scale,
+        stem: str = DEFAULTS.stem,
         stem_norm: str = "batchnorm",
         learned_query: bool = True,
     ) -> None:

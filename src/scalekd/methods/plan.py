@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scalekd.method.mimicking import DualViewMimicking
-from scalekd.method.outputs import MapShape
+from scalekd.methods.mimicking import DualViewMimicking
+from scalekd.methods.outputs import MapShape
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalekd.method import CrossAttentionProjector, MapShape
-from scalekd.method.projector import LayerNorm2d
+from scalekd.methods.outputs import MapShape
+from scalekd.methods.projector import CrossAttentionProjector, LayerNorm2d
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from scalekd.method.mimicking import DualViewMimicking
+from scalekd.methods.mimicking import DualViewMimicking
 
 
 class TeacherParameterPerception(nn.Module):
@@ -16,15 +16,15 @@ class TeacherParameterPerception(nn.Module):
     Gradients pass through the frozen tail into the projectors and the student; its parameters get none.
 
     Args:
-        mimicking: CAP_prev of each view, with learned queries on the tail's input grid.
+        previous: CAP_prev of each view, with learned queries on the tail's input grid.
     """
 
-    def __init__(self, mimicking: DualViewMimicking) -> None:
+    def __init__(self, previous: DualViewMimicking) -> None:
         super().__init__()
-        self.mimicking = mimicking
+        self.previous = previous
 
-    def forward(self, previous: Tensor, tail: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def forward(self, features: Tensor, tail: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Map S_prev `[B, C3, h3, w3]` to proxy tokens `[B, N, D]` of each view, all through one tail pass."""
-        tokens = self.mimicking(previous)
+        tokens = self.previous(features)
         proxies = tail(torch.cat(list(tokens.values())))
         return dict(zip(tokens, proxies.chunk(len(tokens)), strict=True))

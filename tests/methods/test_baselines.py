@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from scalekd import Student, Teacher
-from scalekd.method import LogitDistillation, LogitSpaceDistillation, RelationalDistillation, StudentOutputs
-from scalekd.method.baselines import correlation, enhanced_distance
+from scalekd.methods.dist import RelationalDistillation, correlation
+from scalekd.methods.kd import LogitDistillation
+from scalekd.methods.ofa import LogitSpaceDistillation, enhanced_distance
+from scalekd.methods.outputs import StudentOutputs
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalekd.method.projector import CrossAttentionProjector
-
-VIEWS = ("spatial", "frequency")
+from scalekd.methods.projector import CrossAttentionProjector
 
 
 def remove_zero_frequency(tokens: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""What every method is: a loss on labels, one on logits where the teacher has them, and terms of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.methods.outputs import Losses, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
+from scalekd.methods.registry import LOGIT_WEIGHT, MethodKeys
+from scalekd.methods.task import cross_entropy
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+DEFAULTS = MethodKeys()
+
+
+class Shared(TypedDict, total=False):
+    """What all methods that learn from logits take; see `Method`."""
+
+    logit_weight: float
+    temperature: float
+    task_loss: TaskLoss
+
+
+def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`tau^2 * CE(softmax(t / tau), softmax(s / tau))`, the mean over the batch, in float32.
+
+    Args:
+        student: Logits `[B, K]`.
+        teacher: Logits `[B, K]`.
+        temperature: `tau`.
+
+    Returns:
+        A scalar.
+    """
+    target = F.softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * F.cross_entropy(student.float() / temperature, target)
+
+
+class Method(nn.Module):
+    """A way to train a student, with the terms that all of them share.
+
+    `L = (1 - lambda) * task + lambda * logit terms + feature terms`. Subclasses give the latter two. Without labels
+    the task term is dropped; where only some images of a batch are labelled, the others add 0 to it. Without teacher
+    logits for these classes `lambda` is 0.
+
+    The teacher is kept out of `parameters()` and `state_dict()`, hence out of optimisers, checkpoints and DDP; it
+    still follows `.to(device)`.
+
+    Args:
+        teacher: The frozen teacher; None for a method that reads none.
+        student: The student to train.
+        logit_weight: `lambda`.
+        temperature: `tau` of the logit term.
+        task_loss: `(logits [B, K], labels) -> scalar`; labels are indices `[B]`, -1 for an unlabelled image, or
+            probabilities `[B, K]`.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    teacher: Any
+
+    def __init__(
+        self,
+        teacher: TeacherLike | None,
+        student: StudentLike,
+        *,
+        logit_weight: float = LOGIT_WEIGHT,
+        temperature: float = DEFAULTS.temperature,
+        task_loss: TaskLoss = cross_entropy,
+    ) -> None:
+        super().__init__()
+        if teacher is None and self.needs_teacher:
+            raise ValueError(f"{type(self).__name__} needs a teacher")
+        object.__setattr__(self, "teacher", teacher)  # not registered: see the class docstring
+        self.student = student
+        has_logits = teacher is not None and teacher.num_classes == student.num_classes > 0
+        self.logit_weight = logit_weight if has_logits else 0.0
+        self.temperature = temperature
+        self.task_loss = task_loss
+
+    @staticmethod
+    def arguments(keys: MethodKeys) -> dict[str, Any]:
+        """What the constructor takes from a recipe's keys, beside the pair and the loss on labels."""
+        return {"logit_weight": keys.used_logit_weight, "temperature": keys.temperature}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
+        if isinstance(self.teacher, nn.Module):
+            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, taught: TeacherOutputs | None = None) -> Losses:
+        """One forward of teacher and student each, and the losses.
+
+        Args:
+            images: RGB in [0, 1], `[B, 3, height, width]`.
+            labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None without any labels.
+            taught: What the teacher says of these images, where it is known already; the teacher is then not run.
+        """
+        if taught is None and self.needs_teacher:
+            taught = self.teacher(images)
+        return self.losses(self.student(images), taught, labels)
+
+    def losses(self, student: StudentOutputs, teacher: TeacherOutputs | None, labels: Tensor | None = None) -> Losses:
+        """The losses of outputs already at hand.
+
+        Raises:
+            ValueError: If no term is left (no labels, no teacher logits and no feature term).
+        """
+        terms: dict[str, Tensor] = {}
+        if labels is not None:
+            terms["task"] = (1 - self.logit_weight) * self.task_loss(student.logits.float(), labels)
+        if self.logit_weight and teacher is not None and teacher.logits is not None:
+            logit_terms = self.logit_terms(student, teacher.logits, labels)
+            terms |= {name: self.logit_weight * value for name, value in logit_terms.items()}
+        features, cosines = self.feature_terms(student, teacher)
+        terms |= features
+        if not terms:
+            raise ValueError("nothing to learn from: neither labels, nor teacher logits, nor a feature term")
+        return Losses(terms=terms, cosines=cosines, student_logits=student.logits)
+
+    def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """Loss terms on the teacher's logits `[B, K]`, by name, before `lambda`."""
+        return {"kd": logit_distance(student.logits, teacher_logits, self.temperature)}
+
+    def feature_terms(
+        self, student: StudentOutputs, teacher: TeacherOutputs | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Loss terms on features with their weights applied, and teacher-student cosines, both by name."""
+        return {}, {}

@@ -1,0 +1,61 @@
+"""`fd`: features of the last stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.methods.base import DEFAULTS, Method, TaskLoss
+from scalekd.methods.mimicking import view_distance
+from scalekd.methods.outputs import StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
+from scalekd.methods.registry import METHODS, MethodKeys
+from scalekd.methods.task import cross_entropy
+
+
+class FeatureDistillation(Method):
+    """`fd`: labels and the last stage through a 1x1 projection, the spatial distance of DFM.
+
+    Where the grids differ the projected map is resized bilinearly to the teacher's, as such methods do.
+
+    Args:
+        teacher: A vision transformer.
+        student: The student to train.
+        alpha: Weight of the distance.
+        logit_weight: `lambda`, 0 by default: features only.
+        temperature: `tau`.
+        task_loss: See `Method`.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherLike,
+        student: StudentLike,
+        *,
+        alpha: float = DEFAULTS.alpha_spatial,
+        logit_weight: float = METHODS["fd"].logit_weight,
+        temperature: float = DEFAULTS.temperature,
+        task_loss: TaskLoss = cross_entropy,
+    ) -> None:
+        super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
+        self.alpha = alpha
+        self.projection = nn.Conv2d(student.maps[1].channels, teacher.tokens.channels, 1)
+
+    @staticmethod
+    def arguments(keys: MethodKeys) -> dict[str, Any]:
+        """The weight of its distance."""
+        return Method.arguments(keys) | {"alpha": keys.alpha_spatial}
+
+    def feature_terms(
+        self, student: StudentOutputs, teacher: TeacherOutputs | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The normalised distance between the projected last map and the teacher's tokens."""
+        assert teacher is not None
+        grid = (self.teacher.tokens.height, self.teacher.tokens.width)
+        projected = self.projection(student.last)
+        if projected.shape[-2:] != grid:
+            projected = F.interpolate(projected, grid, mode="bilinear", align_corners=False)
+        tokens = projected.flatten(2).transpose(1, 2)  # BxDxHxW -> BxNxD
+        distance, cosine = view_distance(tokens, teacher.tokens, "spatial")
+        return {"feature": self.alpha * distance}, {"feature": cosine}

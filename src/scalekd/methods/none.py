@@ -1,0 +1,24 @@
+"""`none`: no teacher."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from scalekd.methods.base import Method, TaskLoss
+from scalekd.methods.outputs import StudentLike
+from scalekd.methods.registry import MethodKeys
+from scalekd.methods.task import cross_entropy
+
+
+class Supervised(Method):
+    """`none`: the individually trained counterpart, labels only."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(self, student: StudentLike, *, task_loss: TaskLoss = cross_entropy) -> None:
+        super().__init__(None, student, logit_weight=0.0, task_loss=task_loss)
+
+    @staticmethod
+    def arguments(keys: MethodKeys) -> dict[str, Any]:
+        """Nothing."""
+        return {}

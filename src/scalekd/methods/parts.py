@@ -1,0 +1,39 @@
+"""ScaleKD's switches and which of them go together; recipes check them before torch is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+View = Literal["spatial", "frequency"]
+Stage = Literal["previous", "last"]
+Query = Literal["proxy", "learned"]
+Stem = Literal["conv3x3", "conv1x1", "none"]
+StemNorm = Literal["batchnorm", "layernorm2d"]
+
+VIEWS: tuple[str, ...] = get_args(View)
+STAGES: tuple[str, ...] = get_args(Stage)
+QUERIES: tuple[str, ...] = get_args(Query)
+STEMS: tuple[str, ...] = get_args(Stem)
+STEM_NORMS: tuple[str, ...] = get_args(StemNorm)
+
+
+def resolve_parts(*, tpp: bool, stages: Sequence[str] | None, query: str | None) -> tuple[tuple[str, ...], str]:
+    """Stages and query, where they are left open those that go with `tpp`.
+
+    Raises:
+        ValueError: If the switches do not go together; names the one to change.
+    """
+    stages = tuple(stages or (STAGES if tpp else ("last",)))
+    query = query or ("proxy" if tpp else "learned")
+    if query not in QUERIES:
+        raise ValueError(f"query: {query!r} is neither proxy nor learned")
+    if query == "proxy" and not tpp:
+        raise ValueError("query: proxy needs tpp, which makes the proxies; set query to learned")
+    if not set(stages) <= set(STAGES):
+        raise ValueError(f"stages: must be one or both of {', '.join(STAGES)}, not {', '.join(stages)}")
+    if "previous" in stages and not tpp:
+        raise ValueError("stages: previous is compared through the proxies, which need tpp; set stages to last")
+    if tpp and "previous" not in stages and query != "proxy":
+        raise ValueError("stages: without previous and without the proxy query TPP has no use; switch tpp off")
+    return stages, query

@@ -1,0 +1,138 @@
+"""`scalekd`: the whole method, which joins CAP, DFM and TPP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from torch import Tensor
+
+from scalekd.methods.base import DEFAULTS, Method, Shared
+from scalekd.methods.mimicking import DualViewMimicking
+from scalekd.methods.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
+from scalekd.methods.parts import VIEWS, resolve_parts
+from scalekd.methods.perception import TeacherParameterPerception
+from scalekd.methods.plan import Place, Plan
+from scalekd.methods.projector import CrossAttentionProjector
+from scalekd.methods.registry import MethodKeys
+
+
+class ScaleKD(Method):
+    """ScaleKD (arXiv 2411.06786, section 3 and equation 8): CAP, DFM and TPP on top of labels and logits.
+
+    Every part is a switch. The paper's ablation (its table 9): `tpp=False, alpha={"spatial": 0.08}` is CAP alone,
+    `tpp=False` adds DFM, the default adds TPP.
+
+    Args:
+        teacher: A vision transformer.
+        student: The student to train.
+        alpha: Weight of each view; a view left out is switched off.
+        tpp: Whether the proxy path through the teacher's tail exists.
+        stages: Student stages whose tokens are compared with the teacher's: `previous` (through the proxy path) and
+            `last`. Default both with TPP, `last` without.
+        query: Query of the student path: `proxy` (input-dependent, the proxy tokens) or `learned` (a table).
+            Default `proxy` with TPP, `learned` without.
+        heads: Attention heads of (CAP_prev, CAP_last); default the paper's for this teacher.
+        softmax_scale: Factor on CAP's attention logits, one for all views or one a view.
+        stem: CAP's stem, see `CrossAttentionProjector`.
+        stem_norm: Norm in the stem; default the one that fits the student.
+        shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
+
+    Raises:
+        ValueError: If a setting does not fit the pair or the other settings.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherLike,
+        student: StudentLike,
+        *,
+        alpha: Mapping[str, float] | None = None,
+        tpp: bool = DEFAULTS.tpp,
+        stages: Sequence[str] | None = None,
+        query: str | None = None,
+        heads: tuple[int, int] | None = None,
+        softmax_scale: float | Mapping[str, float] = DEFAULTS.softmax_scale,
+        stem: str = DEFAULTS.stem,
+        stem_norm: str | None = None,
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(teacher, student, **shared)
+        alpha = _alpha(DEFAULTS) if alpha is None else dict(alpha)
+        if not alpha or not set(alpha) <= set(VIEWS):
+            raise ValueError(
+                f"alpha: views must be one or both of {', '.join(VIEWS)}, not {', '.join(alpha) or 'none'}"
+            )
+        self.stages, self.query = resolve_parts(tpp=tpp, stages=stages, query=query)
+        scales = softmax_scale if isinstance(softmax_scale, Mapping) else dict.fromkeys(alpha, softmax_scale)
+        head_prev, head_last = heads or teacher.heads
+
+        def place(features: MapShape, tokens: MapShape, num_heads: int, learned: bool) -> DualViewMimicking:
+            projectors = {
+                view: CrossAttentionProjector(
+                    features,
+                    tokens,
+                    num_heads=num_heads,
+                    softmax_scale=scales[view],
+                    stem=stem,
+                    stem_norm=stem_norm or student.stem_norm,
+                    learned_query=learned,
+                )
+                for view in alpha
+            }
+            return DualViewMimicking(projectors, alpha)
+
+        previous, last = student.maps
+        self.tpp = TeacherParameterPerception(place(previous, teacher.tail_input, head_prev, True)) if tpp else None
+        learned = self.query == "learned"
+        self.last = place(last, teacher.tokens, head_last, learned) if "last" in self.stages else None
+
+    @staticmethod
+    def arguments(keys: MethodKeys) -> dict[str, Any]:
+        """All of its switches."""
+        names = ("tpp", "stages", "query", "heads", "softmax_scale", "stem", "stem_norm")
+        own = {"alpha": _alpha(keys)} | {name: getattr(keys, name) for name in names}
+        return Method.arguments(keys) | own
+
+    @property
+    def plan(self) -> Plan:
+        """How the pair is joined; prints as a table."""
+        teacher, student = self.teacher, self.student
+        places = []
+        if self.tpp is not None:
+            places.append(Place.of("CAP_prev", student.maps[0], teacher.tail_input, "learned", self.tpp.previous))
+        if self.last is not None:
+            places.append(Place.of("CAP_last", student.maps[1], teacher.tokens, self.query, self.last))
+        return Plan(
+            teacher=str(teacher),
+            student=str(student),
+            student_maps=student.maps_reason,
+            teacher_tokens=teacher.tokens,
+            tail=teacher.tail_name if self.tpp is not None else "not used",
+            logit_weight=self.logit_weight,
+            places=tuple(places),
+        )
+
+    def feature_terms(
+        self, student: StudentOutputs, teacher: TeacherOutputs | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """DFM of the proxies (TPP) and of the student path, against the teacher's tokens."""
+        assert teacher is not None
+        terms: dict[str, Tensor] = {}
+        cosines: dict[str, Tensor] = {}
+        proxies = None
+        if self.tpp is not None:
+            proxies = self.tpp(student.previous, self.teacher.tail)
+            if "previous" in self.stages:
+                terms, cosines = self.tpp.previous.losses(proxies, teacher.tokens, "proxy")
+        if self.last is not None:
+            tokens = self.last(student.last, proxies if self.query == "proxy" else None)
+            student_terms, student_cosines = self.last.losses(tokens, teacher.tokens, "student")
+            terms, cosines = terms | student_terms, cosines | student_cosines
+        return terms, cosines
+
+
+def _alpha(keys: MethodKeys) -> dict[str, float]:
+    """The weight of each view that is switched on."""
+    weights = {"spatial": keys.alpha_spatial, "frequency": keys.alpha_frequency}
+    return {view: weights[view] for view in keys.views}
