@@ -49,6 +49,18 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number  # as shells do
 
 
+class Stopped(Exception):  # noqa: N818 (not an error of this process)
+    """Another process ended the run. The message is empty if that process has reported the reason.
+
+    Attributes:
+        exit_code: The exit code for this process.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` with the nearest known word, or an empty text if none is near; see `nearest`."""
     near = nearest(word, known)

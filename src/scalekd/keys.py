@@ -10,12 +10,24 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 Name = TypeVar("Name", str, Path)
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
+# Arguments of the builders that choose where weights come from, or build something other than a classifier. Neither a
+# weights file nor a recipe may set them: weights are specified by other keys, and are read without running code.
+FIXED_ARGS = {
+    "cache_dir", "checkpoint_path", "exportable", "features_only", "num_classes", "out_indices", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
+}  # fmt: skip
 
 
 class Keys(BaseModel):
     """A group of recipe keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # most groups are only read for the flags that they give
+    )
 
 
 def _nameable(path: Name) -> Name:

@@ -10,10 +10,7 @@ import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
-from scalekd.models.folders import TEACHER
 from scalekd.recipes import ListKeys, Recipe, load
-from scalekd.runs.folder import RunFolder
-from scalekd.tasks import adapt as adaptation
 
 _PROBE = {"batch": 64, "warmup_epochs": 0}
 _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
@@ -62,7 +59,13 @@ def adapt(
     idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
     if mode == "probe" and idle:
         raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
-    run, below = RunFolder(output), _FINETUNE if mode == "finetune" else _PROBE
+    below = _FINETUNE if mode == "finetune" else _PROBE
+    load(None, below | flags | {"teacher": teacher})
+    from scalekd.models.folders import TEACHER
+    from scalekd.runs.folder import RunFolder
+    from scalekd.tasks import adapt as adaptation
+
+    run = RunFolder(output)
     if resume and run.exists:
         run.check_given(Recipe, flags)
         below = run.stored_keys()

@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.data.cache.store import size
 from scalekd.errors import printable
 from scalekd.recipes import DataKeys, ListKeys, Recipe, load
-from scalekd.tasks.distill import fill_cache
 
 _OWN = {
     "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",
@@ -51,7 +49,11 @@ def cache(
         scalekd cache --recipe imagenette --data DATA --cache CACHES
         scalekd distill --recipe imagenette --data DATA --cache CACHES --output out
     """
-    found = fill_cache(load(recipe, flags, partial(typer.echo, err=True)), plan=plan, rebuild=rebuild)
+    settings = load(recipe, flags, partial(typer.echo, err=True))
+    from scalekd.data.cache.store import size
+    from scalekd.tasks.distill import fill_cache
+
+    found = fill_cache(settings, plan=plan, rebuild=rebuild)
     if as_json:
         typer.echo(json.dumps(found))
     elif not plan:

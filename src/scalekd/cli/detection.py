@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.cli.running import train_or_evaluate
 from scalekd.tasks.detection import GROUPS, Detection
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _COLUMNS = {"boxes": "box AP", "masks": "mask AP"}
 
@@ -41,16 +42,16 @@ def detection(
             --backbone runs/resnet50 --data COCO --output runs/coco
         scalekd transfer detection --evaluate --output runs/coco
     """
-    from scalekd.tasks.detection import run  # noqa: PLC0415 (needs the extra `downstream`)
-
     result = train_or_evaluate(
-        run, Detection, output, flags, recipe=recipe, resume=resume, overwrite=overwrite, evaluate=evaluate
+        "detection", Detection, output, flags, recipe=recipe, resume=resume, overwrite=overwrite, evaluate=evaluate
     )
     if result is None:
         return
     if as_json:
         typer.echo(json.dumps(result))
         return
+    from rich.console import Console
+
     console = Console()
     console.print(_by_class(result))
     console.print(_overall(result))
@@ -59,6 +60,8 @@ def detection(
 
 def _by_class(result: dict[str, Any]) -> Table:
     """AP of each class that occurs."""
+    from rich.table import Table
+
     table = Table("class", box=None, pad_edge=False)
     measured = {column: result[kind]["per_class"] for kind, column in _COLUMNS.items() if kind in result}
     for column in measured:
@@ -70,6 +73,8 @@ def _by_class(result: dict[str, Any]) -> Table:
 
 
 def _overall(result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table("", *result["boxes"]["figures"], box=None, pad_edge=False)
     for kind in _COLUMNS:
         if kind in result:

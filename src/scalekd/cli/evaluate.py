@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from scalekd.cli.model import HELP, find_run, read_model
-from scalekd.cli.options import Flags, over_stored, parse_mapping, with_recipe_flags
-from scalekd.data import (
-    Batch,
-    CorruptImages,
-    Key,
-    Split,
-    evaluation_loader,
-    in_order,
-    read_split,
-    read_splits,
-    refuse_shared,
-)
-from scalekd.data.aside import left_out
-from scalekd.data.steady import SteadyLoader
-from scalekd.errors import UserError, printable
-from scalekd.evaluation import (
-    NEIGHBOURS,
-    Features,
-    collect_features,
-    knn_accuracy,
-    linear_accuracy,
-    measure_accuracy,
-)
-from scalekd.hardware import Compute, pick_compute
-from scalekd.models import Classifier
-from scalekd.models.layout import prepare_classifier
-from scalekd.models.weights import EXPORTED, read_weights
-from scalekd.progress import watched, working
-from scalekd.recipes import ListKeys, Recipe, load
-from scalekd.tasks.distill.inputs import evaluation_images
-from scalekd.tasks.distill.measuring import measured_as
-
-_SHOWN = 10  # classes to name in a line
-_NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
-_DATA = ("data", "train_split", "val_split", *ListKeys.model_fields)
-_SHARED = (*_DATA, "precision")  # what models must have in common to be compared
-_OF_THE_RUN = (*_DATA, "resolution", "crop_fraction", "precision")
+from scalekd.cli.options import DATA_KEYS, MODEL, Flags, parse_mapping, with_recipe_flags
+from scalekd.errors import UserError
+from scalekd.recipes import load
 
 
 @with_recipe_flags(
-    *_DATA, "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
+    *DATA_KEYS, "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
     "data_patience", "precision", "accelerator",
     told={
         "train_split": "--knn, --linear: the split that says which class is where. Default: the run's, or train.",
@@ -70,7 +28,7 @@ _OF_THE_RUN = (*_DATA, "resolution", "crop_fraction", "precision")
     },
 )  # fmt: skip
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=HELP)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     *,
     weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
     model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
@@ -95,168 +53,7 @@ def evaluate(
         raise UserError(f"evaluate: {len(models)} models are compared by their features; add --knn or --linear")
     if len(models) > 1 and (weights is not None or args):
         raise UserError("weights: are of one model; name weights files or folders to compare several")
-    subjects = [_Subject.find(model, weights, args, flags) for model in models]
-    if knn or linear:
-        _compare(subjects, knn=knn, linear=linear, as_json=as_json)
-    else:
-        _measure(subjects[0], as_json=as_json)
+    load(None, flags)
+    from scalekd.commands.evaluate import run
 
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model that is measured, as the user names it.
-
-    Attributes:
-        keys: The flags, below them what a run's folder says.
-        then: How the run measured it, see `measured_as`.
-    """
-
-    given: str
-    weights: Path | None
-    args: dict[str, Any]
-    keys: dict[str, Any]
-    then: dict[str, Any]
-
-    @classmethod
-    def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
-        if "/" in given and ":" not in given and not Path(given).exists():  # before anything else that may be wrong
-            raise UserError(f"model: no such file or folder: {given}")
-        if given.endswith(EXPORTED):
-            read_weights(given)  # says why not
-        run = find_run(given)
-        stored = {} if run is None else run.stored_keys()
-        then = measured_as(given)
-        return cls(given, weights, args, then | over_stored(flags, stored, _OF_THE_RUN), then)
-
-    def build(self, recipe: Recipe, compute: Compute) -> tuple[Classifier, float]:
-        """The model on its device, laid out as in training, and the share of the image that it is to look at."""
-        resolution = recipe.resolution if "resolution" in self.keys else None
-        classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
-        last = recipe.channels_last and "channels_last" in self.keys
-        prepare_classifier(classifier.to(compute.device), *compute, channels_last=last)
-        return classifier, recipe.crop_fraction if "crop_fraction" in self.keys else classifier.crop_fraction
-
-
-def _measure(subject: _Subject, *, as_json: bool) -> None:
-    """Print the accuracy of a model's own head."""
-    recipe = load(None, subject.keys)
-    if recipe.data is None:
-        raise UserError(_NO_DATA.format(splits="val/<class>/"))
-    split = read_split(recipe.data, recipe.val_split, recipe)
-    for line in left_out({recipe.val_split: split.aside}):
-        typer.echo(line, err=True)
-    compute = pick_compute(recipe)
-    classifier, crop = subject.build(recipe, compute)
-    known = classifier.classes or classifier.imagenet_classes(split.classes)
-    occurring = [name for name in known if name in split.classes]
-    if len(occurring) == len(split.classes):  # all of them, in whatever order the split states, or a part
-        split = in_order(split, known)
-    classifier.check_classes(split.classes)
-    if recipe.batch != subject.then.get("batch", recipe.batch):
-        typer.echo(
-            f"batch: {recipe.batch} images at once, {subject.then['batch']} when its run measured them: bf16 rounds "
-            "otherwise then, which may change the answer for an image or two",
-            err=True,
-        )
-    corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
-    accuracy = measure_accuracy(
-        classifier,
-        watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
-        num_classes=classifier.num_classes,
-        compute=compute,
-        corrupt=corrupt,
-    )
-    result = {"model": classifier.name, "top1": accuracy.top1, "top5": accuracy.top5, "images": accuracy.images}
-    if len(occurring) < len(known):
-        result |= {"classes": occurring, "classes_of_model": len(known)}
-        absent = [name for name in known if name not in occurring]
-        typer.echo(
-            f"classes: the data has {len(occurring)} of the model's {len(known)}, measured by name: "
-            f"{_listed(occurring)}. The model may answer with the others too: {_listed(absent)}",
-            err=True,
-        )
-    if as_json:
-        typer.echo(json.dumps(result | {"corrupt_images": sorted(corrupt.paths)}))
-        return
-    top5 = "" if accuracy.top5 is None else f"  top5 {accuracy.top5:.2f}%"
-    skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
-    images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
-    typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
-
-
-def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:
-    """Print what each model's features are worth, all on the data of the first that brings some along."""
-    shared = next(({key: s.keys[key] for key in _SHARED if key in s.keys} for s in subjects if "data" in s.keys), None)
-    if shared is None:
-        raise UserError(_NO_DATA.format(splits="train/<class>/ and val/<class>/"))
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        train, val = _features(
-            subject, load(None, {key: value for key, value in subject.keys.items() if key not in _SHARED} | shared)
-        )
-        if knn and len(train.labels) < NEIGHBOURS:
-            typer.echo(
-                f"knn: {len(train.labels)} training images are fewer than the {NEIGHBOURS} neighbours that vote: each "
-                "answer is a vote of all of them, mostly for the most frequent class",
-                err=True,
-            )
-        row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
-        with working(f"{subject.given}: fitting on {len(train.labels)} images"):
-            row |= {"knn": knn_accuracy(train, val)} if knn else {}
-            row |= {"linear": linear_accuracy(train, val)} if linear else {}
-        rows.append(row | {"training_images": len(train.labels), "images": len(val.labels)})
-    if as_json:
-        typer.echo(json.dumps({"data": str(shared["data"]), "models": rows}))
-    else:
-        _print(rows, str(shared["data"]))
-
-
-def _print(rows: Sequence[dict[str, Any]], data: str) -> None:
-    titles = {"knn": f"{NEIGHBOURS}-NN top1", "linear": "linear probe top1"}
-    shown = [name for name in titles if name in rows[0]]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    for title in ("features", *(titles[name] for name in shown)):
-        table.add_column(title, justify="right")
-    for row in rows:
-        figures = (f"{row[name]:.2f}%" for name in shown)
-        table.add_row(Text(printable(row["model"])), str(row["features"]), *figures)
-    Console(width=200).print(table)
-    typer.echo(f"fitted on {rows[0]['training_images']}, measured on {rows[0]['images']} images of {printable(data)}")
-
-
-def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
-    """A model's features of the training and of the validation images, neither of them augmented."""
-    assert recipe.data is not None
-    splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
-    refuse_shared(*splits, (recipe.train_split, recipe.val_split))
-    for line in left_out({recipe.train_split: splits[0].aside, recipe.val_split: splits[1].aside}):
-        typer.echo(line, err=True)
-    compute = pick_compute(recipe)
-    classifier, crop = subject.build(recipe, compute)
-    corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
-    train, val = (
-        Features(
-            *collect_features(
-                classifier.features,
-                watched(_batches(split, classifier, crop, recipe, corrupt), subject.given),
-                compute=compute,
-                corrupt=corrupt,
-            )
-        )
-        for split in splits
-    )
-    return train, val
-
-
-def _batches(
-    split: Split, classifier: Classifier, crop: float, recipe: Recipe, corrupt: CorruptImages
-) -> SteadyLoader[Batch, Key]:
-    dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
-    return evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report)
+    run(models, weights=weights, args=args, knn=knn, linear=linear, as_json=as_json, flags=flags)

@@ -9,8 +9,6 @@ import typer
 
 from scalekd.cli.options import parse_mapping
 from scalekd.errors import UserError
-from scalekd.export.official import import_checkpoint
-from scalekd.progress import working
 from scalekd.recipes import load
 
 
@@ -36,6 +34,9 @@ def import_(
     if output.exists() and not overwrite:
         raise UserError(f"output: {output} exists; add --overwrite to replace it")
     arguments = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
+    from scalekd.export.official import import_checkpoint
+    from scalekd.progress import working
+
     with working(f"reading {checkpoint}"):
         classifier = import_checkpoint(checkpoint, model, **arguments)
     digest = classifier.save(output)

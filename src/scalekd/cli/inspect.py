@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.engine.optimisation import build_optimizer
-from scalekd.errors import UserError
-from scalekd.hardware import pick_device, pick_dtype
-from scalekd.methods.base import Method
-from scalekd.methods.scalekd import ScaleKD
-from scalekd.models.layout import prepare
-from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
-from scalekd.planner.here import this_machine
-from scalekd.planner.hours import GIB
-from scalekd.progress import working
-from scalekd.recipes import Recipe, load
-from scalekd.tasks.distill.build import build_method, build_student, build_teacher, describe
+from scalekd.recipes import load
 
 _IMAGENET = 1_281_167
-_MEASURED_BATCH = 8
 
 
 @with_recipe_flags(
@@ -67,107 +52,16 @@ def inspect(
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
     settings = load(recipe, flags | models, partial(typer.echo, err=True))
-    dtype, target = _target(device, settings.precision, peak)
-    # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
-    with working("measuring a few steps"):
-        outcome = _measure(settings, num_classes) if measured else None
-    with working("planning: building the pair, counting its operations and memory"):
-        method = _join(settings, num_classes, torch.device(target.kind), dtype)
-        costs = estimate(
-            method,
-            batch=settings.batch,
-            micro_batch=settings.micro_batch,
-            optimizer=settings.optimizer,
-            ema=settings.ema is not None,
-            dtype=dtype,
-            device=target,
-            utilisation=utilisation,
-            images=images,
-            epochs=settings.epochs,
-        )
-    if as_json:
-        typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
-        return
-    typer.echo(describe(method))
-    typer.echo(str(costs))
-    if hours:
-        what = "GPU-hours" if target.kind == "cuda" else "Hours"
-        typer.echo(f"\n{what} on {target.article}\n{costs.hours.arithmetic()}")
-    if outcome:
-        predicted = ""
-        if outcome["predicted_bytes"]:
-            share = outcome["predicted_bytes"] / outcome["peak_bytes"]
-            predicted = f", predicted {outcome['predicted_bytes'] / GIB:.2f} ({share:.2f} of it)"
-        typer.echo(
-            f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
-            f"{outcome['images_per_second']:.2f} images a second; "
-            f"peak {outcome['peak_bytes'] / GIB:.2f} GiB{predicted}"
-        )
+    from scalekd.commands.inspect import run
 
-
-def _target(name: str, precision: str, peak: float | None) -> tuple[torch.dtype, Device]:
-    """The autocast type and the device to plan for.
-
-    Raises:
-        UserError: If its rate in that type is not known.
-    """
-    if name.lower() == "here":
-        dtype = pick_dtype(precision, pick_device("auto"))
-        target = this_machine(dtype)
-    else:
-        dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        target = find_device(name)
-        if peak is None and dtype == torch.float32:
-            raise UserError("peak: data sheets are known for bf16 only; give the float32 peak in TFLOP/s with --peak")
-    return dtype, target if peak is None else replace(target, peak_flops=peak * 1e12)
-
-
-def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype) -> Method:
-    """The recipe's pair with random weights, as it would train on `device` under autocast to `dtype`."""
-    if settings.student is None:
-        raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
-    taught = None
-    if settings.method != "none":
-        taught = build_teacher(settings, pretrained=False, num_classes=num_classes)
-    classes = num_classes or (taught.num_classes if taught is not None else 0) or 1000
-    student = build_student(settings.model_copy(update={"student_pretrained": False}), classes)
-    method = build_method(settings, taught, student)
-    prepare(method, device, dtype, channels_last=settings.channels_last)
-    return method
-
-
-def _measure(settings: Recipe, num_classes: int | None) -> dict[str, Any]:
-    """A few real steps on this machine, and what is predicted for them."""
-    device = pick_device("auto")
-    dtype = pick_dtype(settings.precision, device)
-    batch = min(settings.micro_batch or _MEASURED_BATCH, settings.batch)
-    method = _join(settings, num_classes, device, dtype).to(device)
-    real = measure(method, batch=batch, optimizer_factory=partial(build_optimizer, settings), dtype=dtype)
-    method.zero_grad()
-    try:
-        predicted = step_memory(method, batch=batch, optimizer=settings.optimizer, ema=False, dtype=dtype).total
-    except UnpredictableError:
-        predicted = None
-    return {
-        "batch": batch,
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
-        "images_per_second": real.images_per_second,
-        "step_seconds": real.step_seconds,
-        "peak_bytes": real.peak_bytes,
-        "predicted_bytes": predicted,
-        "how": real.how,
-    }
-
-
-def _as_dict(method: Method, costs: Estimate) -> dict[str, Any]:
-    plan = method.plan if isinstance(method, ScaleKD) else None
-    joined = {} if plan is None else asdict(plan) | {"parameters": plan.parameters}
-    totals = {
-        "flops_total": costs.flops.total,
-        "memory_total": None if costs.memory is None else costs.memory.total,
-        "images_per_second": costs.hours.images_per_second,
-        "gpu_hours": costs.hours.hours,
-        "cache_total": None if costs.cache is None else costs.cache.images * costs.cache.bf16,
-    }
-    return joined | {"costs": asdict(costs) | totals}
+    run(
+        settings,
+        num_classes=num_classes,
+        hours=hours,
+        device=device,
+        peak=peak,
+        utilisation=utilisation,
+        images=images,
+        measured=measured,
+        as_json=as_json,
+    )

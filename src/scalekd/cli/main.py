@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, NoReturn
 
-import torch
 import typer
 
 from scalekd.cli.adapt import adapt
@@ -22,11 +22,11 @@ from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
-from scalekd.engine.processes import Stopped, joined
+from scalekd.engine.launched import launched
 from scalekd.engine.signals import Stop
-from scalekd.environment import versions
-from scalekd.errors import Interrupted, UserError, first_line, printable
+from scalekd.errors import Interrupted, Stopped, UserError, first_line, printable
 from scalekd.recipes.other_names import suggest
+from scalekd.versions import versions
 
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
 
@@ -86,7 +86,7 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
     try:
-        with Stop(), joined():
+        with Stop(), _joined():
             code = app(standalone_mode=False, prog_name="scalekd")
         sys.exit(code)
     except _UsageError as error:
@@ -97,8 +97,6 @@ def run() -> None:
         if hasattr(error, "option_name") and hasattr(error, "possibilities"):  # no such option
             message = f"{error.message}{_nearest_flag(error)}"  # type: ignore[attr-defined]
         _refuse(" ".join(message.split()))
-    except torch.OutOfMemoryError as error:
-        _refuse(f"memory: {first_line(error)} Set micro_batch to less than the batch to use less")
     except MemoryError:
         _refuse("memory: there is not enough; set micro_batch to less than the batch, or workers or resolution lower")
     except RecursionError as error:
@@ -107,10 +105,23 @@ def run() -> None:
         _refuse(f"{error.filename or 'file'}: {error.strerror or error}")
     except UserError as error:
         _refuse(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        _refuse(f"memory: {first_line(error)} Set micro_batch to less than the batch to use less")
     except (Interrupted, Stopped) as stop:
         if str(stop):
             print(printable(stop), file=sys.stderr)
         sys.exit(stop.exit_code)
+
+
+def _joined() -> AbstractContextManager[object]:
+    """The processes that torch's launcher has started; without it there is nothing to import torch for."""
+    if not launched():
+        return nullcontext()
+    from scalekd.engine.processes import joined
+
+    return joined()
 
 
 def _nearest_flag(error: Exception) -> str:

@@ -16,6 +16,8 @@ from scalekd.recipes import GROUPS, ListKeys
 from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]
+DATA_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields)
+MODEL = "A run's, adapt's or timm folder, a weights file, or a timm name."
 
 
 def with_recipe_flags(

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
-import numpy as np
-import torch
 import typer
-from torch import Tensor
 
-from scalekd.cli.model import HELP, read_model
-from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.data import Files, Split, evaluation_loader
-from scalekd.data.index import list_unlabelled
-from scalekd.errors import UserError, printable
-from scalekd.export.onnx import OnnxClassifier
-from scalekd.hardware import pick_compute
-from scalekd.models import Classifier
-from scalekd.progress import watched
-from scalekd.recipes import Recipe, load
-from scalekd.tasks.distill.inputs import evaluation_images
-
-
-class Prediction(NamedTuple):
-    """A class and how probable it is."""
-
-    name: str
-    label: int
-    probability: float
-
+from scalekd.cli.options import MODEL, Flags, with_recipe_flags
+from scalekd.errors import UserError
+from scalekd.recipes import load
 
 _BATCH = 32
 
@@ -44,7 +19,7 @@ _BATCH = 32
     told={"batch": f"Images at once.  [default: {_BATCH}]"},
 )  # fmt: skip
 def predict(
-    model: Annotated[str, typer.Argument(help=f"{HELP} Or an .onnx file of `scalekd export`.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL} Or an .onnx file of `scalekd export`.")],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="Images, and folders of images (in any subfolders).")
     ],
@@ -66,105 +41,7 @@ def predict(
     """
     if as_json and as_csv:
         raise UserError("csv: --json and --csv exclude each other; give one of them")
-    files = list(_find(images))
     recipe = load(None, {"batch": _BATCH} | flags)
-    classifier, run = _open(model, weights, recipe)
-    if not classifier.num_classes:
-        raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
-    print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
-    missing: dict[str, str] = {}
-    for index, logits in _predictions(classifier, run, files, recipe, missing):
-        print_one(files[index], _best(logits, top, classifier.classes))
-    for file, reason in missing.items():
-        typer.echo(f"cannot be read: {printable(file)}{f' ({reason})' if reason else ''}", err=True)
-    if missing:
-        typer.echo(f"{len(missing)} of {len(files)} images could not be read", err=True)
-        raise typer.Exit(1)
+    from scalekd.commands.predict import run
 
-
-def _find(places: Sequence[Path]) -> Iterator[str]:
-    """Files as named, and the images in folders by the endings of their names, sorted; hidden ones left out."""
-    for place in places:
-        if not place.is_dir():
-            yield str(place)  # what is missing is reported with what cannot be read
-            continue
-        listing = list_unlabelled(place)
-        told = listing.aside.described()
-        if not len(listing.names):
-            raise UserError(f"images: no images in {place}{f' ({told})' if told else ''}")
-        if told:
-            typer.echo(f"{printable(place)}: {told}", err=True)
-        yield from (os.path.join(place, name) for name in listing.names)
-
-
-def _open(
-    model: str, weights: Path | None, recipe: Recipe
-) -> tuple[Classifier | OnnxClassifier, Callable[[Tensor], Tensor]]:
-    """The model, and what turns a batch on the CPU into its logits."""
-    if model.endswith(".onnx"):
-        if weights is not None:
-            raise UserError("weights: are of a timm name; an .onnx file has its own inside")
-        runtime = OnnxClassifier(Path(model))
-        return runtime, runtime
-    compute = pick_compute(recipe)
-    classifier = read_model(model, weights).classifier.to(compute.device)
-
-    def run(batch: Tensor) -> Tensor:
-        with compute.autocast():
-            return classifier(batch.to(compute.device, non_blocking=True)).float().cpu()  # type: ignore[no-any-return]
-
-    return classifier, run
-
-
-@torch.inference_mode()
-def _predictions(
-    classifier: Classifier | OnnxClassifier,
-    run: Callable[[Tensor], Tensor],
-    files: list[str],
-    recipe: Recipe,
-    missing: dict[str, str],
-) -> Iterator[tuple[int, Tensor]]:
-    """Index and logits `[K]` of each image that can be read, in order; the others are noted with what is wrong."""
-    numbers = np.arange(len(files), dtype=np.int32)  # the index stands where a label would
-    dataset = evaluation_images(
-        recipe,
-        Split(Files(Path(), files), numbers, ()),
-        resolution=classifier.resolution,
-        crop_fraction=classifier.crop_fraction,
-    )
-    workers = min(recipe.workers, len(files) // recipe.batch)  # starting processes for a batch costs more than it saves
-    for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
-        missing |= batch.corrupt
-        if len(batch.images):
-            yield from zip(batch.labels.tolist(), run(batch.images), strict=True)
-
-
-def _best(logits: Tensor, top: int, classes: Sequence[str]) -> list[Prediction]:
-    values, indices = logits.softmax(0).topk(min(top, len(logits)))
-    return [
-        Prediction(classes[index] if classes else str(index), index, value)
-        for index, value in zip(indices.tolist(), values.tolist(), strict=True)
-    ]
-
-
-def _print_line(file: str, best: list[Prediction]) -> None:
-    named = "  ".join(f"{printable(p.name)} {100 * p.probability:.1f}%" for p in best)
-    typer.echo(f"{printable(file)}  {named}")
-
-
-def _print_json(file: str, best: list[Prediction]) -> None:
-    predictions: list[dict[str, Any]] = [
-        {"class": p.name, "index": p.label, "probability": round(p.probability, 6)} for p in best
-    ]
-    typer.echo(json.dumps({"image": file, "predictions": predictions}))
-
-
-def _print_csv() -> Callable[[str, list[Prediction]], None]:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("image", "rank", "class", "index", "probability"))
-
-    def write(file: str, best: list[Prediction]) -> None:
-        for rank, p in enumerate(best, 1):
-            writer.writerow((printable(file), rank, printable(p.name), p.label, f"{p.probability:.6f}"))
-
-    return write
+    run(model, images, recipe, top=top, weights=weights, as_json=as_json, as_csv=as_csv)

@@ -6,8 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from scalekd.cli.help import Command, Group
 from scalekd.keys import Keys
@@ -37,6 +35,9 @@ def list_recipes(
     if as_json:
         typer.echo(json.dumps([{"name": name} | own for name, own in keys.items()]))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", *_SHOWN):
         table.add_column(column, no_wrap=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalekd.atomic import write_bytes
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.errors import UserError, printable
+from scalekd.recipes import load
 from scalekd.recipes.schema import Recipe, validate
-from scalekd.report import Record, measure_figures, read_runs, render_markdown, render_page
+
+if TYPE_CHECKING:
+    from scalekd.report import Record
 
 _PAGE = "report.html"
 
@@ -46,6 +48,10 @@ def report(
         scalekd report runs/alone runs/mobilenet --output compare.html
         scalekd report runs/alone runs/mobilenet --markdown
     """
+    load(None, flags)
+    from scalekd.atomic import write_bytes
+    from scalekd.report import measure_figures, read_runs, render_markdown, render_page
+
     records = [_with_flags(record, flags) for record in read_runs(runs)]
     if output is None and not markdown and len(records) > 1:
         raise UserError("output: none is given; give --output FILE.html (it has a default for a single run only)")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 
-from scalekd.cli.launch import launch
 from scalekd.cli.options import Flags
-from scalekd.engine.processes import joined, launched
+from scalekd.engine.launched import launched
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
-from scalekd.runs.folder import RunFolder
 from scalekd.tasks.transfer.keys import Transfer
 
 
@@ -27,7 +26,7 @@ class Runs(Protocol):
 
 
 def train_or_evaluate(
-    runs: Runs,
+    task: str,
     schema: type[Transfer],
     output: Path,
     flags: Flags,
@@ -40,7 +39,7 @@ def train_or_evaluate(
     """The result of a run of `transfer`, trained in these processes or in those that `devices` asks for.
 
     Args:
-        runs: Trains and measures.
+        task: Its package in `scalekd.tasks`.
         schema: The kind of recipe.
         output: The run's folder.
         flags: Keys that the user gave; they win over the recipe's.
@@ -57,6 +56,13 @@ def train_or_evaluate(
     """
     if evaluate and (resume or overwrite or recipe):
         raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
+    if not (evaluate or resume):  # which take the stored keys
+        load_as(schema, recipe, flags)
+    from scalekd.commands.launch import launch
+    from scalekd.engine.processes import joined
+    from scalekd.runs.folder import RunFolder
+
+    runs: Runs = import_module(f"scalekd.tasks.{task}.run")  # says so where it needs an extra
     if resume:
         RunFolder(output).check_given(schema, flags)
     stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe

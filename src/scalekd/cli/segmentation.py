@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.cli.running import train_or_evaluate
@@ -39,16 +37,24 @@ def segmentation(
             --backbone runs/resnet50 --data ADEChallengeData2016 --output runs/ade
         scalekd transfer segmentation --evaluate --output runs/ade
     """
-    from scalekd.tasks.segmentation import run  # noqa: PLC0415 (needs the extra `downstream`)
-
     result = train_or_evaluate(
-        run, Segmentation, output, flags, recipe=recipe, resume=resume, overwrite=overwrite, evaluate=evaluate
+        "segmentation",
+        Segmentation,
+        output,
+        flags,
+        recipe=recipe,
+        resume=resume,
+        overwrite=overwrite,
+        evaluate=evaluate,
     )
     if result is None:
         return
     if as_json:
         typer.echo(json.dumps(result))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("class")
     table.add_column("IoU", justify="right")

@@ -20,23 +20,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scalekd.errors import Interrupted, UserError, first_line
+from scalekd.engine.launched import launched
+from scalekd.errors import Interrupted, Stopped, UserError, first_line
 from scalekd.models.failure import ModelError
 
 T = TypeVar("T")
 _NOTE = "scalekd/stopped"  # key in the launcher's store: the exit code of the first process that left training
-
-
-class Stopped(Exception):  # noqa: N818 (not an error of this process)
-    """Another process ended the run. The message is empty if that process has reported the reason.
-
-    Attributes:
-        exit_code: The exit code for this process.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass
@@ -181,16 +170,6 @@ class Vote:
 
 
 _joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
-
-
-def launched() -> bool:
-    """Whether torch's elastic launcher (`torchrun`) started this process."""
-    return dist.is_available() and dist.is_torchelastic_launched()
-
-
-def restarted() -> bool:
-    """Whether the launcher has restarted the processes after one was lost."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that ask a run to stop, and what leaves a run that was stopped."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import yaml
 
 from scalekd.errors import printable
 from scalekd.models import Classifier
-from scalekd.models.extra import __all__ as own_names
+from scalekd.models.extra import NAMES
 from scalekd.recipes import ListKeys
 
 # Keys left out of the card: locations on the run's machine, and how it was run there.
@@ -55,7 +55,7 @@ def _facts(classifier: Classifier, digest: str) -> str:
 
 
 def _usage(classifier: Classifier) -> str:
-    ours = "import scalekd  # registers this architecture\n" if classifier.name in own_names else ""
+    ours = "import scalekd\n\nscalekd.register_models()  # timm has no such name\n" if classifier.name in NAMES else ""
     return f"""```python
 import timm
 {ours}

@@ -22,8 +22,6 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 # docs/decisions.md.
 OPTIONS = {"OpTypesToExcludeOutputQuantization": OPERATORS, "QuantizeBias": False}
 
-OLDEST_OPSET = 13  # the first version whose DequantizeLinear supports one scale per channel
-
 
 def quantise(
     source: str | Path,

@@ -13,10 +13,11 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic's choice below Python 3.12
 
 from scalekd.errors import UserError
+from scalekd.keys import FIXED_ARGS
 from scalekd.models import Classifier
 from scalekd.models.fitting import load_weights
 from scalekd.models.folders import CONFIG, WEIGHTS
-from scalekd.models.sources import FIXED_ARGS, create, is_timm, may_come_from_a_file, timm_config
+from scalekd.models.sources import create, is_timm, may_come_from_a_file, timm_config
 from scalekd.models.weights import file_hash, read_weights
 
 # Keys of timm's configuration that describe an architecture's modules rather than its published weights.

@@ -12,19 +12,14 @@ import timm
 import torchvision
 from torch import nn
 
-import scalekd.models.extra  # noqa: F401 (registers its models with timm)
 from scalekd.errors import UserError, did_you_mean
+from scalekd.keys import FIXED_ARGS
 from scalekd.models.described import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
+from scalekd.models.extra import register_models
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
 _FLAGS = " (--teacher-weights or --student-weights; --weights of evaluate and predict)"
-# Arguments of the builders that choose where weights come from, or build something other than a classifier. Neither a
-# weights file nor a recipe may set them: weights are specified by other keys, and are read without running code.
-FIXED_ARGS = {
-    "cache_dir", "checkpoint_path", "exportable", "features_only", "num_classes", "out_indices", "pretrained",
-    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
-}  # fmt: skip
 
 
 def is_timm(name: str) -> bool:
@@ -40,6 +35,7 @@ def may_come_from_a_file(name: str) -> bool:
     """
     if name.startswith(TORCHVISION):
         return name.removeprefix(TORCHVISION) in _torchvision_names()
+    register_models()
     return ":" not in name and name.isprintable() and timm.is_model(name.split(".", maxsplit=1)[0])
 
 
@@ -54,6 +50,7 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
     Raises:
         UserError: If there is no such model, it cannot be built, or its weights cannot be fetched.
     """
+    register_models()
     try:
         if name.startswith(TORCHVISION):
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
@@ -84,6 +81,7 @@ def timm_config(name: str) -> Any:
     """
     if not is_timm(name):
         return timm.models.PretrainedCfg()
+    register_models()
     architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
         hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
@@ -97,6 +95,7 @@ def described(name: str) -> Described | None:
     Raises:
         UserError: See `read_description`.
     """
+    register_models()
     return read_description(name, FIXED_ARGS) if is_described(name) else None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scalekd.atomic import replacing
 from scalekd.errors import UserError
-from scalekd.models.sources import FIXED_ARGS
+from scalekd.keys import FIXED_ARGS
 
 CARD_KEY = "scalekd"
 EXPORTED = (".onnx", ".pt2")  # exported programs, which hold no state dict

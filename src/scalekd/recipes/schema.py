@@ -7,10 +7,21 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from scalekd.errors import UserError
-from scalekd.keys import File, Fraction, Keys, Map, NonNegative, Place, Positive, Separator, SplitName, Undecayed
+from scalekd.keys import (
+    FIXED_ARGS,
+    File,
+    Fraction,
+    Keys,
+    Map,
+    NonNegative,
+    Place,
+    Positive,
+    Separator,
+    SplitName,
+    Undecayed,
+)
 from scalekd.methods.parts import resolve_parts
 from scalekd.methods.registry import METHODS, MethodKeys
-from scalekd.models.sources import FIXED_ARGS
 from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
@@ -113,7 +124,7 @@ class ListKeys(Keys):
     its first line shows."""
 
 
-AS_USUAL = ListKeys()
+AS_USUAL = ListKeys.model_construct()  # the defaults, without building what validates
 
 
 class OptimizerKeys(Keys):

@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from scalekd.engine.launched import launched
 from scalekd.engine.optimisation import quieten_timm
-from scalekd.engine.processes import Processes, joined, launched
+from scalekd.engine.processes import Processes, joined
 from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
 from scalekd.recipes import Recipe

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from scalekd.keys import File, Keys, NonNegative, Positive
-from scalekd.models.sources import FIXED_ARGS
+from scalekd.keys import FIXED_ARGS, File, Keys, NonNegative, Positive
 from scalekd.recipes import OptimizerKeys
 
 

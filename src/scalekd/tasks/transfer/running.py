@@ -20,10 +20,11 @@ from torch.optim import Optimizer
 from scalekd.data import CorruptImages, seed_all
 from scalekd.energy import EnergyMeter
 from scalekd.engine.display import Display
+from scalekd.engine.launched import launched
 from scalekd.engine.learner import Learner
 from scalekd.engine.loop import Loop, Schedule
 from scalekd.engine.optimisation import build_optimizer, quieten_timm
-from scalekd.engine.processes import Processes, check_devices, joined, launched
+from scalekd.engine.processes import Processes, check_devices, joined
 from scalekd.engine.signals import Stop
 from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype

@@ -15,8 +15,6 @@ from scalekd.models.folders import TEACHER, WEIGHTS
 from scalekd.models.sources import PYTHON
 from scalekd.runs.folder import RunFolder
 
-HELP = "A run's, adapt's or timm folder, a weights file, or a timm name."
-
 
 @dataclass(frozen=True)
 class Named:

@@ -1,0 +1,118 @@
+"""What `scalekd distill` does: train, resume, or try out; and the line that it ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from scalekd.cli.options import Flags
+from scalekd.commands.launch import launch
+from scalekd.engine.launched import launched, restarted
+from scalekd.engine.processes import Processes, joined
+from scalekd.errors import printable
+from scalekd.recipes import Recipe, load
+from scalekd.report.live import live_figures
+from scalekd.runs.group import Group
+from scalekd.tasks.distill import check, distill, distill_students
+
+_say = partial(typer.echo, err=True)
+
+
+def run(
+    output: Path,
+    recipe: str | None,
+    flags: Flags,
+    students: list[str],
+    *,
+    resume: bool,
+    auto_resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train, and print each result; see the command for the arguments."""
+    with joined() as processes:
+        found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
+        if found == "finished" and not overwrite:
+            results = processes.first_says(lambda: _results(recipe, flags, students, output))
+        else:
+            resume, overwrite = resume or found == "unfinished", overwrite and found != "unfinished"
+            results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
+        if not processes.first:
+            return
+    if as_json:
+        typer.echo(json.dumps(results.get("", results)))
+    else:
+        typer.echo("\n".join(_line(output / name, result, name or "student") for name, result in results.items()))
+
+
+def try_out(settings: Recipe, *, as_json: bool) -> None:
+    """Print what one step of the recipe's pair does."""
+    checked = check(settings)
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
+    moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"
+    typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters moved")
+
+
+def _train(
+    processes: Processes,
+    recipe: str | None,
+    flags: Flags,
+    students: list[str],
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, dict[str, Any]]:
+    """Train in these processes, or in those that `devices` asks for; results by folder, '' for a single run's."""
+    if resume and not students:
+        students = processes.first_says(lambda: Group.stored_students(output))
+    group = Group(output, students)
+    if resume:
+        processes.first_says(lambda: _check_given(group, flags))
+    stored = processes.first_says(group.stored_keys) if resume and recipe is None else recipe
+    settings = load(stored, flags, _say if processes.first else lambda _line: None)
+    if settings.devices > 1 and not launched():
+        raise SystemExit(launch(settings.devices, sys.argv[1:]))
+    if group.students:
+        return distill_students(settings, students, output, resume=resume, overwrite=overwrite, live=live_figures)
+    return {"": distill(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
+
+
+def _check_given(group: Group, flags: Flags) -> None:
+    """Make sure that the flags are those of the runs that are to go on; the first one's stand for all."""
+    group.stored_keys()  # of these students?
+    group.runs[0].check_given(Recipe, flags)
+
+
+def _found(output: Path) -> str | None:
+    """What is in a folder: a finished run or group, an unfinished one, or neither."""
+    group = Group(output, Group.stored_students(output))
+    if all(run.finished for run in group.runs):
+        return "finished"
+    return "unfinished" if group.started else None
+
+
+def _results(recipe: str | None, flags: Flags, students: list[str], output: Path) -> dict[str, dict[str, Any]]:
+    """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
+    group = Group(output, students or Group.stored_students(output))
+    _check_given(group, flags)
+    stored = group.stored_keys()
+    settings = load(stored if recipe is None else recipe, flags, _say)
+    if settings.micro_batch is None:  # it was what fitted
+        settings = settings.model_copy(update={"micro_batch": stored.get("micro_batch")})
+    wanted = [settings.model_copy(update={"student": student}) for student in group.students] or [settings]
+    for folder, its in zip(group.runs, wanted, strict=True):
+        folder.check_same(its)
+    return dict(zip(group.names, [run.stored_result() for run in group.runs], strict=True))
+
+
+def _line(folder: Path, result: dict[str, Any], name: str) -> str:
+    """A run's result for people."""
+    top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2f}%"
+    top5 = f", top5 {result['top5']:.2f}%" if "top5" in result else ""
+    return f"{name}   top1 {top1}{top5}; weights in {printable(folder / result['student'])}"

@@ -1,0 +1,239 @@
+"""What `scalekd export` does: write a model in another format and compare its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import typer
+from torch import Tensor
+
+from scalekd.cli.options import Flags, over_stored
+from scalekd.commands.model import Named, read_model
+from scalekd.data import CorruptImages, in_order, read_split
+from scalekd.errors import UserError
+from scalekd.export.compare import Agreement, agreement, time_ratio
+from scalekd.export.folding import Folded, fold
+from scalekd.export.hub import push_to_hub
+from scalekd.export.images import Images
+from scalekd.export.model_card import model_card
+from scalekd.export.onnx import OnnxClassifier, export_onnx
+from scalekd.export.program import ProgramClassifier, export_program
+from scalekd.export.quantise import quantise
+from scalekd.export.timm_folder import write_timm_folder
+from scalekd.models import Classifier
+from scalekd.models.folders import CONFIG, WEIGHTS
+from scalekd.models.weights import Card, read_weights
+from scalekd.progress import working
+from scalekd.recipes import ListKeys, Recipe, load
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.distill.inputs import evaluation_images
+
+_NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
+_CHECKED, _CALIBRATED = 48, 128
+_RUN_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields, "max_corrupt", "max_pixels", "data_patience")
+_WRITTEN = (CONFIG, WEIGHTS, "README.md")
+
+
+def run(
+    model: str,
+    *,
+    format_: str,
+    output: Path | None,
+    weights: Path | None,
+    opset: int | None,
+    int8: bool,
+    hub: str | None,
+    private: bool,
+    overwrite: bool,
+    as_json: bool,
+    flags: Flags,
+) -> None:
+    """Write the model and print how its answers agree; see the command for the arguments."""
+    named = read_model(model, weights)
+    target = _target(named, output, _NAMES[format_], overwrite=overwrite)
+    keys = {} if named.run is None else named.run.stored_keys()
+    recipe = load(None, over_stored(flags, keys, _RUN_KEYS))
+    images = _validation_images(named.classifier, recipe, asked="data" in flags or int8)
+    calibration = _calibration_images(named.classifier, recipe, images) if int8 and images is not None else None
+    sample = list(_sample(images, named.classifier))
+    with working("folding its branches"):
+        folded = Folded(named.classifier, "") if format_ == "timm" else fold(named.classifier, sample)
+    with working(f"writing {target}"):
+        exported = _write(named, folded.classifier, format_, target, opset)
+    with working("comparing its answers"):
+        checked = agreement(named.classifier, exported, sample)
+    result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
+    result["checked"]["on"] = None if images is None else str(images.split.root)
+    lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
+    if folded.told:
+        result["folded"] = folded.told
+        lines.insert(1, f"folded    {folded.told}")
+    if format_ == "onnx":
+        with working("timing it"):
+            result["time_ratio"] = time_ratio(folded.classifier, exported, _one_image(named.classifier))
+        lines.append(
+            f"time      onnxruntime takes {result['time_ratio']:.2f} of torch's time for one image "
+            f"(CPU, float32, {torch.get_num_threads()} threads, median of 15 alternate runs)"
+        )
+    if images is not None and calibration is not None:
+        result["int8"] = _quantise(
+            named, full=exported, target=target, images=images, calibration=calibration, recipe=recipe
+        )
+        lines.append(_describe_int8(result["int8"]))
+    if hub is not None:
+        result["hub"] = push_to_hub(target, _WRITTEN, hub, private=private)
+        lines.append(f"uploaded  {result['hub']}")
+    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) -> Path:
+    """Where to write.
+
+    Raises:
+        UserError: If it is not said, or something is there that may not be replaced.
+    """
+    if output is None and named.run is None:
+        raise UserError("output: none is given; give --output (it has a default for a run's folder only)")
+    target = output or named.run.path / "export" / name  # type: ignore[union-attr]
+    is_folder = name == "timm"
+    if target.exists() and target.is_dir() != is_folder:
+        wrong = f"a folder; name a file in it, such as {target / name}" if target.is_dir() else "a file; name a folder"
+        raise UserError(f"output: {target} is {wrong}")
+    if not is_folder and target.suffix != Path(name).suffix:
+        raise UserError(f"output: {target} must end in {Path(name).suffix}")
+    if is_folder and RunFolder(target).exists:
+        raise UserError(f"output: {target} is a run's own folder; name one in it, such as {target / 'export' / name}")
+    written = [target / file for file in _WRITTEN] if is_folder else [target, _int8_path(target)]
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"output: {above} is a file, so that nothing can be written under it")
+    there = [path for path in written if path.exists()]
+    if there and not overwrite:
+        raise UserError(f"output: {there[0]} exists; add --overwrite to replace it")
+    return target
+
+
+def _int8_path(target: Path) -> Path:
+    return target.with_suffix(f".int8{target.suffix}")
+
+
+def _validation_images(classifier: Classifier, recipe: Recipe, *, asked: bool) -> Images | None:
+    """The validation images; None where the user asked for none and the run's own are gone or are not labelled."""
+    if recipe.data is None:
+        if asked:
+            raise UserError("data: none is given; give --data (a folder with val/<class>/, or see docs/data.md)")
+        return None
+    try:
+        return _images(classifier, recipe, recipe.val_split)
+    except UserError:
+        if asked:
+            raise
+        return None
+
+
+def _images(classifier: Classifier, recipe: Recipe, split: str) -> Images:
+    """A split's images as the model is evaluated on them."""
+    assert recipe.data is not None
+    found = read_split(recipe.data, split, recipe)
+    if sorted(classifier.classes) == sorted(found.classes):
+        found = in_order(found, classifier.classes)
+    return Images(
+        evaluation_images(recipe, found, resolution=classifier.resolution, crop_fraction=classifier.crop_fraction)
+    )
+
+
+def _sample(images: Images | None, classifier: Classifier) -> Iterable[Tensor]:
+    if images is not None:
+        return images.sample(_CHECKED)
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(8, 3, classifier.resolution, classifier.resolution, generator=generator)]
+
+
+def _one_image(classifier: Classifier) -> Tensor:
+    return torch.rand(1, 3, classifier.resolution, classifier.resolution)
+
+
+def _where(checked: Agreement, images: Images | None) -> str:
+    return f"{checked}; " + ("images are generated: no --data" if images is None else f"from {images.split.root}")
+
+
+def _write(
+    named: Named, folded: Classifier, format_: str, target: Path, opset: int | None
+) -> Callable[[Tensor], Tensor]:
+    """Write the export, of timm's format the trainable weights; gives it as it is read back."""
+    if format_ == "timm":
+        digest = write_timm_folder(named.classifier, target, named.weights)
+        (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
+        plain = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+        config = timm.data.resolve_model_data_config(plain)
+        mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        return lambda images: plain((images - mean) / std)
+    if format_ == "onnx":
+        export_onnx(folded, target, _card(named), opset)
+        _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to what was replaced
+        return OnnxClassifier(target)
+    export_program(folded, target, _card(named))
+    return ProgramClassifier(target)
+
+
+def _card(named: Named) -> Card:
+    """The card of the weights, or what would be theirs."""
+    stored = read_weights(named.weights)[1] if named.weights is not None else None
+    return stored or named.classifier.card()
+
+
+def _left(named: Named) -> dict[str, Any] | None:
+    """What the run left beside its weights."""
+    if named.run is None:
+        return None
+    run = named.run
+    files = {"inputs": run.inputs, "environment": run.environment, "result": run.result}
+    left = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
+    return left | {"recipe": run.stored_keys()}
+
+
+def _calibration_images(classifier: Classifier, recipe: Recipe, images: Images) -> list[Tensor]:
+    """Training images in batches, read before anything is written: what is wrong with them is found first."""
+    classifier.check_classes(images.split.classes)
+    return list(_images(classifier, recipe, recipe.train_split).sample(_CALIBRATED))
+
+
+def _quantise(
+    named: Named,
+    *,
+    full: Callable[[Tensor], Tensor],
+    target: Path,
+    images: Images,
+    calibration: list[Tensor],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Write the int8 model; calibrated on training images, measured on validation images beside the full one."""
+    path = _int8_path(target)
+    with working(f"calibrating {path}"):
+        quantise(target, path, calibration, _card(named))
+    small = OnnxClassifier(path)
+    corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
+    how: dict[str, Any] = {"workers": recipe.workers, "corrupt": corrupt}
+    before, after = images.accuracy(full, "float32", **how), images.accuracy(small, "int8", **how)
+    return {
+        "output": str(path),
+        "top1": after.top1,
+        "float32_top1": before.top1,
+        "images": after.images,
+        "size_ratio": path.stat().st_size / target.stat().st_size,
+        "time_ratio": time_ratio(full, small, _one_image(named.classifier)),
+    }
+
+
+def _describe_int8(result: dict[str, Any]) -> str:
+    return (
+        f"int8      {result['output']}: top1 {result['top1']:.2f}% (float32 {result['float32_top1']:.2f}%) on "
+        f"{result['images']} images; {result['size_ratio']:.2f} of the size and {result['time_ratio']:.2f} of the time "
+        "of the float32 file"
+    )
