@@ -60,7 +60,8 @@ def adapt(
     if mode == "probe" and idle:
         raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
     below = _FINETUNE if mode == "finetune" else _PROBE
-    load(None, below | flags | {"teacher": teacher})
+    if not resume:  # refuses wrong values before torch is imported; a resumed run has its own keys below them
+        load(None, below | flags | {"teacher": teacher})
     from scalekd.models.folders import TEACHER
     from scalekd.runs.folder import RunFolder
     from scalekd.tasks import adapt as adaptation

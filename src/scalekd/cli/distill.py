@@ -72,7 +72,7 @@ def distill(
         raise UserError("output: none is given; give --output (a folder for weights, logs and checkpoints)")
     if auto_resume and (resume or overwrite):
         raise UserError("auto-resume: decides by itself; leave out --resume and --overwrite")
-    if not (resume or auto_resume):  # which may take the stored keys instead
+    if not (resume or auto_resume):  # refuses wrong values without torch; a resumed run has keys of its own
         load(recipe, flags)
     from scalekd.commands.distill import run
 

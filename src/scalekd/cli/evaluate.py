@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import DATA_KEYS, MODEL, Flags, parse_mapping, with_recipe_flags
+from scalekd.cli.options import MODEL, Flags, parse_mapping, with_recipe_flags
 from scalekd.errors import UserError
-from scalekd.recipes import load
+from scalekd.recipes import DATA_KEYS, load
 
 
 @with_recipe_flags(
@@ -53,7 +53,7 @@ def evaluate(
         raise UserError(f"evaluate: {len(models)} models are compared by their features; add --knn or --linear")
     if len(models) > 1 and (weights is not None or args):
         raise UserError("weights: are of one model; name weights files or folders to compare several")
-    load(None, flags)
+    load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.evaluate import run
 
     run(models, weights=weights, args=args, knn=knn, linear=linear, as_json=as_json, flags=flags)

@@ -9,13 +9,13 @@ import typer
 
 from scalekd.cli.options import MODEL, Flags, with_recipe_flags
 from scalekd.errors import UserError
-from scalekd.recipes import ListKeys, load
+from scalekd.recipes import DATA_KEYS, load
 
 _INT8_OPSET = 13  # the first whose DequantizeLinear takes a scale for each channel
 
 
 @with_recipe_flags(
-    "data", "train_split", "val_split", *ListKeys.model_fields, "workers", "max_corrupt", "max_pixels", "data_patience",
+    *DATA_KEYS, "workers", "max_corrupt", "max_pixels", "data_patience",
     told={
         "data": "Images that the export is checked on, as --data of distill. Default: the run's, or generated ones.",
         "train_split": "--int8: name of the split that it is calibrated on. Default: the run's, or train.",
@@ -65,7 +65,7 @@ def export(
         raise UserError(f"opset: --int8 needs {_INT8_OPSET} or above, where a scale a channel begins; {opset} is given")
     if hub is not None and format_ != "timm":
         raise UserError(f"push_to_hub: uploads timm folders; give --format timm, not {format_}")
-    load(None, flags)
+    load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.export import run
 
     run(

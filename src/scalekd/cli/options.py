@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -12,11 +12,10 @@ from pydantic.fields import FieldInfo
 
 from scalekd.errors import UserError
 from scalekd.keys import Keys
-from scalekd.recipes import GROUPS, ListKeys
+from scalekd.recipes import GROUPS
 from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]
-DATA_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields)
 MODEL = "A run's, adapt's or timm folder, a weights file, or a timm name."
 
 
@@ -123,12 +122,6 @@ def _parse(name: str, value: Any, field: FieldInfo) -> Any:
     if isinstance(default, tuple) or "tuple" in str(field.annotation):
         return [part.strip() for part in str(value).split(",") if part.strip()]
     return value
-
-
-def over_stored(flags: Flags, stored: Mapping[str, Any], names: Iterable[str]) -> Flags:
-    """Flags on top of the run's keys that a command takes over; a list's columns belong to the run's own data."""
-    foreign = set(ListKeys.model_fields) if "data" in flags else set()
-    return {name: stored[name] for name in names if name in stored and name not in foreign} | flags
 
 
 def parse_mapping(name: str, text: str) -> dict[str, Any]:

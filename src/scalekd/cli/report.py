@@ -48,7 +48,7 @@ def report(
         scalekd report runs/alone runs/mobilenet --output compare.html
         scalekd report runs/alone runs/mobilenet --markdown
     """
-    load(None, flags)
+    load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.atomic import write_bytes
     from scalekd.report import measure_figures, read_runs, render_markdown, render_page
 

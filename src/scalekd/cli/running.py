@@ -56,7 +56,7 @@ def train_or_evaluate(
     """
     if evaluate and (resume or overwrite or recipe):
         raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
-    if not (evaluate or resume):  # which take the stored keys
+    if not (evaluate or resume):  # refuses wrong values without torch; a run there has keys of its own
         load_as(schema, recipe, flags)
     from scalekd.commands.launch import launch
     from scalekd.engine.processes import joined

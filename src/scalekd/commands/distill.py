@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 
-from scalekd.cli.options import Flags
 from scalekd.commands.launch import launch
 from scalekd.engine.launched import launched, restarted
 from scalekd.engine.processes import Processes, joined
@@ -26,7 +25,7 @@ _say = partial(typer.echo, err=True)
 def run(
     output: Path,
     recipe: str | None,
-    flags: Flags,
+    flags: dict[str, Any],
     students: list[str],
     *,
     resume: bool,
@@ -61,7 +60,7 @@ def try_out(settings: Recipe, *, as_json: bool) -> None:
 def _train(
     processes: Processes,
     recipe: str | None,
-    flags: Flags,
+    flags: dict[str, Any],
     students: list[str],
     output: Path,
     *,
@@ -83,7 +82,7 @@ def _train(
     return {"": distill(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
 
 
-def _check_given(group: Group, flags: Flags) -> None:
+def _check_given(group: Group, flags: dict[str, Any]) -> None:
     """Make sure that the flags are those of the runs that are to go on; the first one's stand for all."""
     group.stored_keys()  # of these students?
     group.runs[0].check_given(Recipe, flags)
@@ -97,7 +96,7 @@ def _found(output: Path) -> str | None:
     return "unfinished" if group.started else None
 
 
-def _results(recipe: str | None, flags: Flags, students: list[str], output: Path) -> dict[str, dict[str, Any]]:
+def _results(recipe: str | None, flags: dict[str, Any], students: list[str], output: Path) -> dict[str, dict[str, Any]]:
     """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
     group = Group(output, students or Group.stored_students(output))
     _check_given(group, flags)

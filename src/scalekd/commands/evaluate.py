@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scalekd.cli.options import DATA_KEYS, Flags, over_stored
 from scalekd.commands.model import find_run, read_model
 from scalekd.data import (
     Batch,
@@ -43,7 +42,7 @@ from scalekd.models import Classifier
 from scalekd.models.layout import prepare_classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored
 from scalekd.tasks.distill.inputs import evaluation_images
 from scalekd.tasks.distill.measuring import measured_as
 
@@ -61,7 +60,7 @@ def run(
     knn: bool,
     linear: bool,
     as_json: bool,
-    flags: Flags,
+    flags: dict[str, Any],
 ) -> None:
     """Print what models are worth; see the command for the arguments."""
     subjects = [_Subject.find(model, weights, args, flags) for model in models]

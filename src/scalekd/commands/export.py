@@ -13,7 +13,6 @@ import torch
 import typer
 from torch import Tensor
 
-from scalekd.cli.options import Flags, over_stored
 from scalekd.commands.model import Named, read_model
 from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.errors import UserError
@@ -30,13 +29,13 @@ from scalekd.models import Classifier
 from scalekd.models.folders import CONFIG, WEIGHTS
 from scalekd.models.weights import Card, read_weights
 from scalekd.progress import working
-from scalekd.recipes import ListKeys, Recipe, load
+from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.distill.inputs import evaluation_images
 
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
 _CHECKED, _CALIBRATED = 48, 128
-_RUN_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields, "max_corrupt", "max_pixels", "data_patience")
+_RUN_KEYS = (*DATA_KEYS, "max_corrupt", "max_pixels", "data_patience")
 _WRITTEN = (CONFIG, WEIGHTS, "README.md")
 
 
@@ -52,7 +51,7 @@ def run(
     private: bool,
     overwrite: bool,
     as_json: bool,
-    flags: Flags,
+    flags: dict[str, Any],
 ) -> None:
     """Write the model and print how its answers agree; see the command for the arguments."""
     named = read_model(model, weights)

@@ -1,10 +1,11 @@
 """YAML recipes and the typed schema that validates them."""
 
-from scalekd.recipes.load import dump, load, load_as, names, resolved, transfer_names
+from scalekd.recipes.load import DATA_KEYS, dump, load, load_as, names, over_stored, resolved, transfer_names
 from scalekd.recipes.schema import AS_USUAL, GROUPS, DataKeys, ListKeys, OptimisationKeys, OptimizerKeys, Recipe
 
 __all__ = [
     "AS_USUAL",
+    "DATA_KEYS",
     "GROUPS",
     "DataKeys",
     "ListKeys",
@@ -15,6 +16,7 @@ __all__ = [
     "load",
     "load_as",
     "names",
+    "over_stored",
     "resolved",
     "transfer_names",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import yaml
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import Keys
 from scalekd.methods.registry import has_key, methods_with
-from scalekd.recipes.schema import K, Recipe, validate
+from scalekd.recipes.schema import K, ListKeys, Recipe, validate
 from scalekd.recipes.text import read_keys
 
 BASE = "base"
+DATA_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields)  # where the images of both splits are
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
 _TASKS = ("segmentation/", "detection/")  # recipes of `transfer`, which have different keys
@@ -144,6 +145,12 @@ def _read(recipe: str) -> dict[str, Any]:
             "(`scalekd recipes` lists those shipped); anything else must be a .yaml file"
         )
     return read_keys(shipped[recipe], f"recipe {recipe}")
+
+
+def over_stored(flags: Mapping[str, Any], stored: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Flags on top of those keys of a run that a command takes over; a list's columns belong to the run's own data."""
+    foreign = set(ListKeys.model_fields) if "data" in flags else set()
+    return {name: stored[name] for name in names if name in stored and name not in foreign} | dict(flags)
 
 
 def resolved(recipe: Keys) -> dict[str, Any]:
