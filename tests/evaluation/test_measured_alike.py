@@ -1,4 +1,4 @@
-"""What training, `evaluate`, `report` and `adapt` say of the same weights on the same images is equal to the image."""
+"""Training, `evaluate`, `predict`, `report` and `adapt` give the same answers for the same weights and images."""
 
 from __future__ import annotations
 
@@ -86,6 +86,10 @@ def test_a_run_and_evaluate_and_its_report_agree(
         assert "batch:" not in told.err
         for one, other in zip(trained, logits_seen["evaluate"], strict=True):
             assert torch.equal(one, other), "to the bit"
+    predicted = cli("predict", run, noise / "val", "--top", "1", "--batch", "6", "--accelerator", "cpu", "--json")
+    answers = [json.loads(line) for line in predicted.out.splitlines()]
+    right = sum(Path(each["image"]).parent.name == each["predictions"][0]["class"] for each in answers)
+    assert 100 * right / len(answers) == pytest.approx(result["top1"], abs=1e-4)
     (record,) = read_runs([run])
     figures = measure_figures(record, 1000, Console(quiet=True))
     assert figures.images == 203

@@ -11,12 +11,16 @@ from scalekd.cli.options import MODEL, Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import load
 
-_BATCH = 32
+_BATCH = 32  # images at once: an answer should not wait for hundreds of images to be read
 
 
 @with_recipe_flags(
     "batch", "workers", "max_pixels", "precision", "accelerator",
-    told={"batch": f"Images at once.  [default: {_BATCH}]"},
+    told={
+        "batch": f"Images at once.  [default: {_BATCH}]",
+        "precision": "Autocast type; auto takes bf16 where the hardware multiplies matrices in it. Default: the run's, "
+        "or auto.",
+    },
 )  # fmt: skip
 def predict(
     model: Annotated[str, typer.Argument(help=f"{MODEL} Or an .onnx file of `scalekd export`.")],
@@ -41,7 +45,8 @@ def predict(
     """
     if as_json and as_csv:
         raise UserError("csv: --json and --csv exclude each other; give one of them")
-    recipe = load(None, {"batch": _BATCH} | flags)
+    flags = {"batch": _BATCH} | flags
+    load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.predict import run
 
-    run(model, images, recipe, top=top, weights=weights, as_json=as_json, as_csv=as_csv)
+    run(model, images, flags, top=top, weights=weights, as_json=as_json, as_csv=as_csv)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scalekd.commands.model import Named, read_model
 from scalekd.data import CorruptImages, in_order, read_split
+from scalekd.data.aside import left_out
 from scalekd.errors import UserError
 from scalekd.export.compare import Agreement, agreement, time_ratio
 from scalekd.export.folding import Folded, fold
@@ -140,6 +141,8 @@ def _images(classifier: Classifier, recipe: Recipe, split: str) -> Images:
     """A split's images as the model is evaluated on them."""
     assert recipe.data is not None
     found = read_split(recipe.data, split, recipe)
+    for line in left_out({split: found.aside}):
+        typer.echo(line, err=True)
     if sorted(classifier.classes) == sorted(found.classes):
         found = in_order(found, classifier.classes)
     return Images(

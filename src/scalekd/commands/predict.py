@@ -22,9 +22,11 @@ from scalekd.errors import UserError, printable
 from scalekd.export.onnx import OnnxClassifier
 from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
+from scalekd.models.layout import prepare_classifier
 from scalekd.progress import watched
-from scalekd.recipes import Recipe
+from scalekd.recipes import Recipe, load
 from scalekd.tasks.distill.inputs import evaluation_images
+from scalekd.tasks.distill.measuring import measured_as
 
 
 class Prediction(NamedTuple):
@@ -38,7 +40,7 @@ class Prediction(NamedTuple):
 def run(
     model: str,
     images: Sequence[Path],
-    recipe: Recipe,
+    flags: dict[str, Any],
     *,
     top: int,
     weights: Path | None,
@@ -47,7 +49,10 @@ def run(
 ) -> None:
     """Print the classes of images; see the command for the arguments."""
     files = list(_find(images))
-    classifier, answer = _open(model, weights, recipe)
+    then = measured_as(model)
+    recipe = load(None, then | flags)
+    last = recipe.channels_last and "channels_last" in then
+    classifier, answer = _open(model, weights, recipe, channels_last=last)
     if not classifier.num_classes:
         raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
     print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
@@ -77,7 +82,7 @@ def _find(places: Sequence[Path]) -> Iterator[str]:
 
 
 def _open(
-    model: str, weights: Path | None, recipe: Recipe
+    model: str, weights: Path | None, recipe: Recipe, *, channels_last: bool
 ) -> tuple[Classifier | OnnxClassifier, Callable[[Tensor], Tensor]]:
     """The model, and what turns a batch on the CPU into its logits."""
     if model.endswith(".onnx"):
@@ -87,6 +92,7 @@ def _open(
         return runtime, runtime
     compute = pick_compute(recipe)
     classifier = read_model(model, weights).classifier.to(compute.device)
+    prepare_classifier(classifier, *compute, channels_last=channels_last)
 
     def run(batch: Tensor) -> Tensor:
         with compute.autocast():
