@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalekd.method import Method, TeacherOutputs
-from scalekd.models.build import ImageModel
+from scalekd.models.image_model import ImageModel
 from scalekd.planner.fake import device_of, inputs, on_copy, student_of
 
 aten = torch.ops.aten
