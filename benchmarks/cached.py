@@ -31,13 +31,13 @@ def measure(pair: Pair, *, batch: int, dtype: torch.dtype, steps: int) -> dict[s
     prepare(method, dtype)
     images, labels = pair.batch(batch, torch.device("cpu"))
     with autocast(images.device, dtype):
-        taught = method.teacher(images)
-    losses = [step(method, images, labels, dtype, taught=known).item() for known in (None, taught)]
+        teacher_outputs = method.teacher(images)
+    losses = [step(method, images, labels, dtype, teacher_outputs=known).item() for known in (None, teacher_outputs)]
     times: dict[str, list[float]] = {"live": [], "cached": []}
     for number in range(steps):
-        order = (("live", None), ("cached", taught))
+        order = (("live", None), ("cached", teacher_outputs))
         for name, known in order if number % 2 else reversed(order):
-            work = lambda known=known: step(method, images, labels, dtype, taught=known)  # noqa: E731
+            work = lambda known=known: step(method, images, labels, dtype, teacher_outputs=known)  # noqa: E731
             times[name].append(seconds(work, images.device))
         say(f"pair {number + 1} of {steps}: live {times['live'][-1]:.2f} s, cached {times['cached'][-1]:.2f} s")
     ratios = [live / cached for live, cached in zip(times["live"], times["cached"], strict=True)]

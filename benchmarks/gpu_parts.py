@@ -174,7 +174,7 @@ def cache(method: ScaleKD, images: Tensor, labels: Tensor, scale: Scale) -> dict
 
     def cached() -> Tensor:
         tokens, logits = (part.to(device, non_blocking=True) for part in kept)
-        return step(method, images, labels, BF16, taught=TeacherOutputs(tokens, logits))
+        return step(method, images, labels, BF16, teacher_outputs=TeacherOutputs(tokens, logits))
 
     def live() -> Tensor:
         return step(method, images, labels, BF16)

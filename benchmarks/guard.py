@@ -91,7 +91,7 @@ def quantities(pair: Pair) -> dict[str, int]:
     images, labels = pair.batch(2, CPU)
     compiled = graphs(method, images, labels)
     with autocast(CPU, torch.bfloat16):
-        taught = teacher(images)
+        teacher_outputs = teacher(images)
     calls: Counter[str] = Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,7 +108,7 @@ def quantities(pair: Pair) -> dict[str, int]:
     with operations:
         step(method, images, labels, torch.bfloat16)
     live = dict(calls)
-    step(method, images, labels, torch.bfloat16, taught=taught)
+    step(method, images, labels, torch.bfloat16, teacher_outputs=teacher_outputs)
     parts = {f"flops_{part}": getattr(flops, part) for part in ("teacher", "student", "cap", "tail")}
     return {
         **parts,

@@ -25,7 +25,7 @@ from torch import Tensor
 from scalekd.atomic import write_json
 from scalekd.data import in_order, read_split
 from scalekd.errors import UserError, first_line
-from scalekd.export.compare import Run, time_ratio
+from scalekd.export.compare import Forward, time_ratio
 from scalekd.export.images import Images
 from scalekd.export.onnx import OnnxClassifier, export_onnx
 from scalekd.export.quantise import OPERATORS, OPTIONS, quantise
@@ -59,14 +59,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _openvino(file: Path) -> Run:
+def _openvino(file: Path) -> Forward:
     openvino = import_module("openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
     return lambda images: torch.from_numpy(np.array(compiled(images.numpy())[0]))
 
 
-def _opencv(file: Path) -> Run:
+def _opencv(file: Path) -> Forward:
     cv2 = import_module("cv2")
     cv2.setNumThreads(torch.get_num_threads())
     net = cv2.dnn.readNetFromONNX(str(file))
@@ -78,7 +78,7 @@ def _opencv(file: Path) -> Run:
     return run
 
 
-RUNTIMES: dict[str, tuple[str, Callable[[Path], Run]]] = {  # name: package, what opens a file
+RUNTIMES: dict[str, tuple[str, Callable[[Path], Forward]]] = {  # name: package, what opens a file
     "onnxruntime": ("onnxruntime", OnnxClassifier),
     "openvino": ("openvino", _openvino),
     "opencv": ("opencv-python-headless", _opencv),
@@ -102,9 +102,9 @@ class Validation(NamedTuple):
     truth: Tensor
 
 
-def logits(run: Run, batches: list[Tensor]) -> Tensor:
+def logits(forward: Forward, batches: list[Tensor]) -> Tensor:
     """All logits `[N, K]`, of a batch of 16 at a time."""
-    return torch.cat([run(batch) for batch in batches])
+    return torch.cat([forward(batch) for batch in batches])
 
 
 def compare(found: Tensor, validation: Validation) -> dict[str, float]:

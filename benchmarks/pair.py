@@ -94,7 +94,7 @@ def step(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype, *
         images: `[B, 3, h, w]`.
         labels: `[B]`.
         dtype: The autocast type; float32 switches autocast off.
-        known: `taught`, to spare the teacher's forward.
+        known: `teacher_outputs`, to spare the teacher's forward.
     """
     model.zero_grad(set_to_none=True)
     with autocast(images.device, dtype):

@@ -101,9 +101,9 @@ def measure(
 
     def together() -> None:
         with autocast(device, dtype):
-            taught = trained[0].method.teacher(images)
+            teacher_outputs = trained[0].method.teacher(images)
         for one in trained:
-            take(one, taught=taught)
+            take(one, teacher_outputs=teacher_outputs)
 
     beside: list[float] = []
     alone: list[list[float]] = []

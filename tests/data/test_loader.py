@@ -186,7 +186,7 @@ def test_kept_teacher_outputs_are_those_of_the_image_that_is_seen(data: Path) ->
         read_split(data, "train"),
         everything_random(),
         substitute=True,
-        taught=lambda key: TeacherOutputs(torch.tensor([key.epoch, key.image]), None),
+        cached_outputs=lambda key: TeacherOutputs(torch.tensor([key.epoch, key.image]), None),
     )
-    seen = [kept[Key(5, index)].taught for index in (0, 1, 8)]
+    seen = [kept[Key(5, index)].teacher_outputs for index in (0, 1, 8)]
     assert [outputs.tokens.tolist() for outputs in seen if outputs is not None] == [[5, 0], [5, 2], [5, 9]]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalekd import FeatureDistillation, LogitDistillation, ScaleKD, Student, Supervised, Teacher
 from scalekd.methods.base import Method
-from scalekd.models.build import ImageModel
+from scalekd.models.image_model import ImageModel
 from scalekd.planner import StepFlops, model_cost, step_flops
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"

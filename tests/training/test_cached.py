@@ -66,9 +66,9 @@ def no_teacher_in_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
         honest = Method.forward
 
-        def strict(self: Method, images: object, labels: object = None, taught: object = None) -> object:
-            assert taught is not None
-            return honest(self, images, labels, taught)  # type: ignore[arg-type]
+        def strict(self: Method, images: object, labels: object = None, teacher_outputs: object = None) -> object:
+            assert teacher_outputs is not None
+            return honest(self, images, labels, teacher_outputs)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Method, "forward", strict)
 

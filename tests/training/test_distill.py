@@ -326,7 +326,7 @@ def test_what_fits_into_memory_is_part_of_the_resolved_recipe(
 ) -> None:
     base = ("--data", data, *TINY_RUN, "--teacher", teacher_file, "--no-check-teacher", "--batch", "12")
     assert cli("distill", *base, "--output", tmp_path / "roomy").code == 0
-    module = sys.modules["scalekd.tasks.distill.setup"]
+    module = sys.modules["scalekd.tasks.distill.micro_batch"]
     monkeypatch.setattr(module, "available_memory", lambda _device: 34 * 2**20)
     tight = cli("distill", *base, "--output", tmp_path / "tight")
     assert tight.code == 0, tight.err

@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_names_the_student_and_keeps_the_checkpoint_of
 def test_what_fits_is_what_fits_beside_the_others(
     distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["scalekd.tasks.distill.setup"]
+    module = sys.modules["scalekd.tasks.distill.micro_batch"]
     budgets: dict[str, int] = {}
     held: dict[str, int] = {}
 

@@ -21,7 +21,7 @@ from scalekd.errors import Interrupted, UserError
 from scalekd.methods.none import Supervised
 from scalekd.models.layout import prepare
 from scalekd.recipes import load
-from scalekd.runs.group import Group
+from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import trial
 from scalekd.tasks.distill.task import StudentLearner as Learner
 from scalekd.tasks.distill.trial import try_training
@@ -236,7 +236,7 @@ def test_the_check_takes_as_many_images_as_the_run_and_tells_what_ends_the_proce
 def test_a_start_that_failed_is_taken_back_and_one_that_was_stopped_is_not(
     tmp_path: Path, students: tuple[str, ...], error: Exception, kept: bool
 ) -> None:
-    group = Group(tmp_path / "out" / "run", students)
+    group = RunGroup(tmp_path / "out" / "run", students)
     recipes = [load(None, TINY_KEYS) for _ in group.runs]
 
     def start() -> None:

@@ -16,7 +16,7 @@ from scalekd.engine.processes import Processes, joined
 from scalekd.errors import printable
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
-from scalekd.runs.group import Group
+from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import check, distill, distill_students
 
 _say = partial(typer.echo, err=True)
@@ -69,8 +69,8 @@ def _train(
 ) -> dict[str, dict[str, Any]]:
     """Train in these processes, or in those that `devices` asks for; results by folder, '' for a single run's."""
     if resume and not students:
-        students = processes.first_says(lambda: Group.stored_students(output))
-    group = Group(output, students)
+        students = processes.first_says(lambda: RunGroup.stored_students(output))
+    group = RunGroup(output, students)
     if resume:
         processes.first_says(lambda: _check_given(group, flags))
     stored = processes.first_says(group.stored_keys) if resume and recipe is None else recipe
@@ -82,7 +82,7 @@ def _train(
     return {"": distill(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
 
 
-def _check_given(group: Group, flags: dict[str, Any]) -> None:
+def _check_given(group: RunGroup, flags: dict[str, Any]) -> None:
     """Make sure that the flags are those of the runs that are to go on; the first one's stand for all."""
     group.stored_keys()  # of these students?
     group.runs[0].check_given(Recipe, flags)
@@ -90,7 +90,7 @@ def _check_given(group: Group, flags: dict[str, Any]) -> None:
 
 def _found(output: Path) -> str | None:
     """What is in a folder: a finished run or group, an unfinished one, or neither."""
-    group = Group(output, Group.stored_students(output))
+    group = RunGroup(output, RunGroup.stored_students(output))
     if all(run.finished for run in group.runs):
         return "finished"
     return "unfinished" if group.started else None
@@ -98,7 +98,7 @@ def _found(output: Path) -> str | None:
 
 def _results(recipe: str | None, flags: dict[str, Any], students: list[str], output: Path) -> dict[str, dict[str, Any]]:
     """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
-    group = Group(output, students or Group.stored_students(output))
+    group = RunGroup(output, students or RunGroup.stored_students(output))
     _check_given(group, flags)
     stored = group.stored_keys()
     settings = load(stored if recipe is None else recipe, flags, _say)

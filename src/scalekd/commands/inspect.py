@@ -98,12 +98,12 @@ def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype
     """The recipe's pair with random weights, as it would train on `device` under autocast to `dtype`."""
     if settings.student is None:
         raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
-    taught = None
+    teacher = None
     if settings.method != "none":
-        taught = build_teacher(settings, pretrained=False, num_classes=num_classes)
-    classes = num_classes or (taught.num_classes if taught is not None else 0) or 1000
+        teacher = build_teacher(settings, pretrained=False, num_classes=num_classes)
+    classes = num_classes or (teacher.num_classes if teacher is not None else 0) or 1000
     student = build_student(settings.model_copy(update={"student_pretrained": False}), classes)
-    method = build_method(settings, taught, student)
+    method = build_method(settings, teacher, student)
     prepare(method, device, dtype, channels_last=settings.channels_last)
     return method
 

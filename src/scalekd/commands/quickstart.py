@@ -47,9 +47,9 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
     torch.set_num_threads(1)  # models this small gain nothing from more, and lose much where cores are shared
     quiet = Console(quiet=True)
     data = {"data": output / "data"}
-    taught = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
-    teacher = {"teacher_weights": output / "teacher" / taught["student"]}
-    console.print(f"teacher: top1 {taught['top1']:.1f}%")
+    trained = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
+    teacher = {"teacher_weights": output / "teacher" / trained["student"]}
+    console.print(f"teacher: top1 {trained['top1']:.1f}%")
     scores: dict[str, list[float]] = {method: [] for method in _METHODS}
     for seed in range(seeds):
         for method, title in _METHODS.items():
@@ -57,7 +57,7 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
             result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
             scores[method].append(result["top1"])
             console.print(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
-    summary = {"teacher": taught["top1"], "labelled_images": labelled, "test_images": sizes["val"], "students": scores}
+    summary = {"teacher": trained["top1"], "labelled_images": labelled, "test_images": sizes["val"], "students": scores}
     write_json(figures, summary)
     if as_json:
         typer.echo(json.dumps(summary))

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     corrupt: dict[str, str]
-    taught: TeacherOutputs | None = None
+    teacher_outputs: TeacherOutputs | None = None
 
 
 class Sample(NamedTuple):
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     image: Tensor | None
     label: int
     corrupt: dict[str, str]
-    taught: TeacherOutputs | None = None
+    teacher_outputs: TeacherOutputs | None = None
 
 
 class ReplayDataset(Dataset[Sample]):
@@ -62,7 +62,7 @@ class ReplayDataset(Dataset[Sample]):
         seed: Seed of the run.
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
-        taught: The teacher's outputs for a key, without a batch axis, where they are kept.
+        cached_outputs: Gives the teacher's outputs for a key, without a batch axis, where they are kept.
         max_pixels: Larger images count as unreadable.
         patience: Seconds to wait for data that has become unavailable.
     """
@@ -74,12 +74,12 @@ class ReplayDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         substitute: bool = False,
-        taught: Callable[[Key], TeacherOutputs] | None = None,
+        cached_outputs: Callable[[Key], TeacherOutputs] | None = None,
         max_pixels: int = MAX_PIXELS,
         patience: float = 0,
     ) -> None:
         self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
-        self.taught, self.max_pixels, self.patience = taught, max_pixels, Patience(patience)
+        self.cached_outputs, self.max_pixels, self.patience = cached_outputs, max_pixels, Patience(patience)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -93,8 +93,9 @@ class ReplayDataset(Dataset[Sample]):
             except UnreadableImageError as error:
                 corrupt[self.split.locate(index)] = error.reason
                 continue
-            taught = None if self.taught is None else self.taught(Key(key.epoch, index))  # of the image that is seen
-            return Sample(pixels, int(self.split.labels[index]), corrupt, taught)
+            seen = Key(key.epoch, index)
+            outputs = None if self.cached_outputs is None else self.cached_outputs(seen)
+            return Sample(pixels, int(self.split.labels[index]), corrupt, outputs)
         return Sample(None, -1, corrupt)
 
     def _read(self, epoch: int, index: int) -> Tensor:
@@ -114,9 +115,9 @@ def collate(samples: list[Sample]) -> Batch:
     good = [(s.image, s.label) for s in samples if s.image is not None]
     # In a worker, default_collate stacks directly into memory shared with the main process.
     images, labels = default_collate(good) if good else (torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.long))
-    taught = [s.taught for s in samples if s.taught is not None]
+    outputs = [s.teacher_outputs for s in samples if s.teacher_outputs is not None]
     corrupt = {path: reason for s in samples for path, reason in s.corrupt.items()}
-    return Batch(images, labels, corrupt, _stack(taught) if taught else None)
+    return Batch(images, labels, corrupt, _stack(outputs) if outputs else None)
 
 
 def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:

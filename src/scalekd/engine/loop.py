@@ -7,7 +7,7 @@ what is measured and what is saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,17 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from scalekd.energy import EnergyMeter
+from scalekd.engine.context import RunContext
 from scalekd.engine.display import Display
 from scalekd.engine.learner import NonFiniteLossError
 from scalekd.engine.modes import evaluating
-from scalekd.engine.processes import Processes, Request, Vote
+from scalekd.engine.processes import Request, Vote
 from scalekd.engine.sharding import kept_state, restore_state
-from scalekd.engine.signals import Stop
 from scalekd.engine.task import Task
 from scalekd.errors import Interrupted, UserError
 from scalekd.hardware import autocast, to_device
-from scalekd.runs.checkpoints import RUN, Checkpoint, Checkpoints
-from scalekd.runs.folder import RunFolder
+from scalekd.runs.checkpoints import RUN, Checkpoint
 from scalekd.runs.group import naming
 
 
@@ -65,16 +64,10 @@ class Loop:
     Args:
         task: What is trained.
         schedule: What happens at which step.
-        folders: The run folder of each learner, whose logs a checkpoint keeps the sizes of.
-        checkpoints: Where checkpoints go.
-        stop: Whether somebody asks to stop.
-        processes: Those that train together.
+        context: Folders, processes, signals and console of the run.
         device: Where the models are.
         dtype: The autocast type.
-        display: What the user sees.
-        say: Called with a line for the user.
-        meter: Counts the energy of this start.
-        resume_with: The command that resumes the run, for the message when it is stopped.
+        command: The command that trains, as `distill`, for the message when it is stopped.
 
     Attributes:
         step: Optimiser steps taken.
@@ -84,25 +77,24 @@ class Loop:
         self,
         task: Task,
         schedule: Schedule,
+        context: RunContext,
         *,
-        folders: Sequence[RunFolder],
-        checkpoints: Checkpoints,
-        stop: Stop,
-        processes: Processes,
         device: torch.device,
         dtype: torch.dtype,
-        display: Display,
-        say: Callable[[str], object],
-        meter: EnergyMeter,
-        resume_with: str,
+        command: str,
     ) -> None:
         self.task, self.schedule, self.step = task, schedule, 0
-        self._folders, self._checkpoints, self._stop, self._processes = folders, checkpoints, stop, processes
+        self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
+        self._stop, self._processes, self._say = context.stop, context.processes, context.say
         self._device, self._autocast = device, partial(autocast, device, dtype)
-        self._display, self._say, self._meter, self._resume_with = display, say, meter, resume_with
+        self._display = Display(
+            context.console, batch=schedule.batch, steps=schedule.steps, steps_per_epoch=schedule.steps_per_epoch
+        )
+        self._meter = EnergyMeter(context.processes.local_count if device.type == "cuda" else 0)  # of this start
+        self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
         self._models = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
-        self._vote = Vote(processes)
+        self._vote = Vote(context.processes)
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._saved_at, self._saved_step = self._started, -1
         self._at_step_end = True  # whether the models are in the state at the end of a step
@@ -120,7 +112,7 @@ class Loop:
         validation: Iterable[Any] | None,
         checkpoint: Checkpoint | None = None,
     ) -> dict[str, Any]:
-        """Train to the last step.
+        """Train to the last step, and save the final models.
 
         Args:
             batches: Returns the training micro-batches of this process, starting with the one of the given index.
@@ -136,7 +128,8 @@ class Loop:
         """
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._stop.polled = True
+        self._processes.gather(None)
+        self._processes.training = self._stop.polled = True
         try:
             if self._validation_due and validation is not None:
                 self._validate(validation)
@@ -153,13 +146,17 @@ class Loop:
             self._stop.polled = False
             self._display.close()
         unreadable = set().union(*self._processes.gather(self.task.corrupt.paths))
-        return {
+        facts = {
             "samples": self.step * self.schedule.batch,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "energy": self._meter.energy,
             "corrupt_images": sorted(unreadable),
         }
+        self.task.save(measured=validation is not None)
+        self._processes.gather(None)
+        self._processes.training = False
+        return facts
 
     def _train(self, batches: Iterable[Any], validation: Iterable[Any] | None) -> None:
         schedule = self.schedule

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Run = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Agreement:
 
 
 @torch.no_grad()  # not inference mode: models that cache tensors, as LeViT does, could not be exported afterwards
-def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
+def agreement(ours: Forward, exported: Forward, batches: Iterable[Tensor]) -> Agreement:
     """Compare two models on batches of images `[B, 3, h, w]`, at least one."""
     wanted, found = (torch.cat(logits) for logits in zip(*((ours(b), exported(b)) for b in batches), strict=True))
     same = (wanted.argmax(1) == found.argmax(1)).float().mean().item()
@@ -45,14 +45,14 @@ def agreement(ours: Run, exported: Run, batches: Iterable[Tensor]) -> Agreement:
 
 
 @torch.inference_mode()
-def time_ratio(ours: Run, exported: Run, images: Tensor, rounds: int = 15) -> float:
+def time_ratio(ours: Forward, exported: Forward, images: Tensor, rounds: int = 15) -> float:
     """Return the exported model's time for `images` divided by the original's: the median over alternating rounds."""
 
-    def seconds(run: Run) -> float:
+    def seconds(forward: Forward) -> float:
         start = time.perf_counter()
-        run(images)
+        forward(images)
         return time.perf_counter() - start
 
-    for run in (ours, exported):
-        run(images)
+    for forward in (ours, exported):
+        forward(images)
     return statistics.median(seconds(exported) / seconds(ours) for _ in range(rounds))

@@ -12,7 +12,7 @@ from scalekd.data import CorruptImages, Key, ReplayDataset, evaluation_loader
 from scalekd.data.loader import collate
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.export.compare import Run
+from scalekd.export.compare import Forward
 from scalekd.hardware import Compute
 from scalekd.progress import watched
 
@@ -47,10 +47,10 @@ class Images:
         if not read:
             raise UserError(f"data: none of {len(keys)} images of {self.split.root} can be read")
 
-    def accuracy(self, run: Run, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
+    def accuracy(self, forward: Forward, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
         """Measure the accuracy on all images, with a progress bar titled `what`."""
         return measure_accuracy(
-            run,
+            forward,
             watched(evaluation_loader(self._dataset, _BATCH, workers), what),
             num_classes=len(self.split.classes),
             compute=Compute(torch.device("cpu"), torch.float32),

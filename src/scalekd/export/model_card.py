@@ -66,14 +66,14 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 def _training(run: Mapping[str, Any]) -> str:
     recipe, inputs, environment = run["recipe"], run["inputs"], run["environment"]
-    taught = recipe["method"] != "none"
+    has_teacher = recipe["method"] != "none"
     packages = environment.get("packages", {})
     facts = {
-        "method": f"{recipe['method']} ([ScaleKD](https://arxiv.org/abs/2411.06786))" if taught else "labels only",
-        "teacher": _name(recipe["teacher"]) if taught else None,
+        "method": f"{recipe['method']} ([ScaleKD](https://arxiv.org/abs/2411.06786))" if has_teacher else "labels only",
+        "teacher": _name(recipe["teacher"]) if has_teacher else None,
         "epochs, batch": f"{recipe['epochs']}, {recipe['batch']}",
         "seed": recipe["seed"],
-        **{key: value for key, value in inputs.items() if taught or not key.startswith("teacher")},
+        **{key: value for key, value in inputs.items() if has_teacher or not key.startswith("teacher")},
         "software": ", ".join(
             f"{name} {packages[name]}" for name in ("scalekd", "torch", "timm") if packages.get(name)
         ),

@@ -91,17 +91,19 @@ class Method(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, taught: TeacherOutputs | None = None) -> Losses:
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, teacher_outputs: TeacherOutputs | None = None
+    ) -> Losses:
         """One forward of teacher and student each, and the losses.
 
         Args:
             images: RGB in [0, 1], `[B, 3, height, width]`.
             labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None without any labels.
-            taught: What the teacher says of these images, where it is known already; the teacher is then not run.
+            teacher_outputs: The teacher's outputs for these images if they are known already; it is then not run.
         """
-        if taught is None and self.needs_teacher:
-            taught = self.teacher(images)
-        return self.losses(self.student(images), taught, labels)
+        if teacher_outputs is None and self.needs_teacher:
+            teacher_outputs = self.teacher(images)
+        return self.losses(self.student(images), teacher_outputs, labels)
 
     def losses(self, student: StudentOutputs, teacher: TeacherOutputs | None, labels: Tensor | None = None) -> Losses:
         """The losses of outputs already at hand.

@@ -7,7 +7,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from scalekd.errors import UserError
-from scalekd.models.build import ImageModel
+from scalekd.models.image_model import ImageModel
 
 _ID = len("n01440764")
 

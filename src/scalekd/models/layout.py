@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scalekd.methods.base import Method
 from scalekd.methods.projector import StemConvolution
-from scalekd.models.build import ImageModel
+from scalekd.models.image_model import ImageModel
 from scalekd.models.student import Student
 from scalekd.models.teacher import Teacher
 

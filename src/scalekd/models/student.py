@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.methods.outputs import MapShape, StudentOutputs
-from scalekd.models.build import ImageModel
 from scalekd.models.failure import ModelError, kind_and_line
+from scalekd.models.image_model import ImageModel
 from scalekd.models.maps import IntermediatesReader, ModuleReader, Reader, candidates
 from scalekd.models.pairing import check_indices, map_indices, stem_norm
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.methods.outputs import MapShape, TeacherOutputs
-from scalekd.models.build import ImageModel
 from scalekd.models.families import TAIL_BLOCKS, family_of
+from scalekd.models.image_model import ImageModel
 from scalekd.models.pairing import paper_heads
 from scalekd.models.sources import TORCHVISION, create, described, is_timm, timm_config
 from scalekd.models.weights import FILE_ENDINGS

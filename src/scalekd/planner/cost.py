@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
-from scalekd.models.build import ImageModel
+from scalekd.models.image_model import ImageModel
 from scalekd.planner.fake import device_of, inputs, on_copy, student_of
 
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ from scalekd.methods.scalekd import ScaleKD
 from scalekd.recipes import Recipe
 from scalekd.report.attended import ATTENDED, attended
 from scalekd.report.pictures import SIDE, heat, sheet, thumbnail
-from scalekd.report.restore import sample
+from scalekd.report.restore import select_images
 from scalekd.report.spectra import Floats, compared, decades, energy_shares
 from scalekd.tasks.distill.live import Shown
 
@@ -45,7 +45,7 @@ class LiveFigures:
 
     def __init__(self, recipe: Recipe, method: ScaleKD, val: Split) -> None:
         # The validation has just read these images, so there is no need to wait for a data folder that is gone.
-        self._sample = sample(recipe.model_copy(update={"data_patience": 0}), val, LOOKED_AT)
+        self._selection = select_images(recipe.model_copy(update={"data_patience": 0}), val, LOOKED_AT)
         self._method, self._at_once = method, recipe.micro_batch or 1  # as many images as fit in memory in training
         # Kept on the CPU: images `[B, 3, h, w]` with the teacher's tokens, and the images that attention is drawn over.
         self._teacher_tokens: list[tuple[Tensor, Tensor]] = []
@@ -70,10 +70,10 @@ class LiveFigures:
         Raises:
             UserError: If none can be read.
         """
-        read = {index: image for index in self._sample.indices if (image := self._sample.read(index)) is not None}
+        read = {index: image for index in self._selection.indices if (image := self._selection.read(index)) is not None}
         if not read:
-            raise UserError(f"data: none of {len(self._sample.indices)} images can be read")
-        self._attended = [read[index] for index in self._sample.chosen(ATTENDED) if index in read]
+            raise UserError(f"data: none of {len(self._selection.indices)} images can be read")
+        self._attended = [read[index] for index in self._selection.chosen(ATTENDED) if index in read]
         for images in torch.split(torch.stack(list(read.values())), self._at_once):
             self._teacher_tokens.append((images, self._method.teacher(images.to(self._device)).tokens.cpu()))
 

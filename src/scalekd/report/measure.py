@@ -24,7 +24,7 @@ from scalekd.report.answers import Answer, answers, worst
 from scalekd.report.attended import ATTENDED, attended
 from scalekd.report.pictures import thumbnail, uri
 from scalekd.report.record import Record
-from scalekd.report.restore import Models, Sample, read_sample, restore_models
+from scalekd.report.restore import ImageSelection, Models, read_selection, restore_models
 from scalekd.report.spectra import Floats, compared, energy_shares
 from scalekd.tasks.distill.measuring import measured_as
 
@@ -107,13 +107,13 @@ def measure_figures(record: Record, count: int, console: Console | None = None) 
         figures.notes.append("Figures that need images are left out: none were asked for (--images 0).")
         return figures
     try:
-        sample = read_sample(recipe, models.student.classes if models.student else (), count)
+        selection = read_selection(recipe, models.student.classes if models.student else (), count)
         models.settle(channels_last=measured_as(record.folder.path).get("channels_last", False))
-        _Gatherer(figures, models, sample).run(f"report {escape(record.name)}", console)
+        _Gatherer(figures, models, selection).run(f"report {escape(record.name)}", console)
     except UserError as error:
         figures.notes.append(f"Figures that need images are left out: {error}.")
         return figures
-    _compare_data(figures, record, sample)
+    _compare_data(figures, record, selection)
     _explain(figures, recipe, models)
     return figures
 
@@ -127,11 +127,11 @@ def _count_costs(figures: Figures, models: Models) -> None:
         figures.teacher = model_cost(models.teacher)
 
 
-def _compare_data(figures: Figures, record: Record, sample: Sample) -> None:
+def _compare_data(figures: Figures, record: Record, selection: ImageSelection) -> None:
     then = record.inputs.get("validation data")
-    if len(sample.split.classes) and then not in (None, sample.split.fingerprint):
+    if len(selection.split.classes) and then not in (None, selection.split.fingerprint):
         figures.notes.append(
-            f"The validation images have changed since the run ({then} then, {sample.split.fingerprint} now)."
+            f"The validation images have changed since the run ({then} then, {selection.split.fingerprint} now)."
         )
     if record.inputs and record.inputs.get("decoding") != DECODING:
         figures.notes.append(
@@ -153,10 +153,10 @@ def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
 class _Gatherer:
     """Runs the models over the images and fills the figures."""
 
-    def __init__(self, figures: Figures, models: Models, sample: Sample) -> None:
-        self.figures, self.models, self.sample = figures, models, sample
-        self.labels = torch.from_numpy(sample.split.labels.astype(np.int64))
-        classes = len(sample.split.classes)
+    def __init__(self, figures: Figures, models: Models, selection: ImageSelection) -> None:
+        self.figures, self.models, self.selection = figures, models, selection
+        self.labels = torch.from_numpy(selection.split.labels.astype(np.int64))
+        classes = len(selection.split.classes)
         self.asks_student = models.student is not None and 0 < models.student.num_classes == classes
         self.asks_teacher = models.teacher is not None and models.teacher.num_classes == classes > 0
         self.shares: list[tuple[int, Floats]] = []
@@ -165,14 +165,14 @@ class _Gatherer:
     @torch.no_grad()
     def run(self, what: str, console: Console | None) -> None:
         """Run the models over all images."""
-        figures, sample = self.figures, self.sample
-        figures.of, figures.classes, figures.step = len(sample.split), sample.split.classes, self.models.step
-        for batch in watched(sample.batches, what, console):
+        figures, selection = self.figures, self.selection
+        figures.of, figures.classes, figures.step = len(selection.split), selection.split.classes, self.models.step
+        for batch in watched(selection.batches, what, console):
             if len(batch.images):
                 with self.models.autocast():
                     self.add(batch.images.to(self.models.device), batch.labels)
         if not figures.images:
-            raise UserError(f"data: none of {len(sample.indices)} images of {sample.split.root} can be read")
+            raise UserError(f"data: none of {len(selection.indices)} images of {selection.split.root} can be read")
         self.conclude()
 
     def add(self, images: Tensor, indices: Tensor) -> None:
@@ -199,7 +199,7 @@ class _Gatherer:
 
     def conclude(self) -> None:
         """Compute the figures that need all images."""
-        figures, sample, method = self.figures, self.sample, self.models.projectors
+        figures, selection, method = self.figures, self.selection, self.models.projectors
         if self.shares:
             weights, shares = zip(*self.shares, strict=True)
             figures.spectrum = np.average(shares, axis=0, weights=weights)
@@ -208,9 +208,9 @@ class _Gatherer:
             for place, found in self.found.items()
         }
         for answer in worst(figures.given, _WORST):
-            image = sample.read(answer.image)
+            image = selection.read(answer.image)
             if image is not None:
-                figures.worst.append(Thumbnail(uri(thumbnail(image)), answer, sample.split.locate(answer.image)))
+                figures.worst.append(Thumbnail(uri(thumbnail(image)), answer, selection.split.locate(answer.image)))
         if method is not None:
             self.attend()
 
@@ -218,7 +218,7 @@ class _Gatherer:
         """Draw attention over some of the images."""
         method = self.models.projectors
         assert method is not None
-        for image in map(self.sample.read, self.sample.chosen(ATTENDED)):
+        for image in map(self.selection.read, self.selection.chosen(ATTENDED)):
             if image is None:
                 continue
             with self.models.autocast():

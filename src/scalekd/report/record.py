@@ -13,7 +13,7 @@ from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.report.series import Line, training_seconds
 from scalekd.runs.folder import RunFolder, read_json
-from scalekd.runs.group import Group
+from scalekd.runs.group import RunGroup
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def read_runs(paths: Sequence[str | Path]) -> list[Record]:
     """
     folders: list[Path] = []
     for path in paths:
-        students = Group.stored_students(path)
-        folders += [run.path for run in Group(path, students).runs] if students else [Path(path)]
+        students = RunGroup.stored_students(path)
+        folders += [run.path for run in RunGroup(path, students).runs] if students else [Path(path)]
     absolute = [folder.absolute() for folder in folders]
     for folder in absolute:
         if absolute.count(folder) > 1:

@@ -29,7 +29,7 @@ _BATCH = 16  # images at once if the run's recipe does not say
 
 
 @dataclass(frozen=True)
-class Sample:
+class ImageSelection:
     """Images of the validation split, spread evenly over it.
 
     Attributes:
@@ -60,7 +60,7 @@ class Sample:
         return DataLoader(self.dataset, batch_sampler=parts, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
+def read_selection(recipe: Recipe, classes: tuple[str, ...], count: int) -> ImageSelection:
     """Choose up to `count` validation images; for a run without labelled images, training images.
 
     Args:
@@ -80,15 +80,15 @@ def read_sample(recipe: Recipe, classes: tuple[str, ...], count: int) -> Sample:
         split = read_split(recipe.data, recipe.val_split, recipe)
     if sorted(classes) == sorted(split.classes):
         split = in_order(split, classes)
-    return sample(recipe, split, count)
+    return select_images(recipe, split, count)
 
 
-def sample(recipe: Recipe, split: Split, count: int) -> Sample:
+def select_images(recipe: Recipe, split: Split, count: int) -> ImageSelection:
     """Choose up to `count` images of a split, spread evenly."""
     step = max(len(split) / count, 1)
     indices = [int(number * step) for number in range(min(count, len(split)))]
     numbered = Split(split.store, np.arange(len(split), dtype=np.int32), ())
-    return Sample(split, evaluation_images(recipe, numbered), indices, recipe.micro_batch or _BATCH)
+    return ImageSelection(split, evaluation_images(recipe, numbered), indices, recipe.micro_batch or _BATCH)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def folder_names(students: Sequence[str]) -> list[str]:
     return names
 
 
-class Group:
+class RunGroup:
     """Where students that are trained concurrently leave their files: a run folder each, and one checkpoint.
 
     Args:
@@ -160,7 +160,7 @@ class Group:
         if resume:
             self._check_resumable(recipes)
             return
-        former = Group(self.path, self.stored_students(self.path))
+        former = RunGroup(self.path, self.stored_students(self.path))
         if former.students and former.started and not overwrite:
             raise UserError(
                 f"output: {self.path} holds a group of runs; add --resume to resume it or --overwrite to replace it"
@@ -205,7 +205,7 @@ class Group:
             run.prepare(recipe, content, resume=resume)
 
     def _clear(self) -> None:
-        former = Group(self.path, self.stored_students(self.path))
+        former = RunGroup(self.path, self.stored_students(self.path))
         for run in (*former.runs, *self.runs):
             if run.exists:
                 run.clear()

@@ -18,7 +18,7 @@ from scalekd.data import (
 )
 from scalekd.data.aside import left_out
 from scalekd.errors import UserError
-from scalekd.evaluation import collect_features, fit_linear_head, measure_accuracy
+from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import pick_compute
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import has_patch_tokens
@@ -59,10 +59,8 @@ def probe(
     check_output(recipe, output)
     train, val = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     refuse_shared(train, val, (recipe.train_split, recipe.val_split))
-    compute = pick_compute(recipe)
     console = console or Console(stderr=True)
     say = plain_lines(console)
-    corrupt = CorruptImages(recipe.max_corrupt, say)
     if recipe.teacher_weights is None:  # weights may be of a student that was trained without labels
         _check_kind(recipe.teacher, recipe.teacher_args)
     classifier = Classifier(
@@ -73,34 +71,14 @@ def probe(
         **recipe.teacher_args,
     )
     teaches = has_patch_tokens(classifier.model)
-    for line in _about(classifier, teaches=teaches):
+    aside = left_out({recipe.train_split: train.aside, recipe.val_split: val.aside})
+    for line in (*_about(classifier, teaches=teaches), *aside):
         say(line)
     if teaches:
         check_patches(classifier, "resolution")
-    for line in left_out({recipe.train_split: train.aside, recipe.val_split: val.aside}):
-        say(line)
     with made_folder(output):  # what cannot start has left nothing
-        classifier.crop_fraction = recipe.crop_fraction
-        prepare_classifier(classifier.to(compute.device).eval(), *compute, channels_last=False)
-
-        def batches(split: Split, what: str) -> Any:
-            dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
-            return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
-
-        features, labels = collect_features(
-            classifier.features, batches(train, "features"), compute=compute, corrupt=corrupt
-        )
-        with working(f"fitting the head on {len(labels)} images", console):
-            head = fit_linear_head(features, labels, seed=recipe.seed)
-        classifier.set_head(head.weight, head.bias)
-        accuracy = measure_accuracy(
-            classifier,
-            batches(val, "evaluate"),
-            num_classes=len(train.classes),
-            compute=compute,
-            corrupt=corrupt,
-        )
-        digest = classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2))
+        corrupt = CorruptImages(recipe.max_corrupt, say)
+        head, accuracy = _fit_head(recipe, classifier, train, val, corrupt=corrupt, console=console)
         result = {
             "teacher": TEACHER,
             "mode": "probe",
@@ -111,10 +89,44 @@ def probe(
             "corrupt_images": sorted(corrupt.paths),
             "precision": recipe.precision,
             "batch": recipe.batch,
-            "sha256": digest,
+            "sha256": classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2)),
         }
         write_json(output / PROBED, result)
         return result
+
+
+def _fit_head(
+    recipe: Recipe,
+    classifier: Classifier,
+    train: Split,
+    val: Split,
+    *,
+    corrupt: CorruptImages,
+    console: Console,
+) -> tuple[LinearHead, Accuracy]:
+    """Fit a head for the classes of the training images, and measure it on the validation images."""
+    compute = pick_compute(recipe)
+    classifier.crop_fraction = recipe.crop_fraction
+    prepare_classifier(classifier.to(compute.device).eval(), *compute, channels_last=False)
+
+    def batches(split: Split, what: str) -> Any:
+        dataset = evaluation_images(recipe, split, resolution=classifier.resolution)
+        return watched(evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report), what, console)
+
+    features, labels = collect_features(
+        classifier.features, batches(train, "features"), compute=compute, corrupt=corrupt
+    )
+    with working(f"fitting the head on {len(labels)} images", console):
+        head = fit_linear_head(features, labels, seed=recipe.seed)
+    classifier.set_head(head.weight, head.bias)
+    accuracy = measure_accuracy(
+        classifier,
+        batches(val, "evaluate"),
+        num_classes=len(train.classes),
+        compute=compute,
+        corrupt=corrupt,
+    )
+    return head, accuracy
 
 
 def finetune(
@@ -172,10 +184,10 @@ def finetune(
 
 
 def _check_kind(name: str, model_args: dict[str, Any]) -> None:
-    """Make sure that a name is of a vision transformer, before its weights are fetched.
+    """Check that a name is of a vision transformer before its weights are downloaded.
 
     Raises:
-        UserError: If it is none; says how it is trained on the data's classes instead.
+        UserError: If it is not; the message says how to train the model instead.
     """
     model = outline(name, model_args)
     if not is_timm(name) or (model is not None and not has_patch_tokens(model)):
@@ -186,7 +198,7 @@ def _check_kind(name: str, model_args: dict[str, Any]) -> None:
 
 
 def _about(classifier: Classifier, *, teaches: bool) -> list[str]:
-    """What a user should know of the model before it takes its time."""
+    """Describe the model; returns lines."""
     slow = resolution_note(classifier, "--resolution") if teaches else None
     role = "teacher" if teaches else "student"
     return [f"{role}   {line}" for line in (str(classifier), *classifier.notes, *([slow] if slow else []))]

@@ -125,8 +125,8 @@ def _fill_free(
         corrupt.add(loaded.corrupt)
         count = len(loaded.images)
         padding = loaded.images[-1:].expand(claims.batch - count, -1, -1, -1)
-        taught = teach(torch.cat([loaded.images, padding]))
-        outputs.append({name: tensor[:count] for name, tensor in claims.cache.layout.encode(taught).items()})
+        teacher_outputs = teach(torch.cat([loaded.images, padding]))
+        outputs.append({name: tensor[:count] for name, tensor in claims.cache.layout.encode(teacher_outputs).items()})
         images += count
         missing -= count
         if images == claims.held[0][0].images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
+from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.hardware import pick_compute, pick_device
@@ -27,7 +27,7 @@ from scalekd.tasks.detection.reading import facts, read_data, read_validation
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.detection.task import DetectionTask, step_schedule
 from scalekd.tasks.detection.testing import Tally, draw
-from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, find_checkpoint, fit
+from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
 
 
 def train(
@@ -55,14 +55,17 @@ def train(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
-        learned, val = read_data(recipe, run.say)
+    recipe = located(recipe)
+    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
+        learned, val = read_data(recipe, context.say)
         backbone = build_backbone(recipe)
-        masks = _finds_masks(recipe, learned, val, run.say)
-        detector = build(recipe, backbone, len(val.classes), masks=masks)
+        for line in _describe_masks(recipe, learned, val):
+            context.say(line)
+        detector = build(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
         try_training(detector, recipe, backbone.name)
-        run.prepare(backbone, {"training data": learned.fingerprint, "validation data": val.fingerprint})
-        return _train(run, recipe, detector, learned, val)
+        inputs = {"training data": learned.fingerprint, "validation data": val.fingerprint}
+        prepare(context, recipe, backbone, inputs)
+        return _train(context, recipe, detector, learned, val)
 
 
 def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -99,23 +102,24 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
     }
 
 
-def _finds_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit, say: Callable[[str], None]) -> bool:
-    """Whether masks are learned, with a line where that is not what one might expect."""
+def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> list[str]:
+    """A line where masks are wanted, and not learned or not measured."""
     if not recipe.masks:
-        return False
+        return []
     if not learned.masked:
-        say("model     no training object has a mask: Faster R-CNN learns boxes, and boxes are measured")
-        return False
+        return ["model     no training object has a mask: Faster R-CNN learns boxes, and boxes are measured"]
     if not any(instance.mask is not None and not instance.crowd for instance in val.objects):
-        say("warning: no validation object has a mask: masks are learned, but mask AP cannot be measured")
-    return True
+        return ["warning: no validation object has a mask: masks are learned, but mask AP cannot be measured"]
+    return []
 
 
-def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit) -> dict[str, Any]:
-    device, processes, steps = pick_device(recipe.accelerator), run.processes, len(learned) // recipe.batch
-    checkpoint = find_checkpoint(run)
-    learner = build_learner(run, detector, partial(step_schedule, recipe, steps), device)
-    task = DetectionTask(run, recipe, learner, val)
+def _train(
+    context: RunContext, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit
+) -> dict[str, Any]:
+    device, processes, steps = pick_device(recipe.accelerator), context.processes, len(learned) // recipe.batch
+    checkpoint = find_checkpoint(context, recipe.epochs * steps)
+    learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), device)
+    task = DetectionTask(context, recipe, learner, val)
     schedule = Schedule(
         steps=recipe.epochs * steps,
         steps_per_epoch=steps,
@@ -128,11 +132,12 @@ def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit
     )
     masks = isinstance(detector, MaskRCNN)
     trained = fit(
-        run,
+        context,
+        recipe,
         task,
         schedule,
-        lambda start: training_batches(learned, recipe, run.say, processes, masks=masks, start=start),
-        evaluation_batches(val, recipe, run.say, processes),
+        lambda start: training_batches(learned, recipe, context.say, processes, masks=masks, start=start),
+        validation=evaluation_batches(val, recipe, context.say, processes),
         checkpoint=checkpoint,
     )
     result = {
@@ -141,16 +146,16 @@ def _train(run: Run, recipe: Detection, detector: FasterRCNN, learned: CocoSplit
         "data": {"training": facts(learned, training=True), "validation": facts(val, training=False)},
         **trained,
         "backbone": detector.backbone.backbone.name,
-        "detector": run.folder.detector.name,
+        "detector": context.folder.detector.name,
     }
-    return processes.first_says(lambda: _conclude(task, recipe, val, run, result))
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
 
 
 def _conclude(
-    task: DetectionTask, recipe: Detection, val: CocoSplit, run: Run, result: dict[str, Any]
+    task: DetectionTask, recipe: Detection, val: CocoSplit, context: RunContext, result: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.final.eval(), val, recipe, run.folder.pictures, compute=pick_compute(recipe))
-    result = result | {"sha256": file_hash(run.folder.detector)}
-    write_json(run.folder.result, result)
+    draw(task.final.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    result = result | {"sha256": file_hash(context.folder.detector)}
+    write_json(context.folder.result, result)
     return result

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchvision.models.detection import MaskRCNN
 
+from scalekd.data import CorruptImages
+from scalekd.engine.context import RunContext
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
 from scalekd.models.failure import naming_model
@@ -20,7 +22,6 @@ from scalekd.tasks.detection.detector import save_detector
 from scalekd.tasks.detection.evaluation import AveragePrecision
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.detection.testing import Tally, scaled
-from scalekd.tasks.transfer.running import Run
 from scalekd.tasks.transfer.task import TransferTask
 
 _ONE = {"boxes": "box", "masks": "mask"}
@@ -30,7 +31,7 @@ class DetectionTask(TransferTask):
     """Trains a detector and measures it with COCO's protocol.
 
     Args:
-        run: The run.
+        context: The run's surroundings.
         recipe: The run's settings.
         learner: The detector in training.
         val: The validation split.
@@ -43,11 +44,11 @@ class DetectionTask(TransferTask):
 
     name = "detection"
 
-    def __init__(self, run: Run, recipe: Detection, learner: Learner, val: CocoSplit) -> None:
-        super().__init__(learner, run.corrupt())
+    def __init__(self, context: RunContext, recipe: Detection, learner: Learner, val: CocoSplit) -> None:
+        super().__init__(learner, CorruptImages(recipe.max_corrupt, context.report))
         self.figures: dict[str, AveragePrecision] = {}
         self.seen = 0
-        self._run, self._recipe, self._val = run, recipe, val
+        self._context, self._recipe, self._val = context, recipe, val
         self._masks, self._backbone = isinstance(learner.model, MaskRCNN), self.final.backbone.backbone.name
         self._tally = Tally(val, masks=self._masks)
 
@@ -66,7 +67,7 @@ class DetectionTask(TransferTask):
         self._tally.add(self.final, batch)
 
     def end_validation(self, step: int) -> None:
-        self._tally.share(self._run.processes)
+        self._tally.share(self._context.processes)
         self.seen, self.figures = len(self._tally.seen), self._tally.figures()
         figures = {
             f"val/{_ONE[kind]}_{name}": value
@@ -90,8 +91,8 @@ class DetectionTask(TransferTask):
         self.figures = {kind: AveragePrecision(**measured) for kind, measured in progress["figures"].items()}
 
     def save(self, *, measured: bool) -> None:
-        if self._run.processes.first:
-            save_detector(self._run.folder.detector, self.final, self._recipe, self._val.classes)
+        if self._context.processes.first:
+            save_detector(self._context.folder.detector, self.final, self._recipe, self._val.classes)
 
 
 def step_schedule(recipe: Detection, steps_per_epoch: int, optimizer: Optimizer) -> Scheduler:

@@ -13,6 +13,8 @@ from scalekd.data import Batch, CorruptImages, seed_all
 from scalekd.engine.optimisation import build_optimizer, build_schedule, quieten_timm
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_compute
+from scalekd.methods.base import Method
+from scalekd.models import Student
 from scalekd.models.layout import prepare
 from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe
@@ -53,45 +55,54 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     small = recipe.model_copy(
         update={"batch": number, "micro_batch": number, "student_pretrained": False, "batchnorm_over": "process"}
     )
-    seed_all(recipe.seed)
-    teacher = build_teacher(small, pretrained=False) if recipe.method != "none" else None
-    if teacher is not None and not teacher.num_classes and small.used_logit_weight:
-        # Weights written by `adapt` include a head for the data's classes; `distill` refuses weights without one.
-        console.print("note: the teacher's architecture has no head; its weights must include one")
-        teacher = build_teacher(small, pretrained=False, num_classes=CLASSES)
-    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
-    student = build_student(small, head_width(small, teacher, tuple(map(str, range(classes)))))
-    method = build_method(small, teacher, student)
-    say(describe(method))
+    method, notes = _build_pair(small)
+    for line in (*notes, describe(method)):
+        say(line)
     prepare(method, device, dtype, channels_last=recipe.channels_last)
-    try_training(
-        method.to(device),
-        small,
-        at_once=number,
-        together=number,
-        batchnorm=nullcontext(),
-        dtype=dtype,
-        say=say,
-    )
+    method.to(device)
+    try_training(method, small, at_once=number, together=number, batchnorm=nullcontext(), dtype=dtype, say=say)
+    student = method.student
+    assert isinstance(student, Student)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    optimizer = build_optimizer(small, method.to(device))
-    schedule = build_schedule(small, optimizer, steps_per_epoch=1000)
-    learner = StudentLearner(small, method, optimizer=optimizer, schedule=schedule)
-    task = DistillationTask([learner], (), CorruptImages(0))
-    images = torch.rand(number, 3, recipe.resolution, recipe.resolution)
-    batch = Batch(images.to(device), torch.randint(classes, (number,)).to(device), {})
-    with autocast(device, dtype):
-        total = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), batch=0, step=0)
-    torch.autograd.backward(total)
-    learner.descend(1)
+    losses = _take_step(small, method, device, dtype)
     moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
     if not moved:
         raise UserError("check: the optimiser step changed no parameter of the student")
-    terms = {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}
     return {
-        "losses": {name: round(value, 4) for name, value in terms.items()},
+        "losses": {name: round(value, 4) for name, value in losses.items()},
         "student_parameters_moved": moved,
         "student_parameters": len(before),
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _build_pair(recipe: Recipe) -> tuple[Method, list[str]]:
+    """The recipe's pair with random weights where it names no file, and a line where the teacher is given a head."""
+    seed_all(recipe.seed)
+    notes = []
+    teacher = build_teacher(recipe, pretrained=False) if recipe.method != "none" else None
+    if teacher is not None and not teacher.num_classes and recipe.used_logit_weight:
+        # Weights written by `adapt` include a head for the data's classes; `distill` refuses weights without one.
+        notes.append("note: the teacher's architecture has no head; its weights must include one")
+        teacher = build_teacher(recipe, pretrained=False, num_classes=CLASSES)
+    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
+    student = build_student(recipe, head_width(recipe, teacher, tuple(map(str, range(classes)))))
+    return build_method(recipe, teacher, student), notes
+
+
+def _take_step(recipe: Recipe, method: Method, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """One optimiser step on random images; the losses by name."""
+    optimizer = build_optimizer(recipe, method)
+    schedule = build_schedule(recipe, optimizer, steps_per_epoch=1000)
+    learner = StudentLearner(recipe, method, optimizer=optimizer, schedule=schedule)
+    task = DistillationTask([learner], (), CorruptImages(0))
+    teacher = method.teacher
+    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
+    images = torch.rand(recipe.batch, 3, recipe.resolution, recipe.resolution)
+    batch = Batch(images.to(device), torch.randint(classes, (recipe.batch,)).to(device), {})
+    with autocast(device, dtype):
+        total = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), batch=0, step=0)
+    torch.autograd.backward(total)
+    learner.descend(1)
+    return {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}

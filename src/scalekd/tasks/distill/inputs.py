@@ -74,14 +74,14 @@ def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> Non
 
 
 def training_images(
-    recipe: Recipe, split: Split, taught: Callable[[Key], TeacherOutputs] | None = None
+    recipe: Recipe, split: Split, cached_outputs: Callable[[Key], TeacherOutputs] | None = None
 ) -> ReplayDataset:
     """Return the dataset of a split with the recipe's augmentation.
 
     Args:
         recipe: The run's settings.
         split: The images.
-        taught: Returns the cached teacher outputs for a key; None without a cache.
+        cached_outputs: Returns the cached teacher outputs for a key; None without a cache.
 
     Raises:
         UserError: If `rand_augment` is not in timm's notation.
@@ -99,7 +99,7 @@ def training_images(
         transform,
         seed=recipe.seed,
         substitute=True,
-        taught=taught,
+        cached_outputs=cached_outputs,
         max_pixels=recipe.max_pixels,
         patience=recipe.data_patience,
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from scalekd.errors import UserError
 from scalekd.methods.base import Method
 from scalekd.runs.folder import RunFolder
-from scalekd.runs.group import Group
+from scalekd.runs.group import RunGroup
 
 
 def restore_method(method: Method, run: RunFolder) -> int:
@@ -25,7 +25,7 @@ def restore_method(method: Method, run: RunFolder) -> int:
     """
     students = run.stored_inputs().get("group") or []
     index = students.index(run.stored_keys()["student"]) if students else 0
-    group = Group(run.path.parent if students else run.path, students)
+    group = RunGroup(run.path.parent if students else run.path, students)
     path, step, state = group.checkpoints.look()
     prefix = f"{index}.model."
     own: dict[str, Tensor] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

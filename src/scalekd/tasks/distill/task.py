@@ -141,7 +141,7 @@ class DistillationTask(Task):
         if self._mixup is not None:
             with seeded(self._recipe.seed, number):  # teacher and students see the same mixture
                 images, labels = self._mixup(images, labels.clamp(min=0))
-        outputs, teacher = batch.taught, self.learners[0].method.teacher
+        outputs, teacher = batch.teacher_outputs, self.learners[0].method.teacher
         if outputs is None and teacher is not None and len(self.learners) > 1:
             outputs = teacher(images)
         return PreparedBatch(images, None if self._recipe.labels == "none" else labels, outputs)

@@ -18,7 +18,7 @@ from scalekd.data import seeded
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
 from scalekd.methods.base import Method
-from scalekd.methods.outputs import StudentOutputs
+from scalekd.methods.outputs import Losses, StudentOutputs
 from scalekd.models import Student
 from scalekd.models.failure import ModelError, naming_model
 from scalekd.recipes import Recipe
@@ -150,6 +150,17 @@ def take_step(
         raise ModelError(
             f"student: {student.name} cannot {DOING} images {shape}: no gradient reaches any of its parameters"
         )
+
+
+def random_losses(method: Method, recipe: Recipe, dtype: torch.dtype, *, training: bool = False) -> Losses:
+    """The losses of two random images, where the models are; training, batch norm's statistics are changed."""
+    side, device = recipe.resolution, next(method.parameters()).device
+    images = torch.rand(2, 3, side, side, device=device)
+    labels = None if recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=device)
+    with seeded(recipe.seed), autocast(device, dtype):
+        losses: Losses = method.train(training)(images, labels)
+    method.train()
+    return losses
 
 
 def _check(student: Student, outputs: StudentOutputs, size: int) -> None:

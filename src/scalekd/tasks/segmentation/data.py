@@ -30,7 +30,7 @@ _MEAN = [round(255 * share) for share in IMAGENET_DEFAULT_MEAN]
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Batch(NamedTuple):
+class SegmentationBatch(NamedTuple):
     """A batch.
 
     Attributes:
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     wrong: str = ""
 
 
-class LabelledImages(Dataset[Batch]):
+class LabelledImages(Dataset[SegmentationBatch]):
     """Dataset of a split's images with their labels, as batches of one.
 
     Args:
@@ -65,7 +65,7 @@ class LabelledImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: Key) -> SegmentationBatch:
         corrupt: dict[str, str] = {}
         for offset in range(len(self) if self.substitute else 1):
             index = (key.image + offset) % len(self)
@@ -77,11 +77,11 @@ class LabelledImages(Dataset[Batch]):
             except DataGoneError:
                 raise
             except UserError as error:  # wrong content of a label image; the main process raises it
-                return Batch(torch.empty(0), torch.empty(0), {}, str(error))
+                return SegmentationBatch(torch.empty(0), torch.empty(0), {}, str(error))
             with seeded(self.seed, key.epoch, index):
                 pixels, numbers = self.transform(pixels, numbers)
-            return Batch(pixels[None], numbers[None], corrupt)
-        return Batch(torch.empty(0), torch.empty(0), corrupt)
+            return SegmentationBatch(pixels[None], numbers[None], corrupt)
+        return SegmentationBatch(torch.empty(0), torch.empty(0), corrupt)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Read an image `[3, h, w]` and its labels `[h, w]`."""
@@ -135,7 +135,7 @@ def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> An
 
 def training_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes, *, start: int = 0
-) -> SteadyLoader[Batch, Key]:
+) -> SteadyLoader[SegmentationBatch, Key]:
     """Return the loader of this process's micro-batches in training.
 
     Args:
@@ -162,7 +162,7 @@ def training_loader(
 
 def testing_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes
-) -> SteadyLoader[Batch, Key]:
+) -> SteadyLoader[SegmentationBatch, Key]:
     """Return the loader that reads every image of a split once, in order, in batches of one because sizes differ.
 
     See `training_loader` for the arguments.
@@ -172,10 +172,10 @@ def testing_loader(
     return steady_loader(dataset, order, _join, recipe.workers, report)
 
 
-def _join(samples: list[Batch]) -> Batch:
+def _join(samples: list[SegmentationBatch]) -> SegmentationBatch:
     """Join the readable samples into a batch; it is empty if a label image is wrong."""
     corrupt = {path: reason for sample in samples for path, reason in sample.corrupt.items()}
     wrong = next((sample.wrong for sample in samples if sample.wrong), "")
     good = [(sample.images[0], sample.labels[0]) for sample in samples if sample.images.numel()]
     images, labels = default_collate(good) if good and not wrong else (torch.empty(0), torch.empty(0))
-    return Batch(images, labels, corrupt, wrong)
+    return SegmentationBatch(images, labels, corrupt, wrong)

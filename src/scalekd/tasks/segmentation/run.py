@@ -12,6 +12,7 @@ from rich.console import Console
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.data.overlap import shared_files
+from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
@@ -28,9 +29,9 @@ from scalekd.tasks.segmentation.files import Pairs, read_pairs
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
 from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
-from scalekd.tasks.segmentation.testing import Figures, draw, measure
+from scalekd.tasks.segmentation.testing import IntersectionOverUnion, draw, measure
 from scalekd.tasks.transfer.backbone import Backbone, card_of
-from scalekd.tasks.transfer.running import Run, begun, build_backbone, build_learner, find_checkpoint, fit
+from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
 
 
 def train(
@@ -58,25 +59,27 @@ def train(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    with begun(recipe, output, resume=resume, overwrite=overwrite, console=console) as run:
+    recipe = located(recipe)
+    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
         if recipe.batch > len(pairs[0]):
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
         if not recipe.class_names:
             raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
         _refuse_shared(*pairs)
-        share = recipe.batch // run.processes.count
+        share = recipe.batch // context.processes.count
         if min(recipe.micro_batch or share, share) < 2:
             raise UserError(f"batch: UPerNet's batch norms need at least 2 images at once in each process, not {share}")
         if not resume:  # otherwise the run that goes on has done so
             for split in pairs:
-                check_labels(split, recipe, run.say, run.console)
+                check_labels(split, recipe, context.say, context.console)
         segmenter = _build(recipe, build_backbone(recipe, spread=True))
         try_training(segmenter, recipe)
-        _announce(run, segmenter, pairs)
+        for line in _describe(segmenter, pairs):
+            context.say(line)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
-        run.prepare(segmenter.backbone, inputs)
-        return _train(run, recipe, segmenter, *pairs)
+        prepare(context, recipe, segmenter.backbone, inputs)
+        return _train(context, recipe, segmenter, *pairs)
 
 
 def _refuse_shared(train: Pairs, val: Pairs) -> None:
@@ -147,19 +150,22 @@ def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
     return segmenter
 
 
-def _announce(run: Run, segmenter: Segmenter, pairs: list[Pairs]) -> None:
+def _describe(segmenter: Segmenter, pairs: list[Pairs]) -> list[str]:
     backbone = segmenter.backbone
     millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
     source = backbone.file or "its name"
-    run.say(f"backbone  {backbone.name} from {source}; maps of {', '.join(map(str, backbone.channels))} channels")
-    run.say(f"model     UPerNet, {millions:.2f} M parameters")
-    run.say(f"data      {len(pairs[0])} training and {len(pairs[1])} validation images")
+    return [
+        f"backbone  {backbone.name} from {source}; maps of {', '.join(map(str, backbone.channels))} channels",
+        f"model     UPerNet, {millions:.2f} M parameters",
+        f"data      {len(pairs[0])} training and {len(pairs[1])} validation images",
+    ]
 
 
-def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
-    device, processes = pick_device(recipe.accelerator), run.processes
-    checkpoint = find_checkpoint(run)
-    task = SegmentationTask(run, recipe, build_learner(run, segmenter, partial(poly_schedule, recipe), device))
+def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
+    device, processes = pick_device(recipe.accelerator), context.processes
+    checkpoint = find_checkpoint(context, recipe.steps)
+    learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), device)
+    task = SegmentationTask(context, recipe, learner)
     schedule = Schedule(
         steps=recipe.steps,
         steps_per_epoch=len(train) // recipe.batch,
@@ -171,29 +177,30 @@ def _train(run: Run, recipe: Segmentation, segmenter: Segmenter, train: Pairs, v
         keep=recipe.keep,
     )
     facts = fit(
-        run,
+        context,
+        recipe,
         task,
         schedule,
-        lambda start: training_loader(train, recipe, run.say, processes, start=start),
-        testing_loader(val, recipe, run.say, processes),
+        lambda start: training_loader(train, recipe, context.say, processes, start=start),
+        validation=testing_loader(val, recipe, context.say, processes),
         checkpoint=checkpoint,
     )
     assert task.figures is not None
     result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
-    return processes.first_says(lambda: _conclude(task, recipe, val, run, result))
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
 
 
 def _conclude(
-    task: SegmentationTask, recipe: Segmentation, val: Pairs, run: Run, result: dict[str, Any]
+    task: SegmentationTask, recipe: Segmentation, val: Pairs, context: RunContext, result: dict[str, Any]
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.segmenter.eval(), val, recipe, run.folder.pictures, compute=pick_compute(recipe))
-    result = result | {"model": run.folder.segmenter.name, "sha256": file_hash(run.folder.segmenter)}
-    write_json(run.folder.result, result)
+    draw(task.segmenter.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    result = result | {"model": context.folder.segmenter.name, "sha256": file_hash(context.folder.segmenter)}
+    write_json(context.folder.result, result)
     return result
 
 
-def _in_words(figures: Figures, recipe: Segmentation) -> dict[str, Any]:
+def _in_words(figures: IntersectionOverUnion, recipe: Segmentation) -> dict[str, Any]:
     iou = {
         name: None if value is None else round(value, 3)
         for name, value in zip(recipe.class_names, figures.iou, strict=True)

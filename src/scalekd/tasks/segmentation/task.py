@@ -13,17 +13,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalekd.data import seeded
+from scalekd.data import CorruptImages, seeded
+from scalekd.engine.context import RunContext
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
 from scalekd.hardware import pick_compute
 from scalekd.models.failure import naming_model
-from scalekd.tasks.segmentation.data import Batch
+from scalekd.tasks.segmentation.data import SegmentationBatch
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
-from scalekd.tasks.segmentation.testing import Figures, Tally, classify
+from scalekd.tasks.segmentation.testing import IntersectionOverUnion, Tally, classify
 from scalekd.tasks.transfer.backbone import save_whole
-from scalekd.tasks.transfer.running import Run
 from scalekd.tasks.transfer.task import TransferTask
 
 HEAD = "upernet"
@@ -33,7 +33,7 @@ class SegmentationTask(TransferTask):
     """Trains a segmenter and measures it.
 
     Args:
-        run: The run.
+        context: The run's surroundings.
         recipe: The run's settings.
         learner: The segmenter in training.
 
@@ -43,10 +43,10 @@ class SegmentationTask(TransferTask):
 
     name = "segmentation"
 
-    def __init__(self, run: Run, recipe: Segmentation, learner: Learner) -> None:
-        super().__init__(learner, run.corrupt())
-        self.figures: Figures | None = None
-        self._run, self._recipe = run, recipe
+    def __init__(self, context: RunContext, recipe: Segmentation, learner: Learner) -> None:
+        super().__init__(learner, CorruptImages(recipe.max_corrupt, context.report))
+        self.figures: IntersectionOverUnion | None = None
+        self._context, self._recipe = context, recipe
         self._tally = self._new_tally()
 
     @property
@@ -55,7 +55,7 @@ class SegmentationTask(TransferTask):
         assert isinstance(self.final, Segmenter)
         return self.final
 
-    def loss_terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
         _refuse_wrong_labels(batch)
         if not batch.images.numel():
             raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
@@ -68,7 +68,7 @@ class SegmentationTask(TransferTask):
     def start_validation(self) -> None:
         self._tally = self._new_tally()
 
-    def validate(self, batch: Batch, step: int) -> None:
+    def validate(self, batch: SegmentationBatch, step: int) -> None:
         _refuse_wrong_labels(batch)
         if batch.images.numel():
             predicted = classify(self.segmenter, batch.images, batch.labels.shape[-2:], self._recipe)
@@ -88,12 +88,12 @@ class SegmentationTask(TransferTask):
         return {"figures": None if self.figures is None else asdict(self.figures)}
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
-        self.figures = None if progress["figures"] is None else Figures(**progress["figures"])
+        self.figures = None if progress["figures"] is None else IntersectionOverUnion(**progress["figures"])
 
     def save(self, *, measured: bool) -> None:
-        if self._run.processes.first:
+        if self._context.processes.first:
             save_whole(
-                self._run.folder.segmenter,
+                self._context.folder.segmenter,
                 self.segmenter,
                 self.segmenter.backbone,
                 head=HEAD,
@@ -102,7 +102,7 @@ class SegmentationTask(TransferTask):
             )
 
 
-def _refuse_wrong_labels(batch: Batch) -> None:
+def _refuse_wrong_labels(batch: SegmentationBatch) -> None:
     """Raise the error that a worker process found in a label image of the batch, if any."""
     if batch.wrong:
         raise UserError(batch.wrong)

@@ -16,7 +16,7 @@ from torchvision.utils import draw_segmentation_masks, save_image
 from scalekd.data import CorruptImages, Key
 from scalekd.errors import UserError
 from scalekd.hardware import Compute
-from scalekd.tasks.segmentation.data import Batch, LabelledImages, testing_transform
+from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, testing_transform
 from scalekd.tasks.segmentation.files import Pairs
 from scalekd.tasks.segmentation.model import Segmenter, predict
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
@@ -26,7 +26,7 @@ _OPACITY = 0.7
 
 
 @dataclass(frozen=True)
-class Figures:
+class IntersectionOverUnion:
     """Figures in percent, over all labelled pixels of a split.
 
     Attributes:
@@ -60,20 +60,20 @@ class Tally:
         """Count the pixels of a batch; both arguments are class indices `[B, h, w]`."""
         self._counts.update(predicted, labels.long())
 
-    def figures(self) -> Figures:
+    def figures(self) -> IntersectionOverUnion:
         """Compute the figures from the counts; all are zero if no pixel is labelled."""
         counts = self._counts.compute().double().cpu()
         hits, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
         occurs = union > 0
         iou = 100 * hits / union.clamp(min=1)
-        return Figures(
+        return IntersectionOverUnion(
             miou=float(iou[occurs].mean()) if occurs.any() else 0.0,
             pixel_accuracy=float(100 * hits.sum() / counts.sum().clamp(min=1)),
             iou=tuple(float(value) if found else None for value, found in zip(iou, occurs, strict=True)),
         )
 
 
-def check(batch: Batch, corrupt: CorruptImages) -> None:
+def check(batch: SegmentationBatch, corrupt: CorruptImages) -> None:
     """Count the unreadable files of a batch.
 
     Raises:
@@ -101,12 +101,12 @@ def classify(model: Segmenter, images: Tensor, size: torch.Size, recipe: Segment
 @torch.inference_mode()
 def measure(
     model: Segmenter,
-    batches: Iterable[Batch],
+    batches: Iterable[SegmentationBatch],
     recipe: Segmentation,
     *,
     compute: Compute,
     corrupt: CorruptImages,
-) -> Figures:
+) -> IntersectionOverUnion:
     """Measure a segmenter on all batches.
 
     Args:

@@ -14,8 +14,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError, first_line
-from scalekd.models.build import ImageModel
 from scalekd.models.fitting import load_weights
+from scalekd.models.image_model import ImageModel
 from scalekd.models.sources import create, is_timm
 from scalekd.models.weights import Card, save_weights
 

@@ -1,11 +1,10 @@
-"""How a run of any task begins, trains and goes on."""
+"""Start and training of a run of any task of `transfer`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,22 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from scalekd.data import CorruptImages, seed_all
-from scalekd.energy import EnergyMeter
-from scalekd.engine.display import Display
-from scalekd.engine.launched import launched
+from scalekd.data import seed_all
+from scalekd.engine.context import RunContext, run_context
 from scalekd.engine.learner import Learner
 from scalekd.engine.loop import Loop, Schedule
-from scalekd.engine.optimisation import build_optimizer, quieten_timm
-from scalekd.engine.processes import Processes, check_devices, joined
-from scalekd.engine.signals import Stop
+from scalekd.engine.optimisation import build_optimizer
+from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
 from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype
 from scalekd.models.weights import file_hash
-from scalekd.progress import plain_lines
 from scalekd.runs.checkpoints import Checkpoint
-from scalekd.runs.folder import RunFolder
-from scalekd.runs.group import Group
+from scalekd.runs.group import RunGroup
 from scalekd.runs.logs import JsonLines, TensorBoardEvents
 from scalekd.tasks.transfer.backbone import Backbone, weights_in
 from scalekd.tasks.transfer.keys import Transfer
@@ -41,83 +35,46 @@ from scalekd.tasks.transfer.task import TransferTask
 R = TypeVar("R", bound=Transfer)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run whose folder is ours.
-
-    Attributes:
-        recipe: Its settings.
-        group: Its folder, as a group of one.
-        stop: Whether somebody asks to stop.
-        resume: Whether it goes on.
-        console: Where to print; silent in all but the first process.
-        processes: Those that train together.
-    """
-
-    recipe: Transfer
-    group: Group
-    stop: Stop
-    resume: bool
-    console: Console
-    processes: Processes
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        return self.group.runs[0]
-
-    @property
-    def say(self) -> Callable[[str], None]:
-        """Prints a line as it is."""
-        return plain_lines(self.console)
-
-    def corrupt(self) -> CorruptImages:
-        """A counter of unreadable images."""
-        return CorruptImages(self.recipe.max_corrupt, self.say)
-
-    def prepare(self, backbone: Backbone, inputs: dict[str, Any]) -> None:
-        """Write what the run starts from, last of all: what cannot start must not delete another run."""
-        weights = {} if backbone.file is None else {"backbone weights": file_hash(backbone.file)}
-        inputs = inputs | weights
-        if any(other != inputs for other in self.processes.gather(inputs)):
-            raise UserError("data: the processes do not read the same data or weights; give all the same")
-        self.processes.first_says(lambda: self.group.prepare([self.recipe], [inputs], resume=self.resume))
-
-
 @contextmanager
-def begun(
+def transfer_context(
     recipe: Transfer, output: str | Path, *, resume: bool, overwrite: bool, console: Console | None
-) -> Iterator[Run]:
-    """Claim the folder of a run.
+) -> Iterator[RunContext]:
+    """Return the surroundings of a run after checking its folder and processes.
 
     Args:
-        recipe: The run's settings.
-        output: Its folder.
+        recipe: The run's settings, from `located`.
+        output: The run folder.
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
     Raises:
-        UserError: If the folder is another run's or cannot be written, or there is nothing to resume.
+        UserError: If the folder holds another run or cannot be written, or there is nothing to resume.
     """
-    quieten_timm()
-    if recipe.devices > 1 and not launched():
-        raise UserError(f"devices: {recipe.devices} need as many processes; start them with torchrun")
-    recipe = located(recipe)
-    with Stop() as stop, joined() as processes, ExitStack() as stack:
-        console = (console or Console(stderr=True)) if processes.first else Console(quiet=True)
-        run = Run(recipe, Group(output), stop, resume, console, processes)
-        if processes.first:
-            stack.enter_context(run.group.claimed(run.say, resume=resume))
-        processes.first_says(lambda: run.group.check([recipe], resume=resume, overwrite=overwrite))
+    with run_context(RunGroup(output), recipe.devices, resume=resume, console=console) as context:
+        processes = context.processes
+        processes.first_says(lambda: context.group.check([recipe], resume=resume, overwrite=overwrite))
         check_devices(processes, recipe.accelerator, pick_device(recipe.accelerator))
         if recipe.batch % (processes.count * (recipe.micro_batch or 1)):
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {processes.count} processes")
-        yield run
+        yield context
+
+
+def prepare(context: RunContext, recipe: Transfer, backbone: Backbone, inputs: dict[str, Any]) -> None:
+    """Write the recipe and inputs of the run; called last, so that a run that cannot start does not delete another.
+
+    Raises:
+        UserError: If the processes read different inputs, or the inputs of a resumed run have changed.
+    """
+    weights = {} if backbone.file is None else {"backbone weights": file_hash(backbone.file)}
+    inputs = inputs | weights
+    if any(other != inputs for other in context.processes.gather(inputs)):
+        raise UserError("data: the processes do not read the same data or weights; give all the same")
+    context.processes.first_says(lambda: context.group.prepare([recipe], [inputs], resume=context.resume))
 
 
 def named_backbone(recipe: Transfer) -> str:
-    """The backbone's name or path.
+    """Return the backbone's name or path.
 
     Raises:
         UserError: If there is none.
@@ -128,7 +85,7 @@ def named_backbone(recipe: Transfer) -> str:
 
 
 def located(recipe: R) -> R:
-    """The recipe with the weights file of its backbone in place of the folder that holds it.
+    """Replace the folder of a backbone in a recipe by the weights file in it.
 
     Raises:
         UserError: If there is no backbone, or the folder holds no weights.
@@ -140,10 +97,10 @@ def located(recipe: R) -> R:
 
 
 def build_backbone(recipe: Transfer, *, spread: bool = False) -> Backbone:
-    """The backbone that a recipe names; what comes after it draws from the seed, whatever it has drawn.
+    """Build the recipe's backbone, and seed the random state again for what is built after it.
 
     Raises:
-        UserError: If it names none, or none that can be built.
+        UserError: If the recipe names no backbone, or it cannot be built.
     """
     seed_all(recipe.seed)
     backbone = Backbone(
@@ -158,17 +115,22 @@ def build_backbone(recipe: Transfer, *, spread: bool = False) -> Backbone:
 
 
 def build_learner(
-    run: Run, model: nn.Module, schedule: Callable[[Optimizer], Scheduler], device: torch.device
+    context: RunContext,
+    recipe: Transfer,
+    model: nn.Module,
+    schedule: Callable[[Optimizer], Scheduler],
+    device: torch.device,
 ) -> Learner:
-    """A model ready to be trained: on its device, shared among the processes, with optimiser and logs.
+    """Create the learner of a model: on its device, shared among the processes, with optimiser and logs.
 
     Args:
-        run: The run.
-        model: What is trained.
-        schedule: Gives the learning rate by optimiser steps.
-        device: Where it is trained.
+        context: The run's surroundings.
+        recipe: The run's settings.
+        model: The model to train.
+        schedule: Creates the learning-rate schedule of an optimiser, in optimiser steps.
+        device: Where to train.
     """
-    recipe, processes = run.recipe, run.processes
+    processes = context.processes
     model.to(device)
     average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     called = model
@@ -189,78 +151,41 @@ def build_learner(
         average=average,
         called=called,
         processes=processes,
-        logs=(JsonLines(run.folder.metrics), TensorBoardEvents(run.folder.tensorboard)),
+        logs=(JsonLines(context.folder.metrics), TensorBoardEvents(context.folder.tensorboard)),
     )
 
 
 def fit(
-    run: Run,
+    context: RunContext,
+    recipe: Transfer,
     task: TransferTask,
     schedule: Schedule,
     training: Callable[[int], Iterable[Any]],
-    validation: Iterable[Any],
     *,
+    validation: Iterable[Any],
     checkpoint: Checkpoint | None,
 ) -> dict[str, Any]:
     """Train and validate.
 
     Args:
-        run: The run.
+        context: The run's surroundings.
+        recipe: The run's settings.
         task: What is trained.
         schedule: What happens at which step.
-        training: The training micro-batches of this process from one of them on.
+        training: Returns this process's micro-batches, starting with a given one.
         validation: The validation batches of this process.
         checkpoint: Where to resume, from `find_checkpoint`.
 
     Returns:
-        What the result says of the training: steps, samples, seconds and so on.
+        The part of the result that describes the training: steps, samples, seconds and so on.
     """
-    recipe, processes = run.recipe, run.processes
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     keep_freed_memory()
-    loop = Loop(
-        task,
-        schedule,
-        folders=run.group.runs,
-        checkpoints=run.group.checkpoints,
-        stop=run.stop,
-        processes=processes,
-        device=device,
-        dtype=dtype,
-        display=Display(
-            run.console, batch=schedule.batch, steps=schedule.steps, steps_per_epoch=schedule.steps_per_epoch
-        ),
-        say=run.say,
-        meter=EnergyMeter(processes.local_count if device.type == "cuda" else 0),
-        resume_with=f"scalekd transfer {task.name} --resume --output {run.folder.path}",
-    )
-    processes.gather(None)
-    processes.training = True
-    facts = loop.run(training, validation, checkpoint)
-    task.save(measured=True)
-    processes.gather(None)
-    processes.training = False
-    return facts | {
+    loop = Loop(task, schedule, context, device=device, dtype=dtype, command=f"transfer {task.name}")
+    return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
-        "processes": processes.count,
+        "processes": context.processes.count,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-def find_checkpoint(run: Run) -> Checkpoint | None:
-    """The newest checkpoint of a run to be resumed, with its logs cut to what they were then.
-
-    It comes before `build_learner`, which names the new file of events by those that are left.
-    """
-    if not run.resume:
-        return None
-    checkpoint = run.processes.first_says(lambda: run.group.checkpoints.newest(run.say))
-    if checkpoint is None:
-        run.say(f"warning: no checkpoint is in {run.group.checkpoints.folder}; the run begins from scratch")
-    else:
-        run.say(f"resume    from {checkpoint.path.name}")
-    if run.processes.first:
-        run.folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][0])
-    return checkpoint

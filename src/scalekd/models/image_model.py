@@ -1,0 +1,185 @@
+"""A model with its normalisation, resolution and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalekd.errors import UserError
+from scalekd.models.build import BuiltModel, build
+from scalekd.models.failure import naming_model
+from scalekd.models.families import has_patch_tokens
+from scalekd.models.resolve import ModelSpec, resolve
+from scalekd.models.sources import PYTHON
+from scalekd.models.weights import Card, save_weights
+
+T = TypeVar("T")
+
+
+class ImageModel(nn.Module):
+    """A model that takes RGB images in [0, 1] and applies its own normalisation and resolution.
+
+    Args:
+        model: A timm name, `hf-hub:NAME`, `torchvision:NAME`, `python:module.callable`, a safetensors file written by
+            scalekd, a folder (see `weights_of`), or a module (normalised as its timm configuration says, or for
+            ImageNet).
+        weights: A safetensors file for `model`.
+        num_classes: Width of the head; by default the weights' or the architecture's own.
+        resolution: Image side in pixels the model runs at; by default the weights' or the architecture's own.
+        pretrained: Whether a name without `weights` loads the hub's weights.
+        model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
+
+    Attributes:
+        classes: Class names in the order of the logits; empty if unknown.
+        weights: The weights file; None without one.
+        notes: Changes made to the file's keys and head, one line each.
+        resolution_given: Whether the user chose the resolution.
+
+    Raises:
+        UserError: For an unknown name, or weights that are missing or do not fit.
+    """
+
+    takes_fresh_head: ClassVar[bool] = False  # whether weights with another head or none are accepted
+
+    mean: Tensor
+    std: Tensor
+    model: Any  # mostly a timm model; `nn.Module` would hide what timm's classes offer
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        *,
+        weights: str | Path | None = None,
+        num_classes: int | None = None,
+        resolution: int | None = None,
+        pretrained: bool = True,
+        **model_args: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(model, nn.Module):
+            if weights is not None or num_classes is not None or model_args:
+                raise UserError(
+                    "model: a module is taken as it is; give weights, num_classes and the like to its builder"
+                )
+            name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+            built = BuiltModel(model, ModelSpec(name, name))
+        else:
+            spec = resolve(
+                str(model),
+                weights=weights,
+                num_classes=num_classes,
+                resolution=resolution,
+                pretrained=pretrained,
+                model_args=model_args,
+            )
+            built = build(spec, fresh_head=self.takes_fresh_head)
+        self.model, spec, self.notes = built
+        self.name, self.model_args, self.weights = spec.architecture, spec.model_args, spec.weights
+        self.num_classes, self._head_width = built.num_classes, spec.head_width
+        self.classes = spec.classes if len(spec.classes) == self.num_classes else ()
+        card, config = spec.card, timm.data.resolve_model_data_config(self.model)
+        own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
+        self.resolution, self.resolution_given = int(resolution or own), resolution is not None
+        self.crop_fraction: float = card.crop_fraction if card else config["crop_pct"]
+        mean, std = (card.mean, card.std) if card else (config["mean"], config["std"])
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether the model was built by the user's own code."""
+        return self.name.startswith(PYTHON)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize and normalise images `[B, 3, h, w]` in [0, 1] for this model."""
+        if images.shape[-2:] != (self.resolution, self.resolution):
+            images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
+        return (images - self.mean) / self.std
+
+    def run(self, role: str, call: Callable[[Tensor], T], images: Tensor) -> T:
+        """Call the model's own code on images `[B, 3, h, w]` in [0, 1]; returns its output.
+
+        Args:
+            role: The key that names the model, for messages.
+            call: The model, or one of its functions.
+            images: Images as `prepare` takes them.
+
+        Raises:
+            ModelError: If the code fails.
+        """
+        prepared = self.prepare(images)
+        if torch.compiler.is_compiling():  # errors are then the compiler's
+            return call(prepared)
+        with naming_model(role, self.name, prepared.shape, "be trained on" if self.model.training else "run on"):
+            return call(prepared)
+
+    def check_classes(self, classes: tuple[str, ...]) -> None:
+        """Check that the logits are for these classes, as far as it is known.
+
+        Raises:
+            UserError: If their number or, if the weights have class names, their names differ.
+        """
+        if self.num_classes != len(classes):
+            has = f"{self.num_classes} classes" if self.num_classes else "no head"
+            unknown = [name for name in classes if name not in self.classes] if self.classes else []
+            which = f" ({unknown[0]!r} is none of the model's)" if unknown else ""
+            if not self.classes and self.num_classes > len(classes):
+                which = " (its own have no names, by which a part of them could be told)"
+            raise UserError(f"model: {self.name} has {has}, the data {len(classes)} classes{which}; {self.head_advice}")
+        differ = [(own, other) for own, other in zip(self.classes, classes, strict=False) if own != other]
+        if differ:
+            raise UserError(f"model: {self.name} knows class {differ[0][0]!r} where the data has {differ[0][1]!r}")
+
+    @property
+    def head_advice(self) -> str:
+        """Advice how to get a head for other classes."""
+        if hasattr(self.model, "forward_head") and (self.weights is not None or has_patch_tokens(self.model)):
+            return "`scalekd adapt` fits a head for them"
+        start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"
+        return f"train it on them with `scalekd distill --method none --student {self.name} {start}`"
+
+    def save(
+        self,
+        path: str | Path,
+        classes: tuple[str, ...] = (),
+        top1: float | None = None,
+        *,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> str:
+        """Write plain timm weights: `timm.create_model(name, checkpoint_path=path)` loads them.
+
+        Args:
+            path: A `.safetensors` file; it is replaced atomically.
+            classes: Class names in the order of the logits, kept in the file's card.
+            top1: Accuracy in percent to keep in the card.
+            state: The weights, if this process does not hold all of them.
+
+        Returns:
+            The SHA-256 of the file.
+        """
+        weights = self.model.state_dict() if state is None else state
+        return save_weights(path, weights, self.card(classes, top1))
+
+    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+        """Return the card that belongs to this model's weights; see `save` for the arguments."""
+        return Card(
+            architecture=self.name,
+            args=self.model_args,
+            num_classes=self.num_classes,
+            resolution=self.resolution,
+            mean=tuple(self.mean.flatten().tolist()),
+            std=tuple(self.std.flatten().tolist()),
+            crop_fraction=self.crop_fraction,
+            classes=classes or self.classes,
+            top1=top1,
+        )
+
+    def __str__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"{self.name} ({parameters / 1e6:.2f} M parameters, {self.resolution} px, {self.num_classes} classes)"

@@ -1,0 +1,59 @@
+"""Text that describes a run. Nothing is printed, measured or changed."""
+
+from __future__ import annotations
+
+import torch
+
+from scalekd.data.aside import left_out
+from scalekd.methods.registry import METHODS
+from scalekd.tasks.distill.build import describe
+from scalekd.tasks.distill.setup import Run
+from scalekd.tasks.distill.signs import few_steps
+
+
+def describe_run(run: Run) -> list[str]:
+    """Describe what is trained, on which images and in which steps; returns lines."""
+    return [*run.notes, *map(describe, run.methods), *_data(run), *_schedule(run), *_batch(run), *_accuracy(run)]
+
+
+def _data(run: Run) -> list[str]:
+    number = "bf16" if run.dtype == torch.bfloat16 else "float32"
+    unlabelled = f" ({run.train.unlabelled} without label)" if run.train.unlabelled else ""
+    return [
+        f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
+        f"{len(run.classes)} classes; {run.device.type}, {number}",
+        *left_out({run.recipe.train_split: run.train.aside, run.recipe.val_split: run.val.aside}),
+    ]
+
+
+def _schedule(run: Run) -> list[str]:
+    recipe = run.recipe
+    rest = len(run.train) % recipe.batch
+    unused = f"; {rest} images that do not fill a batch are left out of each epoch" if rest else ""
+    few = few_steps(len(run.train), recipe.batch, recipe.epochs)
+    return [
+        f"schedule  {recipe.epochs} epochs of {run.steps_per_epoch} steps of {recipe.batch} images{unused}",
+        *([few] if few else []),
+    ]
+
+
+def _batch(run: Run) -> list[str]:
+    """Describe how the batch is cut into micro-batches; empty if it is not cut."""
+    recipe, count = run.recipe, run.context.processes.count
+    if run.accumulate * count == 1:
+        return []
+    each = f" in each of {count} processes" if count > 1 else ""
+    over = f"batch norm over {recipe.batchnorm_over} images"
+    if recipe.batchnorm_over == "process":
+        over = "batch norm sees these: compare runs of equal micro_batch"
+    lines = [f"batch     {recipe.batch} as {run.accumulate} times {recipe.micro_batch} images at once{each}; {over}"]
+    if compares := METHODS[recipe.method].compares:
+        lines.append(f"warning: {recipe.method}'s {compares} is over the images at once, not over the batch")
+    return lines
+
+
+def _accuracy(run: Run) -> list[str]:
+    """Say why no accuracy is measured; empty if it is."""
+    if run.measured:
+        return []
+    return ["accuracy  not measured: " + ("no head to train" if len(run.val) else "no validation images")]

@@ -1,0 +1,124 @@
+"""Checks of a run before it writes anything. They print nothing: they return text or raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from scalekd.data import Batch
+from scalekd.errors import UserError, printable
+from scalekd.evaluation import Accuracy, measure_accuracy
+from scalekd.hardware import Compute
+from scalekd.progress import watched
+from scalekd.runs.folder import weight_hashes
+from scalekd.runs.group import naming
+from scalekd.tasks.distill.caching import compare_sample
+from scalekd.tasks.distill.inputs import training_images
+from scalekd.tasks.distill.setup import Run
+from scalekd.tasks.distill.trial import try_training
+
+
+def check_training(run: Run) -> list[str]:
+    """Try a training step of each pair on the device.
+
+    Returns:
+        One line per student whose memory layout had to be changed.
+
+    Raises:
+        UserError: If a step fails.
+    """
+    if run.sharded:  # no process holds the whole model; `shard_trained` runs it
+        return []
+    over, count = run.recipe.batchnorm_over, run.context.processes.count
+    at_once = run.recipe.micro_batch or 1
+    together = over if isinstance(over, int) else at_once * (count if over == "all" else 1)
+    lines: list[str] = []
+    for recipe, method, name in zip(run.recipes, run.methods, run.context.group.names, strict=True):
+        with naming(name):
+            try_training(
+                method.to(run.device),
+                recipe,
+                at_once=at_once,
+                together=together,
+                batchnorm=run.batchnorm if count == 1 else nullcontext(),  # the other processes do not take part
+                dtype=run.dtype,
+                say=lines.append,
+            )
+    return lines
+
+
+def check_cache(run: Run) -> list[str]:
+    """Compare a sample of the cache with the teacher; returns a line with the agreement, nothing without a cache.
+
+    Raises:
+        UserError: If they do not agree.
+    """
+    if run.cache is None or run.teacher is None:
+        return []
+    views = run.recipe.augmented_views
+    agreement = compare_sample(
+        run.cache,
+        training_images(run.recipe, run.train),
+        run.teacher.to(run.device),
+        views=views,
+        batch=run.recipe.batch // run.accumulate,
+        device=run.device,
+    )
+    where, kind = printable(run.cache.path), run.cache.layout.cache_format
+    return [f"cache     teacher outputs from {where} ({kind}, {views} view(s), {agreement})"]
+
+
+def check_teacher(run: Run) -> Accuracy | None:
+    """Measure the teacher on the validation images; None if its classes differ or the recipe switches the check off.
+
+    Raises:
+        UserError: If its accuracy is near chance and its logits are used.
+    """
+    teacher, classes = run.teacher, len(run.classes)
+    if teacher is None or not run.measured or teacher.num_classes != classes or not run.recipe.check_teacher:
+        return None
+    teacher.to(run.device)
+    accuracy = measure_accuracy(
+        lambda images: teacher(images).logits,
+        _validation_batches(run),
+        num_classes=classes,
+        compute=Compute(run.device, run.dtype),
+        corrupt=run.corrupt,
+        blank=torch.zeros(1, 3, run.recipe.resolution, run.recipe.resolution) if run.sharded else None,
+    )
+    chance = 100 / classes
+    if run.methods[0].logit_weight > 0 and accuracy.top1 < chance + 0.1 * (100 - chance):
+        raise UserError(
+            f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {run.val.root}, "
+            f"where chance is {chance:.1f}%; its classes are probably "
+            "in another order, or it was trained too little, its head perhaps never (see `scalekd adapt`). "
+            "--no-check-teacher goes on all the same"
+        )
+    return accuracy
+
+
+def _validation_batches(run: Run) -> Iterator[Batch]:
+    """Yield this process's validation batches; ends when all processes have read theirs."""
+    yield from watched(run.val_loader, "measure", run.context.console)
+    run.context.processes.gather(None)
+
+
+def check_inputs(run: Run) -> list[dict[str, Any]]:
+    """Return the inputs of each student's run: fingerprints of the splits, hashes of local weights, the cache's format.
+
+    Raises:
+        UserError: If the processes read different inputs.
+    """
+    common: dict[str, Any] = {"training data": run.train.fingerprint, "validation data": run.val.fingerprint}
+    if run.cache is not None and not run.cache.layout.exact:
+        common["teacher outputs"] = f"from a cache, as {run.recipe.cache_format}"
+    own = [common | weight_hashes(recipe) for recipe in run.recipes]
+    everyone = run.context.processes.gather(own)
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            what = next(k for k, v in other[0].items() if v != everyone[0][0].get(k))
+            raise UserError(f"data: {what} of process {rank} are not those of process 0; give all the same")
+    return own
