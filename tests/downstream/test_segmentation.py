@@ -168,6 +168,14 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Cli, scenes: Path, tmp_pa
     run("--data", tmp_path / "nowhere", "--overwrite").refused("no such folder", "image_folder")
 
 
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_a_run_among_the_images_is_refused(run: Cli, scenes: Path, kind: str) -> None:
+    """Its pictures would be read as images of the next one."""
+    inside = scenes / kind / "validation" / "run"
+    run("--output", inside).refused("output", "whose folders are read as images", "runs/run")
+    assert not inside.exists()
+
+
 def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_path: Path) -> None:
     run("--num-classes", "4").refused("num_classes: 4, but 3 classes")
     run("--batch", "9").refused("batch: 9", "8 training images")

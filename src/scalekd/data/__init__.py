@@ -15,7 +15,7 @@ from scalekd.data.loader import (
     training_loader,
 )
 from scalekd.data.names import Names
-from scalekd.data.overlap import refuse_shared, shared_images
+from scalekd.data.overlap import refuse_output_among_images, refuse_shared, shared_images
 from scalekd.data.patience import DataGoneError
 from scalekd.data.replay import derive_seed, seed_all, seeded
 from scalekd.data.sources import (
@@ -56,6 +56,7 @@ __all__ = [
     "read_split",
     "read_splits",
     "read_unlabelled",
+    "refuse_output_among_images",
     "refuse_shared",
     "seed_all",
     "seeded",

@@ -1,4 +1,4 @@
-"""Find images that two splits share: accuracy on training images says nothing about new ones."""
+"""What must be kept apart: the images of two splits, and a command's output from the images that are read."""
 
 from __future__ import annotations
 
@@ -50,6 +50,25 @@ def shared_files(training: Iterable[Path], validation: Iterable[Path]) -> list[P
     """Return the validation files that are also training files; links are followed."""
     known = {os.path.realpath(path) for path in training}
     return [path for path in validation if os.path.realpath(path) in known]
+
+
+def refuse_output_among_images(output: Path, folders: Iterable[Path], key: str = "output") -> None:
+    """Check that the folder a command writes is not inside a folder whose images are read.
+
+    Args:
+        output: The folder to be written; it need not exist.
+        folders: Folders that are searched for images; they need not exist.
+        key: The key that sets `output`, for the error.
+
+    Raises:
+        UserError: If it is inside one of them.
+    """
+    for folder in folders:
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{key}: {output} is in {folder}, whose folders are read as images; use a folder elsewhere, "
+                f"such as runs/{output.name}"
+            )
 
 
 def _places(store: Store) -> Iterator[str]:

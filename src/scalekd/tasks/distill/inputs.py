@@ -15,6 +15,7 @@ from scalekd.data import (
     read_label_free,
     read_splits,
     read_unlabelled,
+    refuse_output_among_images,
     refuse_shared,
     training_transform,
     with_filled_classes,
@@ -63,14 +64,9 @@ def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> Non
     Raises:
         UserError: If it is inside the folder of a split.
     """
-    output = Path(output)
-    for split in (recipe.train_split, recipe.val_split, recipe.unlabelled_split):
-        root = Path(recipe.data or "") / split
-        if recipe.data and root.is_dir() and output.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{key}: {output} is in {root}, whose folders are read as images; use a folder elsewhere, "
-                f"such as runs/{output.name}"
-            )
+    splits = (recipe.train_split, recipe.val_split, recipe.unlabelled_split)
+    if recipe.data:
+        refuse_output_among_images(Path(output), [Path(recipe.data) / split for split in splits], key)
 
 
 def training_images(

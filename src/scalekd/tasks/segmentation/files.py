@@ -44,17 +44,28 @@ class Pairs:
         return f"{len(self)} images, {digest.hexdigest()[:16]}"
 
 
-def read_pairs(recipe: Segmentation, split: str) -> Pairs:
-    """List a split's images and label images, and check the headers of all files.
+def folders_of(recipe: Segmentation, split: str) -> tuple[Path, Path]:
+    """Return the folders of a split's images and of its label images.
 
     Raises:
-        UserError: If a folder is missing or empty, an image or label image has no partner, or their sizes differ.
+        UserError: If the recipe names no data.
     """
     if recipe.data is None:
         raise UserError("data: none is given; pass --data (a folder with images/training/, annotations/training/, ...)")
     image_root, label_root = (
         recipe.data / pattern.replace("{split}", split) for pattern in (recipe.image_folder, recipe.label_folder)
     )
+    return image_root, label_root
+
+
+def read_pairs(recipe: Segmentation, split: str) -> Pairs:
+    """List a split's images and label images, and check the headers of all files.
+
+    Raises:
+        UserError: If a folder is missing or empty, an image or label image has no partner, or their sizes differ.
+    """
+    image_root, label_root = folders_of(recipe, split)
+    assert recipe.data is not None  # otherwise `folders_of` raises
     images, labels = _folder(recipe, image_root), _folder(recipe, label_root)
     if recipe.label_suffix:  # images and label images may be in the same folder
         images = {name: path for name, path in images.items() if not name.endswith(recipe.label_suffix)}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
-from scalekd.data.overlap import shared_files
+from scalekd.data.overlap import refuse_output_among_images, shared_files
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Schedule
 from scalekd.engine.processes import Processes
@@ -25,7 +25,7 @@ from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.data import testing_loader, training_loader
-from scalekd.tasks.segmentation.files import Pairs, read_pairs
+from scalekd.tasks.segmentation.files import Pairs, folders_of, read_pairs
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
 from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
@@ -60,6 +60,8 @@ def train(
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
     recipe = located(recipe)
+    for name in (recipe.train_split, recipe.val_split):
+        refuse_output_among_images(Path(output), folders_of(recipe, name))
     with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
         if recipe.batch > len(pairs[0]):
