@@ -22,7 +22,10 @@ def imported(code: str) -> Iterator[str]:
     """The packages of ours that a module's code imports, wherever it does so."""
     for node in ast.walk(ast.parse(code)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names += (
+                [f"scalekd.{each.name}" for each in node.names] if node.module == "scalekd" else [node.module or ""]
+            )
         yield from (name.split(".")[1] for name in names if name.startswith("scalekd."))
 
 
@@ -44,4 +47,5 @@ def test_an_import_upwards_is_found() -> None:
     assert {"cli", "engine", "runs", "models"} <= ranks().keys()
     assert upwards("runs/group.py", "def later():\n    from scalekd.engine.signals import Stop") == ["engine"]
     assert upwards("locks.py", "import scalekd.models.weights") == ["models"]
+    assert upwards("runs/lock.py", "from scalekd import engine") == ["engine"]
     assert upwards("engine/loop.py", "from scalekd.runs.folder import RunFolder") == []

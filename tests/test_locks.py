@@ -1,4 +1,7 @@
-"""Locks keep out other processes and other threads, and a lock on a removed file keeps out nobody."""
+"""Locks keep out other users and other threads of a process, and a lock on a removed file keeps out nobody.
+
+Other processes: tests/training/test_faults.py.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def replacing(path: Path, *, concurrently: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
         _sync(path.parent)  # for the new name
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # one of the file system; a name would hide the message of any other
+            error.filename = error.filename or str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

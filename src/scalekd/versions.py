@@ -23,7 +23,7 @@ def versions() -> str:
     packages["torch"] = f"{packages['torch']} ({_cuda()})"
     lines = packages | {
         "python": platform.python_version(),
-        "device": ", ".join(_gpus()) or "cpu",
+        "gpus": ", ".join(_gpus()) or "none listed by NVIDIA's driver for Linux",
         "cpu": _cpu(),
         "system": platform.platform(),
     }

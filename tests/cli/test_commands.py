@@ -33,10 +33,10 @@ def test_version_names_what_a_bug_report_needs(cli: Cli) -> None:
     assert lines["scalekd"].startswith("0.")
     assert ("(git " in lines["scalekd"]) == (ROOT / ".git").exists()
     assert f"CUDA {torch.version.cuda}" in lines["torch"] if torch.version.cuda else "without CUDA" in lines["torch"]
-    assert lines["device"].startswith(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
+    assert not torch.cuda.is_available() or torch.cuda.get_device_name() in lines["gpus"]
     assert f"{os.cpu_count()} processors" in lines["cpu"]
     assert ("avx512_bf16" in lines["cpu"]) == torch.cpu._is_avx512_bf16_supported()
-    assert {"python", "torchvision", "timm", "numpy", "pillow", "system"} <= lines.keys()
+    assert {"gpus", "python", "torchvision", "timm", "numpy", "pillow", "system"} <= lines.keys()
 
 
 def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: Path, tmp_path: Path) -> None:

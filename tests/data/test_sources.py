@@ -133,16 +133,21 @@ def test_a_url_that_is_not_there_is_named(everywhere: dict[str, str], server: tu
         read_split("s3://bucket/{split}-0.tar", "train")
 
 
-def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(b"x" * 10, "990 more expected"), (None, "Remote end closed connection without response;")],
+)
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, answer: bytes | None, reason: str) -> None:
     tries = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             tries.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"x" * 10)
+            if answer is not None:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(answer)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -150,7 +155,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
-        with pytest.raises(UserError, match=r"cannot be downloaded: .*990 more expected"):
+        with pytest.raises(UserError, match=f"cannot be downloaded: .*{reason}"):
             read_split(f"http://127.0.0.1:{serving.server_port}/{{split}}.tar", "train")
         serving.shutdown()
         thread.join()

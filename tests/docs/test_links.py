@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *(
         ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "experiments/README.md")
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "benchmarks/README.md",
+            "experiments/README.md",
+            "findings/README.md",
+        )
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -106,6 +106,12 @@ def test_another_batch_than_the_runs_is_said(cli: Cli, runs: Path) -> None:
         assert ("batch: 4 images at once, 6 when its run" in told.err) == said
 
 
+def test_a_run_in_the_working_directory_is_not_that_of_a_timm_name(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs / "none")
+    assert measured_as("resnet18") == {}
+    assert measured_as("student.safetensors") == measured_as(runs / "none")
+
+
 def test_a_probe_and_evaluate_agree(cli: Cli, noise: Path, tmp_path: Path, teacher_file: Path) -> None:
     output = tmp_path / "t"
     flags = ("--data", noise, "--precision", "bf16", "--batch", "10", "--workers", "0", "--accelerator", "cpu")

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
     # With micro_batch given the loss is not tried out for its memory first.
     flags = ("--method", "none", "--micro-batch", "6")
     outcome = cli("distill", "--data", data, "--output", output, *TINY_RUN, *flags)
-    outcome.refused("loss: task became nan at step 2", "lr")
+    outcome.refused("loss: task became nan at step 3", "lr")
     assert torch.load(newest_checkpoint(output), weights_only=True)["run"]["step"] == 2
     monkeypatch.undo()
     assert not (output / "result.json").exists()

@@ -39,7 +39,7 @@ VIT = (
 )
 HEADLESS = (
     *(*VIT[:2], *VIT[4:], "--labels", "none", "--logit-weight", "0", "--epochs", "1", "--validate-every", "1"),
-    *("--batch", "16", *ADAMW, "--weight-decay", "0.5"),
+    *("--batch", "16", *ADAMW, "--weight-decay", "0.5", "--no-decay", ""),
 )
 SHARDED = (*VIT, "--strategy", "fsdp")
 STOPPED = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -80,8 +82,11 @@ def test_the_same_values_written_otherwise_are_the_same(cli: Cli, run: Path) -> 
 
 
 def test_a_fine_tuning_goes_on_with_its_own_settings(
-    cli: Cli, listed: Path, teacher_file: Path, tmp_path: Path
+    cli: Cli, listed: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
     output = tmp_path / "tuned"
     command = ("adapt", teacher_file, "--mode", "finetune", "--data", listed, "--output", output)
     small = ("--epochs", "2", "--batch", "4", "--workers", "0", "--precision", "float32", "--lr", "0.002")
@@ -89,7 +94,14 @@ def test_a_fine_tuning_goes_on_with_its_own_settings(
     for file in ("result.json", "teacher.safetensors"):
         (output / file).unlink()
     cli(*command, "--resume", "--batch", "6").refused("batch is 6", "started with 4")
-    outcome = cli(*command, "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr("scalekd.engine.loop.Loop._validate", press_ctrl_c)
+        newest_checkpoint(output).unlink()
+        stopped = cli(*command, "--resume")
+    assert stopped.code == 130, stopped.err
+    resume = f"adapt {teacher_file} --mode finetune --resume --output {output}"
+    assert stopped.err.strip().endswith(f"scalekd {resume}")
+    outcome = cli(*resume.split())
     assert outcome.code == 0, outcome.err
     assert (output / "teacher.safetensors").is_file()
 

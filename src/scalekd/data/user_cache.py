@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder in `$XDG_CACHE_HOME/scalekd`, by default `~/.cache/scalekd`; it need not exist.
+    """Return a folder in `$XDG_CACHE_HOME/scalekd`, by default `~/.cache/scalekd`; it need not exist.
 
-    It is a relative path if the user has no home folder.
+    A user without a home folder, as containers have, gets one in the system's folder for temporary files.
     """
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = home if os.path.isabs(home) else os.path.expanduser("~/.cache")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return Path(base, "scalekd", *parts)

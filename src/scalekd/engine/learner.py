@@ -149,7 +149,7 @@ class Learner(nn.Module):
         Args:
             losses: Runs the model on the micro-batch.
             batch: Index of the micro-batch in the run, over all processes.
-            step: Number of optimiser steps taken so far.
+            step: The step in progress, counted from 1.
 
         Raises:
             NonFiniteLossError: If the loss of the previous micro-batch is NaN or infinite; names the terms.

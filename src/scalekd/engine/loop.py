@@ -197,7 +197,7 @@ class Loop:
         for learner in task.learners:  # one at a time, so that only one learner's activations are in memory
             with naming(learner.name), learner.shares_gradients(completes):
                 with self._autocast():
-                    total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=self.step)
+                    total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=step)
                 if completes and (step % self.schedule.log_every == 0 or step == self.schedule.steps):
                     learner.log_training(step)
                 with task.naming_failures(learner, batch):

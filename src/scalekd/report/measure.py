@@ -146,8 +146,10 @@ def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
             "Confusion and worst images are left out: the images have no labels or the student no head."
         )
     if models.method is not None and recipe.method != "scalekd":
-        what = "no teacher" if recipe.method == "none" else "no projectors"
-        figures.notes.append(f"The method {recipe.method} has {what}: their figures are left out.")
+        figures.notes.append(
+            f"Distances, attention and spectra are left out: they are of ScaleKD's projectors, and the method is "
+            f"{recipe.method}."
+        )
 
 
 class _Gatherer:

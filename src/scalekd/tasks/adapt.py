@@ -178,7 +178,8 @@ def finetune(
                 "student_pretrained": recipe.teacher_weights is None,
             }
         )
-        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console)
+        command = f"adapt {recipe.teacher} --mode finetune"
+        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console, command=command)
     shutil.copyfile(run.student, output / TEACHER)
     return result | {"teacher": TEACHER, "mode": "finetune", "teaches": True}
 

@@ -86,7 +86,7 @@ def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) ->
                 raise _AbsentError(f"data: {url}: the server says {error.code} {error.reason}") from None
             reason, final = f"the server says {error.code} {error.reason}", error.code < 500
         except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-            reason, final = str(getattr(error, "reason", error)) or type(error).__name__, False
+            reason, final = _reason(error), False
         except ValueError as error:
             reason, final = str(error), True
         if final or wait is None:
@@ -95,6 +95,12 @@ def _download(url: str, file: Path, waits: tuple[float, ...], timeout: float) ->
                 "run the same command again to continue"
             ) from None
         time.sleep(wait)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a connection failed, without the name of the local file that `replacing` adds."""
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
 
 
 def _copy(url: str, file: Path, timeout: float) -> None:

@@ -31,13 +31,14 @@ from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
 
 
-def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None) -> list[dict[str, Any]]:
+def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command: str) -> list[dict[str, Any]]:
     """Train, validate, and write the results.
 
     Args:
         run: What is trained.
         teacher_accuracy: The teacher's, for the results.
         live: Creates pictures at each validation.
+        command: The command that resumes the run, for the message when it is stopped.
 
     Returns:
         The result of each student.
@@ -57,7 +58,7 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None) -> list[
     keep_freed_memory()
     learners = [_learner(run, number, live) for number in range(len(run.recipes))]
     task = DistillationTask(learners, run.classes, run.corrupt)
-    loop = Loop(task, schedule, context, device=run.device, dtype=run.dtype, command="distill")
+    loop = Loop(task, schedule, context, device=run.device, dtype=run.dtype, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
     return context.processes.first_says(lambda: [_conclude(run, learner, facts) for learner in learners])

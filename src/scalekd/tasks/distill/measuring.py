@@ -22,6 +22,8 @@ def measured_as(model: str | Path) -> dict[str, Any]:
         model: The folder of a run or of `adapt`, a weights file in it, or a run's checkpoint.
     """
     path = Path(model)
+    if not path.exists():  # the name of a timm model
+        return {}
     run = RunFolder(path if path.is_dir() else path.parent.parent if path.suffix == ".ckpt" else path.parent)
     if path.is_file() and path.name not in _WEIGHTS and path.suffix != ".ckpt":
         return {}

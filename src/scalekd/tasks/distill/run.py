@@ -31,6 +31,7 @@ def distill(
     overwrite: bool = False,
     console: Console | None = None,
     live: Live | None = None,
+    command: str = "distill",
 ) -> dict[str, Any]:
     """Train a student as the recipe says.
 
@@ -41,6 +42,7 @@ def distill(
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
         live: Creates pictures for TensorBoard at each validation, such as `scalekd.report.live.live_figures`.
+        command: The command that resumes the run, for the message when it is stopped.
 
     Returns:
         The content of `result.json`: accuracies, the weights' hash, time, energy and samples.
@@ -49,7 +51,10 @@ def distill(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    (result,) = _distill([recipe], RunGroup(output), resume=resume, overwrite=overwrite, console=console, live=live)
+    group = RunGroup(output)
+    (result,) = _distill(
+        [recipe], group, resume=resume, overwrite=overwrite, console=console, live=live, command=command
+    )
     return result
 
 
@@ -95,6 +100,7 @@ def _distill(
     overwrite: bool,
     console: Console | None,
     live: Live | None,
+    command: str = "distill",
 ) -> list[dict[str, Any]]:
     check_output(recipes[0], group.path)
     recipes = [with_files(recipe) for recipe in recipes]
@@ -117,7 +123,7 @@ def _distill(
         processes.first_says(lambda: group.prepare(run.recipes, inputs, resume=resume))
         if resume and (packages := processes.first_says(context.folder.changed_packages)):
             say(f"warning: other packages than at the start, so figures may differ: {', '.join(packages)}")
-        return fit(run, teacher_accuracy, live)
+        return fit(run, teacher_accuracy, live, command)
 
 
 def _stored_micro_batch(group: RunGroup, recipe: Recipe, processes: Processes) -> int | None:
