@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 120
-_TYPES = {"str": "TEXT", "path": "PATH", "int": "INT", "int range": "INT", "float": "FLOAT"}
+_TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INT", "int range": "INT", "float": "FLOAT"}
 _EXAMPLES = "\n\nExamples:\n"
 
 
@@ -24,7 +24,8 @@ class _Plain:
     def __init__(self, *args: Any, **others: Any) -> None:
         text, heading, examples = (others.get("help") or "").partition(_EXAMPLES)
         epilog = f"{heading.strip()}\n\n{examples.rstrip()}" if examples else None
-        super().__init__(*args, **others | {"help": text, "epilog": epilog})
+        whole = {"help": text, "epilog": epilog, "short_help": text.partition("\n\n")[0]}  # click's would be cut
+        super().__init__(*args, **others | whole)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples as they stand."""
@@ -56,15 +57,7 @@ class Command(_Plain, TyperCommand):
 
 
 class Group(_Plain, TyperGroup):
-    """A group of commands, each listed with the whole first line of its help."""
-
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Write name and first line of each command."""
-        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, (command.help or "").partition("\n\n")[0]) for name, command in commands.items() if command]
-            )
+    """A group of commands."""
 
 
 def _name(argument: Any) -> str:
