@@ -9,7 +9,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 120
-_TYPES = {"str": "TEXT", "list[str]": "TEXT", "list[path]": "PATH", "path": "PATH", "int": "INT", "int range": "INT", "float": "FLOAT"}
+_TYPES = {
+    "str": "TEXT", "list[str]": "TEXT", "path": "PATH", "list[path]": "PATH", "int": "INT", "int range": "INT",
+    "float": "FLOAT",
+}  # fmt: skip
 _EXAMPLES = "\n\nExamples:\n"
 
 
