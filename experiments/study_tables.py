@@ -219,7 +219,7 @@ def equal_cost(records: Records) -> str:
 
 
 def prices(records: Records, family: str, method: str, times: int) -> list[str]:
-    """Return time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes if unmeasured."""
+    """Return time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes if unknown."""
     if family not in (records.cost or {}):
         return ["-"] * 4
     assert records.cost is not None

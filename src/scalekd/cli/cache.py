@@ -59,7 +59,9 @@ def cache(
     if as_json:
         typer.echo(json.dumps(found))
     elif not plan:
-        made = f"{found['made']:,} made now, {found['images_per_second']:.1f} a second" if found["made"] else "complete"
+        made = "complete"
+        if found["made"]:
+            made = f"{found['made']:,} made now, {found['images_per_second']:.1f} per second"
         typer.echo(
             f"cache     {printable(found['folder'])}: {found['images']:,} images x {found['views']} view(s), "
             f"{size(found['bytes'])}; {made}"
