@@ -1,4 +1,4 @@
-"""One training step that is given the teacher's outputs, as a cache gives them, against the live step.
+"""Compares a training step with cached teacher outputs with the live step.
 
 Usage: python benchmarks/cached.py --teacher T --student S --batch B [--output FILE]; see benchmarks/README.md.
 """
@@ -25,7 +25,7 @@ from scalekd.planner.measure import seconds
 
 
 def measure(pair: Pair, *, batch: int, dtype: torch.dtype, steps: int) -> dict[str, Any]:
-    """Live and cached steps in turns, after one of each, and what the FLOPs let one expect."""
+    """Measure live and cached steps alternately, after one warm-up of each, and the ratio that the FLOPs predict."""
     method = pair.method(torch.device("cpu"))
     flops = step_flops(method)
     prepare(method, dtype)

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: errors of one line, fresh processes."""
+"""Shared code of the benchmarks' commands: one-line errors, fresh processes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from scalekd.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """An argument parser that prints errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for `argparse`."""
+    """Parse an integer above 0, for `argparse`."""
     if (value := int(text)) < 1:
         raise ValueError
     return value
 
 
 def say(text: str) -> None:
-    """Tell a person; standard output is for the result."""
+    """Print to standard error; standard output is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def ask_child(script: str, *arguments: str) -> Any:
-    """The JSON that `script` prints in a fresh process.
+    """Run `script` in a fresh process and return the JSON that it prints.
 
-    Where that fails it has said why, and this process ends with exit code 2: 1 is for what a benchmark finds.
+    If the process fails, it has printed the reason, and this process exits with 2; 1 means that a goal was not reached.
     """
     child = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode:
@@ -43,10 +43,10 @@ def ask_child(script: str, *arguments: str) -> Any:
 
 
 def check_output(path: Path | None) -> None:
-    """Make sure, before anything is measured, that there is a place for the result.
+    """Check, before anything is measured, that the result can be written.
 
     Raises:
-        UserError: If its folder is not there.
+        UserError: If its folder does not exist.
     """
     if path is not None and not path.parent.is_dir():
         raise UserError(f"output: no such folder: {path.parent}")

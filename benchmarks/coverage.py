@@ -1,9 +1,9 @@
-"""Which of timm's architectures can be a student: one ScaleKD step for the smallest model of each of its modules.
+"""Tests which timm architectures can be a student: one ScaleKD step for the smallest model of each timm module.
 
 A model counts as supported if one step (forward, backward) leaves a finite gradient in each of its parameters, if its
-logits are timm's own, and if plain timm loads what it saves and computes the same from it. The step is laid out as in a
-run, and taken in a copy of the process, which a library's fault may end. Results are written as they come; a second
-call resumes where the first one stopped. `--report` writes `docs/coverage.md` from them.
+logits are timm's own, and if plain timm loads what it saves and computes the same from it. The memory layout is that of
+a run, and the step is taken in a forked process, because a fault of a library may end it. Results are written one by
+one; a second call resumes where the first one stopped. `--report` writes `docs/coverage.md` from them.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ finite gradients for what goes in.
 
 
 def tried() -> str:
-    """How a run trains on this machine's CPU."""
+    """Prepare a method as a run on this machine's CPU does."""
     return f"{str(pick_dtype('auto', CPU)).removeprefix('torch.')}, channels last"
 
 
 def smallest(module: str) -> str:
-    """The model of a timm module with the fewest parameters."""
+    """Return the model with the fewest parameters of a timm module."""
 
     def parameters(name: str) -> int:
         with torch.device("meta"):
@@ -59,13 +59,13 @@ def smallest(module: str) -> str:
 
 
 def a_teacher() -> Teacher:
-    """A small ViT with random weights; what is tested is the student."""
+    """Build a small ViT with random weights; only the student is tested."""
     size: dict[str, Any] = {"depth": 3, "embed_dim": 96, "num_heads": 3}
     return Teacher("vit_tiny_patch16_224", pretrained=False, num_classes=CLASSES, resolution=64, **size)
 
 
 def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
-    """One step with a student at its own resolution; `reason` is empty if it is supported."""
+    """Take one step with a student at its own resolution; `reason` is empty if it is supported."""
     torch.manual_seed(0)
     student = Student(name, num_classes=CLASSES)
     result: dict[str, Any] = {
@@ -103,7 +103,7 @@ def try_student(name: str, teacher: Teacher) -> dict[str, Any]:
 
 
 def step(method: ScaleKD, dtype: torch.dtype) -> list[str]:
-    """Forward and backward of two images; the student's parameters without a finite gradient."""
+    """Run forward and backward on two images; return the student's parameters without a finite gradient."""
     assert isinstance(method.student, Student)
     size, student = method.student.resolution, method.student.model
     with autocast(CPU, dtype):
@@ -113,7 +113,7 @@ def step(method: ScaleKD, dtype: torch.dtype) -> list[str]:
 
 
 def can_teach(name: str) -> bool:
-    """Whether a model is a teacher: its tail gives tokens like its own, with a gradient for what goes in."""
+    """Return whether a model can be a teacher: its tail returns tokens like its own, with a gradient for the input."""
     try:
         teacher = Teacher(name, pretrained=False)
     except UserError:

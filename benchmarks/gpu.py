@@ -48,13 +48,13 @@ Record = Callable[[str, dict[str, Any]], None]
 
 
 def read(output: Path) -> dict[str, Any]:
-    """The result as it is by now."""
+    """Return the result so far."""
     result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return result
 
 
 def recorder(output: Path, name: str) -> Record:
-    """Adds results of a pair to the file, one by one; what is there stays. Only one process at a time writes to it."""
+    """Return a function that adds results of a pair to the file, keeping those in it. One process writes at a time."""
 
     def record(part: str, value: dict[str, Any]) -> None:
         result = read(output)
@@ -68,7 +68,7 @@ def recorder(output: Path, name: str) -> Record:
 
 
 def run_child(name: str, task: str, seconds: float, record: Record) -> None:
-    """One task of one pair in a process of its own, so that memory is fresh, a crash stays there, and time is kept."""
+    """Run one task of one pair in a separate process, so that memory is fresh and crashes and time are contained."""
     if seconds < LEAST:
         record(task, {"skipped": f"{max(seconds, 0):.0f} s of the time were left"})
         return
@@ -83,7 +83,7 @@ def run_child(name: str, task: str, seconds: float, record: Record) -> None:
 
 
 def be_child(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, device: torch.device) -> None:
-    """Run the task; what goes wrong on this GPU, memory above all, is a result too."""
+    """Run the task; a failure on this GPU, such as a lack of memory, is also recorded as a result."""
     name, task = args.child
     record = recorder(args.output, name)
     try:
@@ -93,7 +93,7 @@ def be_child(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, 
 
 
 def conduct(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All tasks, compiling last and the cheapest pair first, as long as there is time."""
+    """Run all tasks while there is time: compilation last, the cheapest pair first."""
     start = time.monotonic()
     result: dict[str, Any] = {
         "benchmark": "gpu",
@@ -113,7 +113,7 @@ def conduct(pairs: Mapping[str, Pair], scale: Scale, args: argparse.Namespace, d
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The human-readable result, a column a pair."""
+    """Format the result as a human-readable table, one column per pair."""
 
     def show(times: Mapping[str, float]) -> str:
         return f"{1000 * times['seconds']:.1f} ({1000 * times['min']:.1f} to {1000 * times['max']:.1f})"

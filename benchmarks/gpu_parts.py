@@ -1,4 +1,4 @@
-"""What the GPU checklist measures of one pair; see gpu.py."""
+"""The measurements of one pair in the GPU checklist; see gpu.py."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Record = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured.
+    """Size of the measurements.
 
     Attributes:
-        batch: Images a step.
-        warmup: Steps before those that count.
-        steps: Steps that count, a multiple of `ROUNDS`.
-        matmul_size: Rows of the square matrices whose product is the peak.
-        backend: Of `torch.compile`.
+        batch: Images per step.
+        warmup: Steps before the measured ones.
+        steps: Measured steps, a multiple of `ROUNDS`.
+        matmul_size: Rows of the square matrices whose product gives the peak.
+        backend: Backend of `torch.compile`.
     """
 
     batch: int
@@ -48,7 +48,7 @@ class Scale:
 
 
 def eager(pair: Pair, scale: Scale, device: torch.device, record: Record) -> None:
-    """Agreement of bf16 with float32, memory, speed and utilisation, the cache; `record` gets each as it comes."""
+    """Measure agreement of bf16 with float32, memory, speed and utilisation, and the cache; pass each to `record`."""
     method = pair.method(device)
     images, labels = pair.batch(scale.batch, device)
     few = min(scale.batch, AGREEMENT_BATCH)
@@ -59,7 +59,7 @@ def eager(pair: Pair, scale: Scale, device: torch.device, record: Record) -> Non
 
 
 def compiled(pair: Pair, scale: Scale, device: torch.device, record: Record) -> None:
-    """The step before and after `method.compile()`."""
+    """Measure the step before and after `method.compile()`."""
     method = pair.method(device)
     prepare(method, BF16)
     images, labels = pair.batch(scale.batch, device)
@@ -87,13 +87,13 @@ def compiled(pair: Pair, scale: Scale, device: torch.device, record: Record) -> 
 
 
 def summary(times: list[float], batch: int) -> dict[str, float]:
-    """Median, least and greatest seconds of a step, and images a second from the median."""
+    """Return the median, minimum and maximum of the seconds per step, and images per second by the median."""
     median = statistics.median(times)
     return {"seconds": median, "min": min(times), "max": max(times), "images_per_second": batch / median}
 
 
 def agreement(method: ScaleKD, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """One step in float32 (without TF32) and one in bf16 on equal weights: losses and gradients, part by part."""
+    """Compare a float32 step (without TF32) with a bf16 step on equal weights: losses and gradients, part by part."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         losses, gradients = outcome(method, images, labels, torch.float32)
     prepare(method, BF16)
@@ -115,7 +115,7 @@ def agreement(method: ScaleKD, images: Tensor, labels: Tensor) -> dict[str, Any]
 def outcome(
     method: ScaleKD, images: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Loss terms with their total, and the gradients of student and projectors, each as one float64 vector."""
+    """Return loss terms with their total, and gradients of student and projectors, each as one float64 vector."""
     torch.manual_seed(2)  # some students drop paths at random
     method.zero_grad(set_to_none=True)
     with autocast(images.device, dtype):
@@ -131,7 +131,7 @@ def outcome(
 
 
 def memory(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Peak of two steps, and what was held before them."""
+    """Return the peak memory of two steps, and the memory that was allocated before them."""
     how = reset_peak_memory(device)
     built = peak_memory(device)
     for _ in range(2):
@@ -140,7 +140,7 @@ def memory(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
 
 
 def speed(method: ScaleKD, images: Tensor, labels: Tensor, scale: Scale) -> dict[str, Any]:
-    """Seconds of a step, and the part of the peak that its FLOPs make use of."""
+    """Measure the seconds per step, and the fraction of the peak that its FLOPs use."""
     times, peak = in_turns({"live": lambda: step(method, images, labels, BF16)}, scale, images.device)
     flops = len(images) * step_flops(method, len(images)).total
     rate = flops / statistics.median(times["live"])
@@ -154,7 +154,7 @@ def speed(method: ScaleKD, images: Tensor, labels: Tensor, scale: Scale) -> dict
 
 
 def data_sheet(rate: float, device: torch.device) -> dict[str, Any] | None:
-    """The same part of the vendor's figure; None where no data sheet with bf16 is known."""
+    """Return the fraction of the vendor's peak; None if no data sheet with bf16 is known."""
     words = re.split(r"[^a-z0-9]+", torch.cuda.get_device_name(device).lower()) if device.type == "cuda" else []
     words += [left + right for left, right in pairwise(words)]  # "RTX 4090"
     known = next((DEVICES[word] for word in words if word in DEVICES), None)
@@ -164,7 +164,7 @@ def data_sheet(rate: float, device: torch.device) -> dict[str, Any] | None:
 
 
 def cache(method: ScaleKD, images: Tensor, labels: Tensor, scale: Scale) -> dict[str, Any]:
-    """The step with the teacher's outputs given, moved from pinned memory as a loader would, against the live step."""
+    """Compare the step with teacher outputs copied from pinned memory, as from a loader, with the live step."""
     device = images.device
     with autocast(device, BF16):
         outputs = method.teacher(images)
@@ -194,7 +194,7 @@ def cache(method: ScaleKD, images: Tensor, labels: Tensor, scale: Scale) -> dict
 def in_turns(
     works: Mapping[str, Callable[[], object]], scale: Scale, device: torch.device
 ) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each step, in rounds that alternate between `works`, and the bf16 matrix peak among them in FLOP/s."""
+    """Return the seconds of each step, in rounds that alternate between `works`, and the bf16 matrix peak in FLOP/s."""
     peak = MatmulPeak(scale.matmul_size, device)
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():

@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow with batch, resolution, teacher and student, against the FLOPs.
+"""Measures how time and memory of a step grow with batch, resolution, teacher and student, compared with its FLOPs.
 
 Usage: python benchmarks/growth.py --output FILE [--quick]; see benchmarks/README.md.
 """
@@ -34,7 +34,7 @@ from scalekd.planner.measure import peak_memory, reset_peak_memory, seconds
 
 @dataclass(frozen=True)
 class Point:
-    """What one measurement is of."""
+    """The settings of one measurement."""
 
     teacher: str
     student: str
@@ -56,7 +56,7 @@ TOLERANCE = 0.1
 
 
 def points_of(axis: str, *, quick: bool) -> list[Point]:
-    """The middle with each value of one axis; with `quick` only the ends and the middle itself."""
+    """Return the middle point with each value of one axis; with `quick`, only the ends and the middle itself."""
     values = AXES[axis]
     if quick:
         values = tuple(value for value in values if value in (values[0], getattr(MIDDLE, axis), values[-1]))
@@ -64,9 +64,9 @@ def points_of(axis: str, *, quick: bool) -> list[Point]:
 
 
 def measure_point(point: Point, dtype: str, steps: int, device: torch.device) -> dict[str, Any]:
-    """Seconds, peak and FLOPs of a step; the peak is worth something in a fresh process only.
+    """Measure seconds, peak memory and FLOPs of a step; the peak is valid in a fresh process only.
 
-    It leaves out what the process held before the pair was built: interpreter and libraries do not grow.
+    The peak excludes the memory before the pair was built: interpreter and libraries do not grow.
     """
     pair = Pair(point.teacher, point.student, point.resolution)
     reset_peak_memory(device)
@@ -89,9 +89,9 @@ def measure_point(point: Point, dtype: str, steps: int, device: torch.device) ->
 
 
 def begin(output: Path, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What `output` holds of the same measurement, or an empty result.
+    """Return the points in `output` that need not be measured again, or an empty result.
 
-    Points of another revision, machine or setting are measured again; changes that are not committed go unnoticed.
+    Points of another revision, machine or setting are measured again; uncommitted changes are not detected.
 
     Raises:
         UserError: If the file is not one of this benchmark's.
@@ -116,12 +116,12 @@ def begin(output: Path, settings: dict[str, Any], device: torch.device) -> dict[
 
 
 def _same(content: Any) -> dict[str, Any]:
-    """Settings or machine to compare: the result itself, being written, makes the checkout `-dirty`."""
+    """Return settings or machine without `-dirty` for comparison: writing the result makes the checkout dirty."""
     return {key: str(value).removesuffix("-dirty") for key, value in content.items()}
 
 
 def measure_all(result: dict[str, Any], output: Path, *, quick: bool) -> None:
-    """Add the points that `result` lacks, writing it after each."""
+    """Measure the points that are missing in `result`, and write it after each."""
     wanted = dict.fromkeys(point for axis in AXES for point in points_of(axis, quick=quick))
     for index, point in enumerate(wanted, 1):
         if find(result["points"], point) is None:
@@ -134,18 +134,18 @@ def measure_all(result: dict[str, Any], output: Path, *, quick: bool) -> None:
 
 
 def find(points: Sequence[dict[str, Any]], point: Point) -> dict[str, Any] | None:
-    """The measurement of this point."""
+    """Return the measurement of a point."""
     return next((measured for measured in points if asdict(point).items() <= measured.items()), None)
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """`e` of `value = c * size^e` by least squares of the logarithms, and its standard error as `spread`."""
+    """Fit `e` of `value = c * size^e` by least squares of the logarithms; its standard error is `spread`."""
     line = linregress([math.log(size) for size in sizes], [math.log(value) for value in values])
     return {"exponent": float(line.slope), "spread": float(line.stderr)}
 
 
 def fit_axis(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Exponents of time and memory along one axis, and whether neither outgrows the FLOPs."""
+    """Fit exponents of time and memory along one axis; return them and whether neither outgrows the FLOPs."""
     against = {"flops": [point["flops"] for point in points], "axis": [point[SIZES[axis]] for point in points]}
     fits: dict[str, Any] = {
         quantity: {name: exponent(sizes, [point[key] for point in points]) for name, sizes in against.items()}
@@ -156,7 +156,7 @@ def fit_axis(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(axes: Mapping[str, Any]) -> str:
-    """The human-readable exponents."""
+    """Format the exponents as a human-readable table."""
 
     def show(fit: Mapping[str, float]) -> str:
         return f"{fit['exponent']:.2f} ± {fit['spread']:.2f}"
@@ -170,7 +170,7 @@ def table(axes: Mapping[str, Any]) -> str:
 
 
 def title(result: Mapping[str, Any]) -> str:
-    """What was measured where."""
+    """Return a title: what was measured, and on which machine."""
     machine, dtype = result["machine"], result["settings"]["dtype"]
     where = machine["gpu"] or f"{machine['cpu_model']}, threads: {machine['threads']}"
     middle = ", ".join(short(axis, value) for axis, value in asdict(MIDDLE).items())
@@ -195,7 +195,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, device: torch.device) -> int:
-    """Measure, fit, draw, print; 1 if something grows faster than the FLOPs."""
+    """Measure, fit, draw and print; return 1 if something grows faster than the FLOPs."""
     check_output(args.output)
     picture = args.picture or args.output.with_suffix(".svg")
     check_output(picture)

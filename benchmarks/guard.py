@@ -1,7 +1,7 @@
-"""What a training step costs in quantities that no machine changes: a regression of speed or memory without timing.
+"""Guards machine-independent costs of a training step: finds regressions of speed or memory without timing.
 
 `python benchmarks/guard.py` compares them with `results/guard.json` and fails if one has grown; `--update` writes the
-file again, which a change that is worth it does, saying why. The tests run it too.
+file again, which a justified change does, with the reason in its message. The tests run it too.
 
 For each pair, of full width but few blocks, and at half the usual resolution:
 - `flops`: of a step for an image, by part (see `scalekd.planner.step_flops`);
@@ -53,11 +53,11 @@ aten = torch.ops.aten
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts dispatched operations, and those that a GPU's host would have to wait for.
+    """Counts dispatched operations, and those for which the host of a GPU would have to wait.
 
     Attributes:
-        count: All.
-        host_syncs: Those whose outcome is a number for Python or a tensor whose shape depends on values.
+        count: Number of all operations.
+        host_syncs: Number of those whose result is a Python number or a tensor whose shape depends on values.
     """
 
     count = host_syncs = 0
@@ -79,7 +79,7 @@ def _waits(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def quantities(pair: Pair) -> dict[str, int]:
-    """Everything that is guarded of one pair."""
+    """Return all guarded quantities of one pair."""
     teacher, student = pair.models(CPU)
     method = join(teacher, student)
     prepare(method, torch.bfloat16)
@@ -123,7 +123,7 @@ def quantities(pair: Pair) -> dict[str, int]:
 
 
 def graphs(method: ScaleKD, images: Tensor, labels: Tensor) -> dict[str, int]:
-    """Graphs that `torch.compile` would make of the method, and the breaks between them; nothing is compiled."""
+    """Count the graphs that `torch.compile` would create, and the breaks between them; nothing is compiled."""
     torch._dynamo.reset()
     with autocast(CPU, torch.bfloat16):
         found = torch._dynamo.explain(method)(images, labels)
@@ -132,7 +132,7 @@ def graphs(method: ScaleKD, images: Tensor, labels: Tensor) -> dict[str, int]:
 
 
 def recorded() -> dict[str, dict[str, int]]:
-    """The recorded quantities by pair; `operations` only for the torch that they were recorded with."""
+    """Return the recorded quantities by pair; `operations` only with the torch version of the recording."""
     content = json.loads(FILE.read_text(encoding="utf-8"))
     pairs: dict[str, dict[str, int]] = content["pairs"]
     if content["torch"] != torch.__version__:
@@ -142,7 +142,7 @@ def recorded() -> dict[str, dict[str, int]]:
 
 
 def grown(now: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
-    """What is more than before, a line each; only what was recorded is compared."""
+    """Return one line for each quantity that has grown; only recorded quantities are compared."""
     return [
         f"{name}: {value:,} before, {now[name]:,} now"
         for name, value in before.items()

@@ -1,4 +1,4 @@
-"""Start-up and memory of a split of a million images: listed, read from the index, and as torchvision lists it.
+"""Measures start-up and memory of a split of a million images: listed, read from the index, and listed by torchvision.
 
 Usage: python benchmarks/index.py --folder FOLDER [options]; FOLDER is best on a tmpfs, such as /dev/shm.
 """
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def generate(root: Path, entries: int, classes: int) -> None:
-    """Empty files, named and shared out as ImageNet's."""
+    """Create empty files with ImageNet's names and class folders."""
     for label in range(classes):
         folder = root / f"n{label:08}"
         folder.mkdir(parents=True)
@@ -57,7 +57,7 @@ def generate(root: Path, entries: int, classes: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process: resident, its share of what is shared, its own alone, and what belongs to no file."""
+    """Return this process's megabytes: resident, proportional share, private, and anonymous."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
@@ -71,7 +71,7 @@ def touch(split: Split) -> int:
 
 
 def measure(way: str, data: Path) -> dict[str, Any]:
-    """One start in this process: seconds, and megabytes that it adds."""
+    """Measure one start in this process: seconds, and the megabytes that it adds."""
     from torchvision.datasets import ImageFolder  # noqa: PLC0415  # for all ways, so that none of them pays for it
 
     before, started = memory(), time.perf_counter()
@@ -88,7 +88,7 @@ def in_new_process(way: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def shared_memory(data: Path, workers: int) -> dict[str, Any]:
-    """Megabytes that the data part adds to the main process and to forked workers, all of whose entries are read."""
+    """Measure the megabytes that the data adds to the main process and to forked workers after all entries are read."""
     gc.collect()
     before = memory()
     split = read_split(data, "train")

@@ -86,7 +86,7 @@ RUNTIMES: dict[str, tuple[str, Callable[[Path], Forward]]] = {  # name: package,
 
 
 def split_images(classifier: Classifier, data: str, name: str) -> Images:
-    """A split's images as `scalekd export` looks at them."""
+    """Return a split's images as `scalekd export` reads them."""
     recipe = load(None, {"data": data, "workers": 0})
     split = in_order(read_split(data, name), classifier.classes)
     return Images(
@@ -103,12 +103,12 @@ class Validation(NamedTuple):
 
 
 def logits(forward: Forward, batches: list[Tensor]) -> Tensor:
-    """All logits `[N, K]`, of a batch of 16 at a time."""
+    """Return all logits `[N, K]`, computed in batches of 16."""
     return torch.cat([forward(batch) for batch in batches])
 
 
 def compare(found: Tensor, validation: Validation) -> dict[str, float]:
-    """Logits `[N, K]` of a quantised file beside the float file's."""
+    """Compare logits `[N, K]` of a quantised file with those of the float file."""
     truth, labels = validation.truth, validation.labels
     return {
         "top1": 100 * (found.argmax(1) == labels).float().mean().item(),
@@ -118,7 +118,7 @@ def compare(found: Tensor, validation: Validation) -> dict[str, float]:
 
 
 def measure_student(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Each way in each runtime, for one student."""
+    """Measure each way in each runtime for one student."""
     classifier = Classifier(path).eval()
     card = classifier.card()
     calibration = list(split_images(classifier, arguments.data, "train").sample(arguments.calibration))
@@ -144,7 +144,7 @@ def measure_student(path: Path, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def validate(classifier: Classifier, whole: Path, arguments: argparse.Namespace) -> Validation:
-    """Validation images, all of which must be readable, and what the float file says of them."""
+    """Return the validation images, all of which must be readable, and the float file's logits."""
     images = split_images(classifier, arguments.data, "val")
     batches = list(images.sample(arguments.images))
     step = max(len(images.split) / arguments.images, 1)  # as `Images.sample` spreads them
@@ -153,7 +153,7 @@ def validate(classifier: Classifier, whole: Path, arguments: argparse.Namespace)
 
 
 def measure_runtime(name: str, files: dict[str, Path], validation: Validation, rounds: int) -> dict[str, Any]:
-    """What a runtime makes of each file; a failure is kept in words."""
+    """Measure each file in a runtime; a failure is recorded as text."""
     package, opener = RUNTIMES[name]
     try:
         result: dict[str, Any] = {"version": version(package), "ways": {}}
@@ -171,7 +171,7 @@ def measure_runtime(name: str, files: dict[str, Path], validation: Validation, r
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table: top-1, equal classes, error, time of the float file's."""
+    """Format the result as a Markdown table: top-1, equal classes, error, time relative to the float file."""
     lines = [
         "| student (float32 top-1) | way | size | "
         + " | ".join(f"{name}: top-1 / same / error / time" for name in RUNTIMES)

@@ -1,4 +1,4 @@
-"""What a benchmark measures besides a method's own time and memory: the machine's peak, FLOPs, the machine itself."""
+"""Measurements in addition to a method's time and memory: the machine's peak, FLOPs, a description of the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
 class MatmulPeak:
-    """Best rate of a large square matrix product in float32 and bf16, sampled in between other work.
+    """Best rate of a large square matrix product in float32 and bf16, sampled between other work.
 
     Args:
         size: Rows of the square matrices.
@@ -36,12 +36,12 @@ class MatmulPeak:
             self._rate(name)  # the first one also sets up the library
 
     def sample(self) -> None:
-        """Measure each type once more."""
+        """Take one more sample of each type."""
         for name, rates in self.rates.items():
             rates.append(self._rate(name))
 
     def best(self) -> dict[str, float]:
-        """GFLOP/s of each type."""
+        """Return the best GFLOP/s of each type."""
         return {name: max(rates) / 1e9 for name, rates in self.rates.items()}
 
     def _rate(self, name: str) -> float:
@@ -56,10 +56,10 @@ class MatmulPeak:
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """FLOPs of the matrix products and convolutions of `step`, forward and backward, 2 for each multiply-add.
+    """Count the FLOPs of matrix products and convolutions in `step`, forward and backward, 2 per multiply-add.
 
     Attention is counted as its separate products: torch counts nothing for its fused form on CPU, and what a fused
-    form computes twice to save memory is not work of the method.
+    form computes twice to save memory is not part of the method.
     """
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -68,9 +68,10 @@ def count_flops(step: Callable[[], object]) -> int:
 
 
 def step_seconds(work: Callable[[], object], steps: int, device: torch.device) -> list[float]:
-    """Seconds of each of `steps` calls of `work`.
+    """Return the seconds of each of `steps` calls of `work`.
 
-    On CUDA between events on the stream: the host may run ahead from one step to the next, as it does in training.
+    On CUDA, they are measured between events on the stream: the host may run ahead from one step to the next, as it
+    does in training.
     """
     if device.type != "cuda":
         return [seconds(work, device) for _ in range(steps)]
@@ -85,7 +86,7 @@ def step_seconds(work: Callable[[], object], steps: int, device: torch.device) -
 
 
 def profile(work: Callable[[], object], device: torch.device) -> str:
-    """Operations of `work` by the time that each takes itself, as a table."""
+    """Profile `work`; return a table of its operations, sorted by the time that each takes itself."""
     with torch.profiler.profile() as profiler:
         work()
     column = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
@@ -93,7 +94,7 @@ def profile(work: Callable[[], object], device: torch.device) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Hardware, settings and versions that the numbers depend on."""
+    """Return the hardware, settings and versions that affect the numbers."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "device": device.type,

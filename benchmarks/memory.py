@@ -1,4 +1,4 @@
-"""Predicted against measured memory of a training step, each measurement in a fresh process.
+"""Compares predicted with measured memory of a training step; each measurement runs in a fresh process.
 
 Usage: python benchmarks/memory.py [--output FILE]; see benchmarks/README.md.
 """
@@ -32,7 +32,7 @@ STEPS = 8  # malloc's share of the peak still grows over the first few
 
 
 def run_one(teacher: str, student: str, batch: int, dtype: str) -> dict[str, Any]:
-    """Predict and measure one pair; only in a fresh process is the measurement worth something."""
+    """Predict and measure one pair; the measurement is valid in a fresh process only."""
     method = Pair(teacher, student).method(torch.device("cpu"))
     prepare(method, DTYPES[dtype])
     predicted = step_memory(method, batch=batch, optimizer="adamw", ema=False, dtype=DTYPES[dtype])

@@ -31,7 +31,7 @@ class Pair:
         resolution: Image side of both in pixels.
         num_classes: Width of both heads.
         teacher_args: Further arguments of the teacher's architecture.
-        student_args: The same of the student's.
+        student_args: Further arguments of the student's architecture.
     """
 
     teacher: str
@@ -42,7 +42,7 @@ class Pair:
     student_args: Mapping[str, Any] = field(default_factory=dict)
 
     def models(self, device: torch.device) -> tuple[Teacher, Student]:
-        """Both in float32, always with the same random weights.
+        """Build both in float32, always with the same random weights.
 
         Raises:
             UserError: If a name is unknown or cannot be built.
@@ -54,7 +54,7 @@ class Pair:
         return teacher.to(device), student.to(device)
 
     def method(self, device: torch.device) -> ScaleKD:
-        """The two joined, in float32.
+        """Build the method of the pair, in float32.
 
         Raises:
             UserError: If they cannot be built or joined.
@@ -62,14 +62,14 @@ class Pair:
         return join(*self.models(device))
 
     def batch(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Random images `[size, 3, h, w]` in [0, 1] and labels `[size]`, always the same."""
+        """Return random images `[size, 3, h, w]` in [0, 1] and labels `[size]`, always the same."""
         generator = torch.Generator().manual_seed(1)
         images = torch.rand(size, 3, self.resolution, self.resolution, generator=generator)
         return images.to(device), torch.randint(self.num_classes, (size,), generator=generator).to(device)
 
 
 def join(teacher: Teacher, student: Student) -> ScaleKD:
-    """The package's method, where the two are.
+    """Join teacher and student with the package's method, on their device.
 
     Raises:
         UserError: If the two cannot be joined.
@@ -81,20 +81,20 @@ def join(teacher: Teacher, student: Student) -> ScaleKD:
 
 
 def prepare(method: ScaleKD, dtype: torch.dtype) -> None:
-    """What training does before its first step."""
+    """Prepare the method as training does before its first step."""
     layout.prepare(method, device_of(method), dtype, channels_last=True)
     keep_freed_memory()
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype, **known: Any) -> Tensor:
-    """The step that is measured, see `STEP`; returns the total loss.
+    """Take the measured step, see `STEP`; return the total loss.
 
     Args:
-        model: Gives the total loss, or `Losses`.
+        model: Returns the total loss, or `Losses`.
         images: `[B, 3, h, w]`.
         labels: `[B]`.
         dtype: The autocast type; float32 switches autocast off.
-        known: `teacher_outputs`, to spare the teacher's forward.
+        known: `teacher_outputs`, to skip the teacher's forward.
     """
     model.zero_grad(set_to_none=True)
     with autocast(images.device, dtype):

@@ -1,4 +1,4 @@
-"""The picture of growth: time and memory of a step against its FLOPs."""
+"""Draws the picture of growth: time and memory of a step against its FLOPs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def short(axis: str, value: Any) -> str:
-    """What a point is called in the picture."""
+    """Return the label of a point in the picture."""
     unit = {"batch": " images", "resolution": " px"}.get(axis, "")
     name = str(value).split("_patch", maxsplit=1)[0]
     return BRIEF.get(name, name) + unit
@@ -57,10 +57,10 @@ def draw(file: Path, along: Mapping[str, Points], fits: Mapping[str, Any], title
     """Write the picture.
 
     Args:
-        file: What to write; its suffix says in which format.
+        file: The file to write; its suffix determines the format.
         along: The measured points of each axis, in its order.
         fits: The exponents of each axis.
-        title: What was measured where.
+        title: What was measured, and on which machine.
     """
     settings: Any = {"font.size": 9, "svg.hashsalt": "growth", "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(settings):
@@ -76,7 +76,7 @@ def draw(file: Path, along: Mapping[str, Points], fits: Mapping[str, Any], title
 
 
 def draw_panel(panel: Axes, quantity: str, along: Mapping[str, Points], fits: Mapping[str, Any]) -> list[Annotation]:
-    """One line an axis, and a dashed one that grows as the FLOPs do; gives the labels of the lines' ends."""
+    """Draw one line per axis, and a dashed line that grows like the FLOPs; return the labels at the lines' ends."""
     key, unit, label = PANELS[quantity]
     labels = []
     for axis, points in along.items():
@@ -106,7 +106,7 @@ def draw_panel(panel: Axes, quantity: str, along: Mapping[str, Points], fits: Ma
 
 
 def shared(along: Mapping[str, Points]) -> Mapping[str, Any]:
-    """The middle: the point that all axes have."""
+    """Return the middle: the point that all axes have in common."""
     first, *others = along.values()
     return next(point for point in first if all(point in points for points in others))
 

@@ -1,4 +1,4 @@
-"""Images a second of the input pipeline alone: reading, decoding, crop, flip and batching, in several ways.
+"""Measures images per second of the input pipeline alone: reading, decoding, crop, flip and batching, in several ways.
 
 Usage: python benchmarks/pipeline.py --data FOLDER [options]; see benchmarks/README.md.
 """
@@ -50,14 +50,14 @@ NEVER = 10**6
 
 
 def pil_crop(image: OpenedImage, box: Box, side: int) -> Tensor:
-    """Decoded in full, cut and resized by PIL: how timm and torchvision do it."""
+    """Decode in full, crop and resize with PIL, as timm and torchvision do."""
     resized = image.stored.convert("RGB").crop(box).resize((side, side), Image.Resampling.BICUBIC)
     tensor: Tensor = F.pil_to_tensor(resized)
     return tensor
 
 
 def native_crop(image: OpenedImage, box: Box, side: int) -> Tensor:
-    """Decoded by torchvision, which does so in full only."""
+    """Decode with torchvision, which can decode in full only."""
     from torchvision.io import ImageReadMode, decode_jpeg, read_file  # noqa: PLC0415  # deprecated since 0.29
 
     left, upper, right, lower = box
@@ -106,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_images(args: argparse.Namespace) -> Split:
-    """The images to read: some of `--data`, enlarged where `--generate` says so.
+    """Return the images to read: some of `--data`, enlarged if `--generate` is set.
 
     Raises:
         UserError: If the folder is missing, holds no image, or fewer than three batches of them.
@@ -125,7 +125,7 @@ def choose_images(args: argparse.Namespace) -> Split:
 
 
 def transform(name: str, side: int) -> Transform:
-    """The training transform with one way of reading the crop."""
+    """Return the training transform with one way of reading the crop."""
     reader = READERS[name]
     if reader is None:
         return training_transform(side)
@@ -135,7 +135,7 @@ def transform(name: str, side: int) -> Transform:
 
 
 def rate(split: Split, name: str, side: int, workers: int, args: argparse.Namespace) -> float:
-    """Images a second of one pass, the batches that the workers begin with left out."""
+    """Return the images per second of one pass, without the first batches of the workers."""
     dataset = ReplayDataset(split, transform(name, side), substitute=True)
     stream = TrainingStream(size=len(split), batch=args.batch, epochs=1, seed=0)
     batches = iter(training_loader(dataset, stream, workers))
@@ -149,7 +149,7 @@ def rate(split: Split, name: str, side: int, workers: int, args: argparse.Namesp
 
 
 def differences(split: Split, name: str, side: int) -> dict[str, float]:
-    """How the images differ from PIL's, in units of 1/255, over one epoch of the same draws."""
+    """Return how the images differ from PIL's, in units of 1/255, over one epoch with the same random draws."""
     ours, plain = (ReplayDataset(split, transform(which, side)) for which in (name, "pil"))
     rows = []
     for index in range(len(split)):
@@ -161,7 +161,7 @@ def differences(split: Split, name: str, side: int) -> dict[str, float]:
 
 
 def measure_setting(split: Split, side: int, workers: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Alternate the ways, the first to go changing each time; ratios are to `pil` of the same round."""
+    """Measure the ways alternately, starting with another one each time; ratios are to `pil` of the same round."""
     rates: dict[str, list[float]] = {name: [] for name in READERS}
     for index in range(args.rounds):
         for name in reversed(READERS) if index % 2 else READERS:
@@ -182,7 +182,7 @@ def measure_setting(split: Split, side: int, workers: int, args: argparse.Namesp
 
 
 def step_rate(args: argparse.Namespace, side: int) -> float:
-    """Images a second of the student's training step alone, method none, on random images."""
+    """Return the images per second of the student's training step alone, method none, on random images."""
     student = Student(args.student, resolution=side)
     student.model.to(memory_format=torch.channels_last)
     step = measure(
@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The human-readable result: images a second, and in brackets the ratio to PIL's (median, least to greatest)."""
+    """Format the result: images per second, and in brackets the ratio to PIL (median, minimum to maximum)."""
     lines = ["px   workers " + "".join(f"{name:>26}" for name in READERS)]
     for row in result["results"]:
         cells = (

@@ -1,4 +1,4 @@
-"""What benchmarks say: the figures of the step benchmark, and human-readable tables."""
+"""Reports of benchmarks: the figures of the step benchmark, and human-readable tables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def summarise(
     batch: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """The figures of each variant, and their ratio.
+    """Compute the figures of each variant, and their ratio.
 
     Args:
         times: Seconds of each step of each variant, in pairs.
-        flops: FLOPs a step of each variant.
+        flops: FLOPs per step of each variant.
         peak: Matrix-product peak in GFLOP/s of each type.
-        batch: Images a step.
-        dtype: Number format of ours.
+        batch: Images per step.
+        dtype: Number format of the package's variant.
     """
     dtypes = {"ours": dtype, "transcription": "float32"}
     figures: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def summarise(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The human-readable result."""
+    """Format the result as a human-readable table."""
     settings, ours, plain, peak = (result[k] for k in ("settings", "ours", "transcription", "matmul_peak_gflops"))
     machine, differences, memory = result["machine"], result["relative_difference"], result["memory"]
     where = machine["gpu"] or f"{machine['cpu_model']}, threads: {machine['threads']}"
@@ -79,7 +79,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, its columns padded so that it reads well as plain text too."""
+    """Format a Markdown table with padded columns, so that it is also readable as plain text."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]

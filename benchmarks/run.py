@@ -1,4 +1,4 @@
-"""The CPU set of benchmarks, one after another, and one table of goals and measurements.
+"""Runs all CPU benchmarks one after another, and prints one table of goals and measurements.
 
 Usage: python benchmarks/run.py [--only NAME ...] [--table]; `make bench` runs all. See benchmarks/README.md.
 """
@@ -32,9 +32,9 @@ class Row:
 
     Attributes:
         metric: What was measured.
-        measured: What came out.
-        goal: What it should be; empty for a figure without one.
-        reached: Whether it is; None without a goal.
+        measured: The result.
+        goal: The goal; empty for a figure without one.
+        reached: Whether the goal is reached; None without a goal.
     """
 
     metric: str
@@ -48,9 +48,9 @@ class Benchmark:
     """A script of this folder.
 
     Attributes:
-        command: The script and its options but `--output`.
+        command: The script and its options, without `--output`.
         file: The JSON in `results/` that it writes.
-        rows: Lines of the table from that JSON.
+        rows: Creates the lines of the table from that JSON.
     """
 
     command: tuple[str, ...]
@@ -59,17 +59,17 @@ class Benchmark:
 
 
 def at_least(metric: str, value: float, goal: float, form: str = ".2f") -> Row:
-    """A line whose goal is a lower bound."""
+    """Return a line whose goal is a lower bound."""
     return Row(metric, format(value, form), f"at least {goal:{form}}", value >= goal)
 
 
 def at_most(metric: str, value: float, goal: float, form: str = ".2f") -> Row:
-    """A line whose goal is an upper bound."""
+    """Return a line whose goal is an upper bound."""
     return Row(metric, format(value, form), f"at most {goal:{form}}", value <= goal)
 
 
 def step_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Speed, utilisation and memory; the goals are those of bf16."""
+    """Return the lines of speed, utilisation and memory; the goals are those of bf16."""
     dtype = result["ours"]["dtype"]
     speed = f"step in {dtype}: times as fast as the transcription in float32"
     if dtype == "bf16":
@@ -81,7 +81,7 @@ def step_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def growth_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """The exponents against the FLOPs."""
+    """Return the lines of the exponents, compared with the FLOPs."""
     limit = 1 + result["tolerance"]
     for axis, fits in result["axes"].items():
         for quantity in ("time", "memory"):
@@ -92,7 +92,7 @@ def growth_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def cached_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """The live step over the cached one; a student under 1 GMAC is to gain more."""
+    """Return the line of the live step over the cached one; a student under 1 GMAC has a higher goal."""
     settings = result["settings"]
     small = "mobilenet" in settings["student"]
     metric = f"{settings['teacher']} -> {settings['student']}: times as fast with the cache"
@@ -100,14 +100,14 @@ def cached_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def students_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Several students beside each other over their separate runs."""
+    """Return the line of several students trained concurrently over their separate runs."""
     settings = result["settings"]
     metric = f"{len(settings['student'])} students, {settings['method']}: of the time of separate steps"
     yield at_most(f"{metric} (by FLOPs {result['flops_ratio']:.0%})", result["ratio"], 0.6, ".0%")
 
 
 def guard_rows(result: dict[str, Any]) -> Iterator[Row]:
-    """Whether a quantity that no machine changes has grown."""
+    """Return the line that states whether a machine-independent quantity has grown."""
     for pair, values in result["pairs"].items():
         grown = "; ".join(result["grown"][pair])
         yield Row(f"guard, {pair}: {len(values)} quantities", grown or "none grown", "none grown", not grown)
@@ -149,7 +149,7 @@ BENCHMARKS = {
 
 
 def run_one(benchmark: Benchmark) -> bool:
-    """Run a benchmark again on the CPU; whether it gave a result. Exit code 1 beside a result is a goal not reached."""
+    """Run a benchmark on the CPU; return whether it wrote a result. Exit code 1 with a result: a goal is missed."""
     script, *options = benchmark.command
     file = RESULTS / benchmark.file
     file.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ def run_one(benchmark: Benchmark) -> bool:
 
 
 def lines(name: str, *, failed: bool) -> list[tuple[str, str, str, str]]:
-    """The lines of one benchmark: metric, goal, measured, reached."""
+    """Return the lines of one benchmark: metric, goal, measured, reached."""
     file = RESULTS / BENCHMARKS[name].file
     if failed or not file.is_file():
         return [(name, "", "failed" if failed else "not measured", "")]

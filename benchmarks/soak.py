@@ -1,7 +1,7 @@
-"""Whether a long training survives what a machine does to it: a data worker killed every other minute.
+"""Tests whether a long training survives failures of a machine: a data worker is killed every other minute.
 
-Two runs of the same recipe side by side, one left alone, one whose data workers are killed in turn; memory of both is
-sampled. Usage: python benchmarks/soak.py --data FOLDER [--epochs 40] [--output FILE]
+Two runs of the same recipe train concurrently, one undisturbed, one whose data workers are killed in turn; the memory
+of both is sampled. Usage: python benchmarks/soak.py --data FOLDER [--epochs 40] [--output FILE]
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RECIPE = (
 
 @dataclass
 class Run:
-    """A training in a process of its own, with samples of the memory of all its processes.
+    """A training in a separate process, with samples of the memory of all its processes.
 
     Attributes:
-        folder: Where it writes.
-        process: The training.
+        folder: The run folder.
+        process: The training process.
         samples: Seconds since the start and MiB: of the main process, and of it with its workers (shared pages once).
         ended: Seconds since the start; None while it runs.
     """
@@ -57,7 +57,7 @@ class Run:
     ended: float | None = None
 
     def children(self) -> list[int]:
-        """Its data workers."""
+        """Return its data workers."""
         try:
             listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="utf-8")
         except OSError:
@@ -65,7 +65,7 @@ class Run:
         return [int(pid) for pid in listed.split()]
 
     def sample(self, now: float) -> None:
-        """Note the memory at `now`, and whether the run has ended."""
+        """Record the memory at `now`, and whether the run has ended."""
         if self.process.poll() is not None:
             self.ended = self.ended or now
             return
@@ -73,9 +73,9 @@ class Run:
         self.samples.append((now, own, own + sum(map(_proportional_mib, self.children()))))
 
     def kill_worker(self, turn: int) -> bool:
-        """Kill a data worker as the kernel does when memory runs out; whether there was one.
+        """Kill a data worker as the kernel does when memory runs out; return whether there was one.
 
-        The first of them load training images; any others are a validation's, and are done with soon.
+        The first workers load training images; any others belong to a validation and end soon.
         """
         workers = self.children()[:WORKERS]
         if workers:
@@ -83,7 +83,7 @@ class Run:
         return bool(workers)
 
     def report(self, warm_up: float) -> dict[str, Any]:
-        """What it left: hash, log lines, checkpoints that are kept, and how its memory grew after `warm_up` seconds."""
+        """Return the hash, log lines, kept checkpoints, and the memory growth after `warm_up` seconds."""
         log = self.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
         steps = [line["step"] for line in lines if "train/loss" in line]
@@ -108,7 +108,7 @@ PERIOD = 5  # seconds between samples
 
 
 def _proportional_mib(pid: int) -> float:
-    """A process's memory with shared pages divided among those that share them; 0 once it has ended."""
+    """Return a process's memory, with shared pages divided among the processes that share them; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
@@ -117,7 +117,7 @@ def _proportional_mib(pid: int) -> float:
 
 
 def slope(samples: list[tuple[float, float, float]], column: int) -> dict[str, float]:
-    """Median, and a straight line's slope with its standard error: MiB, and MiB an hour."""
+    """Return the median in MiB, and the slope of a fitted line with its standard error in MiB per hour."""
     if len(samples) < 3:
         return {}
     hours = np.array([sample[0] / 3600 for sample in samples])
@@ -133,12 +133,12 @@ def slope(samples: list[tuple[float, float, float]], column: int) -> dict[str, f
 
 
 def flat(line: dict[str, float]) -> bool:
-    """Whether memory does not grow, as far as a `slope` can tell."""
+    """Return whether memory does not grow, according to a `slope`."""
     return bool(line) and line["mib_an_hour"] <= max(3 * line["standard_error"], 20)
 
 
 def make_teacher(path: Path, classes: tuple[str, ...]) -> None:
-    """Write a small vision transformer with random weights: what it says does not matter here."""
+    """Write a small vision transformer with random weights; its outputs do not matter here."""
     torch.manual_seed(0)
     size: dict[str, Any] = {"patch_size": 16, "depth": 4, "embed_dim": 96, "num_heads": 3}
     model = Classifier("vit_tiny_patch16_224", pretrained=False, num_classes=len(classes), resolution=112, **size)
@@ -146,7 +146,7 @@ def make_teacher(path: Path, classes: tuple[str, ...]) -> None:
 
 
 def start(args: Namespace, teacher: Path, folder: Path) -> Run:
-    """Begin a training; what it prints goes into a file beside its folder."""
+    """Start a training; its output goes to a file next to its folder."""
     command = [sys.executable, "-m", "scalekd", "distill", *RECIPE, "--data", str(args.data), "--teacher", str(teacher)]
     command += ["--epochs", str(args.epochs), "--output", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -155,7 +155,7 @@ def start(args: Namespace, teacher: Path, folder: Path) -> Run:
 
 
 def watch(disturbed: Run, calm: Run, kill_seconds: float) -> list[float]:
-    """Wait for both to end; the times at which a worker of `disturbed` was killed, in seconds since the start."""
+    """Wait for both to end; return the times when a worker of `disturbed` was killed, in seconds since the start."""
     begun, kills = time.monotonic(), list[float]()
     try:
         while disturbed.ended is None or calm.ended is None:
@@ -205,7 +205,7 @@ def main() -> int:
 
 
 def describe(args: Namespace, disturbed: Run, calm: Run, kills: list[float]) -> dict[str, Any]:
-    """The result; memory counts from a tenth of the time on, when pools and caches have filled."""
+    """Return the result; memory is measured after a tenth of the time, when pools and caches are full."""
     assert disturbed.ended is not None
     reports = [run.report(disturbed.ended / 10) for run in (disturbed, calm)]
     printed = (disturbed.folder.with_suffix(".log")).read_text("utf-8")

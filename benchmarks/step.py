@@ -1,4 +1,4 @@
-"""One training step of ScaleKD: the package against a plain transcription of the paper, in one process.
+"""Compares a training step of ScaleKD in the package with a plain transcription of the paper, in one process.
 
 Usage: python benchmarks/step.py --teacher T --student S --batch B [options]; see benchmarks/README.md.
 """
@@ -33,7 +33,7 @@ CHECK_BATCH = 2
 
 
 class MismatchError(Exception):
-    """The two variants do not compute the same loss, so that their times must not be compared."""
+    """The two variants compute different losses, so that their times must not be compared."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,7 +65,7 @@ def pair_of(args: argparse.Namespace) -> Pair:
 
 
 def compare(ours: ScaleKD, plain: Transcription, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Relative differences of the total loss and of the student's gradient with equal parameters, in float32.
+    """Return the relative differences of the total loss and the student's gradient with equal parameters, in float32.
 
     Raises:
         MismatchError: If one is above its tolerance.
@@ -91,7 +91,7 @@ def compare(ours: ScaleKD, plain: Transcription, images: Tensor, labels: Tensor)
 
 
 def measure_memory() -> dict[str, Any]:
-    """Peak memory of each variant, each in a fresh process of its own."""
+    """Measure the peak memory of each variant, each in a fresh process."""
     answers: dict[str, Any] = {}
     for variant in VARIANTS:
         answers[variant] = ask_child(__file__, *sys.argv[1:], "--memory-of", variant)
@@ -122,7 +122,7 @@ def run_memory_child(args: argparse.Namespace, device: torch.device) -> None:
 def measure_speed(
     steps: dict[str, Callable[[], object]], args: argparse.Namespace, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Alternate the variants, the first to go changing each time, with a matrix product after each pair.
+    """Measure the variants alternately, starting with the other one each time, with a matrix product after each pair.
 
     Returns:
         Seconds of each step of each variant, and the matrix-product peak in GFLOP/s of each type.
@@ -142,7 +142,7 @@ def measure_speed(
 
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Memory, then the check that both compute the same, then FLOPs and speed."""
+    """Measure memory, check that both compute the same, then measure FLOPs and speed."""
     load_before = os.getloadavg()
     memory = measure_memory() if args.memory else None  # first, so that the children find the memory free
     pair = pair_of(args)

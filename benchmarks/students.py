@@ -1,4 +1,4 @@
-"""Training steps of several students beside each other, with one teacher forward, against a step of each alone.
+"""Compares steps of several students trained concurrently, with one teacher forward, with a step of each alone.
 
 Usage: python benchmarks/students.py --teacher T --student A --student B ... --batch N; see benchmarks/README.md.
 """
@@ -61,10 +61,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace, device: torch.device) -> list[Trained]:
-    """The students with one teacher, all with random weights, laid out as for training.
+    """Build the students with one teacher, all with random weights, in the memory layout of training.
 
     Raises:
-        UserError: If fewer than two are named, or one cannot be built or joined.
+        UserError: If fewer than two students are given, or one cannot be built or joined.
     """
     if len(args.student) < 2:
         raise UserError("student: one alone shares no teacher; give --student two times or more")
@@ -87,7 +87,7 @@ def build(args: argparse.Namespace, device: torch.device) -> list[Trained]:
 def measure(
     trained: Sequence[Trained], args: argparse.Namespace, device: torch.device
 ) -> tuple[list[float], list[list[float]]]:
-    """Alternate steps of all together with steps of each alone, the first to go changing each time.
+    """Measure steps of all together and of each alone alternately, starting with the other kind each time.
 
     Returns:
         Seconds of each step of all together, and of each student's step alone, pair by pair.
@@ -123,7 +123,7 @@ def measure(
 
 
 def bound(flops: Sequence[StepFlops]) -> float:
-    """FLOPs of a step together, where the teacher counts once, over those of the steps alone."""
+    """Return the FLOPs of a step together, with one teacher forward, over those of the steps alone."""
     return (flops[0].teacher + sum(one.total - one.teacher for one in flops)) / sum(one.total for one in flops)
 
 

@@ -1,4 +1,4 @@
-"""A plain transcription of ScaleKD (arXiv 2411.06786, section 3), which the benchmark compares the package with.
+"""A plain transcription of ScaleKD (arXiv 2411.06786, section 3), with which the benchmark compares the package.
 
 It follows the paper's equations one by one, in float32, and shares no CAP, DFM or TPP code with the package: explicit
 cosine matrices for the frequency view, explicit softmax attention, one proxy at a time through the teacher's tail.
@@ -49,7 +49,7 @@ class Projector(nn.Module):
 
     Args:
         student: Shape of the student map.
-        tokens: Shape of the tokens to give.
+        tokens: Shape of the tokens to return.
         num_heads: Attention heads.
         stem_norm: `batchnorm` or `layernorm2d`.
         learned_query: Whether the query is a learned table.
@@ -75,7 +75,7 @@ class Projector(nn.Module):
         self.widen = nn.Linear(4 * dim, dim)
 
     def forward(self, features: Tensor, query: Tensor | None = None) -> Tensor:
-        """`features` `[B, C, h, w]`, `query` `[B, Nq, Dq]` where there is no table -> `[B, Nq, Dq]`."""
+        """`features` `[B, C, h, w]`, `query` `[B, Nq, Dq]` if there is no table -> `[B, Nq, Dq]`."""
         x = F.relu(self.stem_norm(self.stem(features))) + self.position
         x = x.flatten(2).transpose(1, 2)  # BxCxhxw -> Bx(hw)xC
         if self.table is not None:
@@ -97,7 +97,7 @@ class Projector(nn.Module):
 
 
 def cosine_matrix(size: int) -> Tensor:
-    """The orthonormal DCT-II matrix `C` `[size, size]`: `C x` is the transform of `x`, `C^T` the inverse."""
+    """Return the orthonormal DCT-II matrix `C` `[size, size]`: `C x` is the transform of `x`, `C^T` the inverse."""
     k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     matrix = math.sqrt(2 / size) * torch.cos(math.pi * k * (2 * n + 1) / (2 * size))
     matrix[0] /= math.sqrt(2)
@@ -147,7 +147,7 @@ class Transcription(nn.Module):
     """ScaleKD with the paper's settings: teacher, student, projectors, losses.
 
     Args:
-        teacher: In float32.
+        teacher: The teacher, in float32.
         student: The student to train.
     """
 
@@ -180,7 +180,7 @@ class Transcription(nn.Module):
 
 
 def copy_projectors(method: ScaleKD, plain: Transcription) -> None:
-    """Give the transcription the projectors' parameters of `method`; all must be there and no other."""
+    """Copy the projectors' parameters of `method` to the transcription; none may be missing or left over."""
     assert method.tpp is not None
     assert method.last is not None
     places = ((plain.previous, method.tpp.previous), (plain.last, method.last))

@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def pairs(texts: list[str], flag: str) -> dict[str, str]:
-    """`a=b` texts as a dictionary.
+    """Parse texts `a=b` into a dictionary.
 
     Raises:
         UserError: If one has no `=`, or a name comes twice.
@@ -65,10 +65,10 @@ def pairs(texts: list[str], flag: str) -> dict[str, str]:
 
 
 def run(recipe: Segmentation, folder: Path) -> dict[str, Any]:
-    """The result of a run: of the one that is there if it has ended, which must have these settings.
+    """Run one setting and return its result; a finished run in the folder with the same settings is reused.
 
     Raises:
-        UserError: If the run that is there has others.
+        UserError: If the existing run has other settings.
     """
     there = RunFolder(folder)
     if there.finished:
@@ -79,7 +79,7 @@ def run(recipe: Segmentation, folder: Path) -> dict[str, Any]:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
-    """MIoU of each backbone over its seeds: mean, standard deviation (0 for one seed), number."""
+    """Return the mIoU of each backbone over its seeds: mean, standard deviation (0 for one seed), number of seeds."""
     found: dict[str, list[float]] = {}
     for result in results:
         found.setdefault(result["backbone"], []).append(result["miou"])

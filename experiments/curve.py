@@ -1,4 +1,4 @@
-"""Whether two runs that differ in their number format only learn alike: their losses, step by step.
+"""Compares the losses of two runs that differ in their number format only, step by step.
 
 Usage: python experiments/curve.py RUN RUN [--output FILE], for finished runs with `--log-every 1`.
 """
@@ -21,7 +21,7 @@ WINDOW = 20
 
 
 def losses(folder: Path) -> list[float]:
-    """The total loss of each step.
+    """Return the total loss of each step.
 
     Raises:
         UserError: If the folder holds no run.
@@ -34,12 +34,12 @@ def losses(folder: Path) -> list[float]:
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Running means over `WINDOW` steps."""
+    """Return running means over `WINDOW` steps."""
     return [statistics.mean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
 
 
 def compare(left: list[float], right: list[float]) -> dict[str, float]:
-    """Relative differences: the largest of a running mean, and the largest and the mean of a single step.
+    """Return relative differences: the largest of a running mean, and the largest and the mean of a single step.
 
     Raises:
         UserError: If the runs differ in length or have fewer steps than the running mean needs.

@@ -1,4 +1,4 @@
-"""What the experiments' commands share."""
+"""Shared code of the experiments' commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def say(text: str) -> None:
 
 
 def run(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with its code; a wrong input ends it with one line and exit code 2."""
+    """Run a command and exit with its code; wrong input prints one line and exits with 2."""
     try:
         sys.exit(command())
     except UserError as error:

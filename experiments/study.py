@@ -1,4 +1,4 @@
-"""The paper's claims in small: a grid of runs on Imagenette, resumable, a JSON file a run.
+"""Tests the paper's claims on a small scale: a resumable grid of runs on Imagenette, one JSON file per run.
 
 Usage: python experiments/study.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER [--only NAME ...]
        python experiments/study.py --data IMAGENETTE --teacher-weights WEIGHTS --runs FOLDER --cost
@@ -35,7 +35,7 @@ class Queue:
         self.changed = threading.Condition()
 
     def take(self) -> Row | None:
-        """The next row that can run; None when there is none any more."""
+        """Return the next row that can run; None if no row is left."""
         with self.changed:
             while True:
                 ready = [row for row in self.left if row.teacher in {None, STRONG, *self.there}]
@@ -55,7 +55,7 @@ class Queue:
 
 
 def work(queue: Queue, study: Study, failed: list[str]) -> None:
-    """Run rows until there are none; one that fails keeps only those that build on it from running."""
+    """Run rows until none is left; if a row fails, only the rows that depend on it do not run."""
     while (row := queue.take()) is not None:
         start = time.monotonic()
         try:
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def run_all(study: Study, rows: list[Row], jobs: int) -> int:
-    """Run the rows that have no result yet; the exit code."""
+    """Run the rows that have no result yet; return the exit code."""
     queue, failed = Queue(rows, study), list[str]()
     for percent in {row.share for row in rows}:  # here, not concurrently
         share_of(study.data, percent, study.runs / "data")

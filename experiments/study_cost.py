@@ -1,4 +1,4 @@
-"""What a training image costs by each method of the study: time, measured in turns by the command itself, and FLOPs."""
+"""Measures the cost per training image of each method of the study: time of the command, alternately, and FLOPs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def short_row(family: str, method: str) -> Row:
 
 
 def images_per_second(study: Study, family: str, method: str, *, cached: bool) -> float:
-    """Speed of a run of one epoch, data loading and optimiser included, start and validation left out."""
+    """Return the speed of a run of one epoch, including data loading and optimiser, without start and validation."""
     short = short_row(family, method)
     folder = study.runs / "cost"
     cache = ["--cache", str(study.runs / "caches")] if cached else []
@@ -44,7 +44,7 @@ def images_per_second(study: Study, family: str, method: str, *, cached: bool) -
 
 
 def flops(study: Study, family: str, method: str) -> dict[str, int]:
-    """FLOPs of a training step for an image, forward and backward: all, and the teacher's forward of them."""
+    """Return the FLOPs per image of a training step, forward and backward: all, and those of the teacher's forward."""
     recipe = load("imagenette", study.keys(short_row(family, method)), say)
     teacher = None if method == "none" else build_teacher(recipe, pretrained=False, num_classes=CLASSES)
     found = step_flops(build_method(recipe, teacher, build_student(recipe, CLASSES)), batch=32)
@@ -52,7 +52,7 @@ def flops(study: Study, family: str, method: str) -> dict[str, int]:
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Time of an image against that of training alone, of each round: median, least and greatest."""
+    """Return the time per image relative to training alone in the same round: median, minimum and maximum."""
     ratios = {
         name: [alone / one for alone, one in zip(rates["none"], found, strict=True)] for name, found in rates.items()
     }

@@ -1,4 +1,4 @@
-"""The rows of the study: which runs answer which question. See docs/results.md for the questions."""
+"""Defines the rows of the study: which runs answer which question. See docs/results.md for the questions."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Row:
     """One run.
 
     Attributes:
-        name: Of its run folder and result.
-        keys: Recipe keys beside those of the recipe `imagenette`.
-        share: Percent of the training images.
-        teacher: STRONG, or the row whose student teaches, or None for training alone.
+        name: Name of its run folder and result.
+        keys: Recipe keys in addition to those of the recipe `imagenette`.
+        share: Percentage of the training images.
+        teacher: STRONG, or the row whose student is the teacher, or None for training alone.
         probe: Whether a linear probe of its frozen features is measured afterwards.
     """
 
@@ -71,12 +71,12 @@ class Row:
 
     @property
     def kind(self) -> tuple[int, str | None, bool]:
-        """What it is beside its keys: share, teacher, probe."""
+        """Return its settings other than keys: share, teacher, probe."""
         return self.share, self.teacher, self.probe
 
 
 def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int = SHARE, **more: Any) -> Row:
-    """A run of a student family's student."""
+    """Return a run of the student of a family."""
     teacher, probe = more.pop("teacher", None if method == "none" else STRONG), more.pop("probe", False)
     projectors = more.pop("projectors", PROJECTORS if family == "cnn" else None)  # their rate; None: the student's
     keys: dict[str, Any] = (
@@ -89,7 +89,7 @@ def row(family: str, method: str, seed: int = 0, *, label: str = "", share: int 
 
 
 def longer(times: int) -> str:
-    """What names of rows with a multiple of the budget end in, but for the seed."""
+    """Return the suffix, before the seed, of names of rows with a multiple of the budget."""
     return "" if times == 1 else f"-x{times}"
 
 
@@ -102,7 +102,7 @@ def headline(seed: int, *methods: str, families: Iterable[str] = STUDENTS) -> It
 
 
 def tuning() -> Iterator[Row]:
-    """Learning rates of both sides, on half of the images: half of the budget, with the same schedule."""
+    """Learning rates of both methods, on half of the images: half of the budget, with the same schedule."""
     for family, rates in RATES.items():
         for rate in rates:
             yield tuned(family, "none", rate)
@@ -116,12 +116,12 @@ def tuning() -> Iterator[Row]:
 
 
 def slow() -> str:
-    """What names of rows with slow projectors end in, but for the seed."""
+    """Return the suffix, before the seed, of names of rows with slow projectors."""
     return f"-projectors{SLOW:g}"
 
 
 def tuned(family: str, method: str, rate: float, end: str = "", **more: Any) -> Row:
-    """A run of half of the budget."""
+    """Return a run with half of the budget."""
     return row(family, method, label=f"tune-lr{rate:g}{end}", lr=rate, share=SHARE // 2, **more)
 
 
@@ -153,19 +153,19 @@ def samples() -> Iterator[Row]:
 
 
 def shares() -> Iterator[Row]:
-    """Question d: more and fewer images, about as many viewed."""
+    """Question d: more and fewer training images, with about the same number of images viewed."""
     for share, epochs in SHARES.items():
         for method in ("none", "scalekd"):
             yield row("cnn", method, label=f"share{share}", share=share, epochs=epochs)
 
 
 def label_free() -> Iterator[Row]:
-    """Question e: no labels and no logits, then a linear probe; beside supervised training's features."""
+    """Question e: no labels and no logits, then a linear probe; compared with the features of supervised training."""
     yield row("cnn", "scalekd", label="label-free", labels="none", logit_weight=0.0, probe=True)
 
 
 def grid() -> list[Row]:
-    """All rows, the most telling first."""
+    """Return all rows, the most informative first."""
     parts = [
         *(*headline(0, families=["cnn"]), *headline(1, "none", "scalekd", families=["cnn"])),
         *headline(0, families=["vit", "mlp"]),

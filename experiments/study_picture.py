@@ -1,4 +1,4 @@
-"""The picture of the study: accuracy of the CNN against images viewed, and against time."""
+"""Draws the picture of the study: accuracy of the CNN against images viewed, and against time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, fil
 
     Args:
         runs: Results of the runs by name without the seed.
-        cost: Time of an image by method and family, against training alone; None draws images viewed only.
-        file: SVG to write.
+        cost: Time per image by method and family, relative to training alone; None to draw images viewed only.
+        file: SVG file to write.
     """
     mpl.rcParams.update({"svg.hashsalt": "scalekd", "font.size": 9})
     figure = Figure(figsize=(8 if cost else 4.2, 3.2), layout="constrained")
@@ -51,7 +51,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], cost: dict[str, Any] | None, fil
 
 
 def curve(runs: dict[str, list[dict[str, Any]]], method: str) -> list[tuple[float, float, float, float]]:
-    """Images viewed with the least, the mean and the greatest accuracy over seeds."""
+    """Return the images viewed, with the minimum, mean and maximum accuracy over seeds."""
     found = []
     for times in TIMES:
         records = runs.get(f"cnn-{method}{longer(times)}", [])

@@ -1,4 +1,4 @@
-"""One row of the study: its data, its commands, its result."""
+"""Runs one row of the study: its data, its commands, its result."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMMON: dict[str, Any] = {"batch": 32, "workers": 0, "check_teacher": False}
 
 
 def share_of(data: Path, percent: int, folder: Path) -> Path:
-    """An image folder with links to `percent` of each class's training images, and to all validation images.
+    """Create an image folder with links to `percent` of each class's training images and to all validation images.
 
-    Smaller shares are parts of larger ones.
+    Smaller shares are subsets of larger ones.
 
     Raises:
-        UserError: If the data is no image folder.
+        UserError: If the data is not an image folder.
     """
     if not (data / "train").is_dir() or not (data / "val").is_dir():
         raise UserError(f"data: {data} has no folders train and val")
@@ -50,7 +50,7 @@ def share_of(data: Path, percent: int, folder: Path) -> Path:
 
 
 def flags(keys: dict[str, Any]) -> list[str]:
-    """Recipe keys as flags."""
+    """Convert recipe keys to flags."""
     found = []
     for key, value in keys.items():
         name = key.replace("_", "-")
@@ -64,7 +64,7 @@ def flags(keys: dict[str, Any]) -> list[str]:
 
 
 class Study:
-    """Runs rows, each in processes of its own."""
+    """Runs rows, each in its own processes."""
 
     def __init__(self, data: Path, weights: Path, runs: Path, results: Path, threads: int) -> None:
         self.data, self.weights, self.runs, self.results = data, weights, runs, results
@@ -72,7 +72,7 @@ class Study:
         self.filling = threading.Lock()  # of the cache: runs that share one would wait for each other anyway
 
     def done(self, row: Row) -> bool:
-        """Whether there is a result of this row, with the settings that it has today."""
+        """Return whether this row has a result with its current settings."""
         file = self.results / f"{row.name}.json"
         if not file.is_file():
             return False
@@ -81,12 +81,12 @@ class Study:
         return bool(same and (there["share"], there["teacher"], there["probe"] is not None) == row.kind)
 
     def keys(self, row: Row) -> dict[str, Any]:
-        """All recipe keys of a row but places."""
+        """Return all recipe keys of a row except paths."""
         epochs = row.keys["epochs"]
         return COMMON | row.keys | {"validate_every": epochs, "warmup_epochs": math.ceil(epochs / 4) % epochs}
 
     def settings(self, row: Row, teacher: list[str]) -> list[str]:
-        """A row's flags, but for its output."""
+        """Return a row's flags without its output."""
         data = share_of(self.data, row.share, self.runs / "data")
         return ["--recipe", "imagenette", "--data", str(data), *flags(self.keys(row)), *teacher]
 
@@ -125,7 +125,7 @@ class Study:
         write_json(self.results / f"{row.name}.json", content)
 
     def _public(self, command: Iterable[str]) -> list[str]:
-        """A command without this machine's places."""
+        """Return a command without this machine's paths."""
         places = {str(self.runs): "runs", str(self.weights): "WEIGHTS"}
         found = list(command)
         for place, name in places.items():
@@ -133,10 +133,10 @@ class Study:
         return found
 
     def scalekd(self, *arguments: str, log: str) -> str:
-        """Standard output of a command; what it says on the way is kept in a file.
+        """Run a command and return its standard output; its standard error is kept in a file.
 
         Raises:
-            UserError: If it fails; names that file.
+            UserError: If it fails; the message names that file.
         """
         file = self.runs / f"{log}.log"
         with file.open("a") as stream:
@@ -154,7 +154,7 @@ class Study:
 
 
 def last_cosines(metrics: Path) -> dict[str, float]:
-    """The teacher-student cosines of a run's last log line that has them."""
+    """Return the teacher-student cosines of a run's last log line that has them."""
     lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     found = [{key: value for key, value in line.items() if key.startswith("cosine/")} for line in lines]
     return next((line for line in reversed(found) if line), {})

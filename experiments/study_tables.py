@@ -1,4 +1,4 @@
-"""Tables and the picture of the study, from the JSON files of its runs into docs/results.md and README.md."""
+"""Writes tables and picture of the study from the JSON files of its runs to docs/results.md and README.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Results of runs by name, without the seed: one for each seed that is there."""
+    """Results of runs by name without the seed: one for each available seed."""
 
     def __init__(self, folder: Path) -> None:
         self.runs: dict[str, list[Record]] = {}
@@ -36,7 +36,7 @@ class Records:
         self.cost_amx: Record | None = costs.get("cost-amx")  # of another machine
 
     def top1(self, name: str, of: Callable[[Record], float | None] = lambda record: record["result"]["top1"]) -> str:
-        """Mean ± standard deviation and the seeds of what is there; a dash for what the grid does not hold."""
+        """Format mean ± standard deviation and seeds of available results; a dash for rows not in the grid."""
         values = [value for record in self.runs.get(name, []) if (value := of(record)) is not None]
         if not values:
             return "not run yet" if name in PLANNED else "-"
@@ -45,7 +45,7 @@ class Records:
         return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
 
     def of(self, name: str, multiples: Sequence[int]) -> list[list[Record]]:
-        """Results of a run at the budget and at its multiples, those that are there."""
+        """Return the available results of a run at the budget and at its multiples."""
         names = [name + longer(times) for times in multiples]
         return [self.runs[name] for name in names if name in self.runs]
 
@@ -132,9 +132,9 @@ def budgets(records: Records) -> str:
 
 
 def saved(records: Records, label: str) -> str:
-    """Times as many images that the CNN alone has to view to be as accurate as with ScaleKD, by mean accuracies.
+    """Return how many times more images the CNN alone must view to match ScaleKD, by mean accuracies.
 
-    Between its own runs accuracy is taken as linear in the logarithm of the images viewed.
+    Between its runs, accuracy is interpolated linearly in the logarithm of the images viewed.
     """
     curve = sorted((found[0]["result"]["samples"], mean(found)) for found in records.of("cnn-none", TIMES))
     there = records.runs.get(f"cnn-scalekd{label}", [])
@@ -179,7 +179,7 @@ def probed(record: Record) -> float | None:
 
 
 def costs(records: Records) -> str:
-    """What a training image costs."""
+    """Cost per training image."""
     rows = []
     for machine, cost in (("", records.cost or {}), (", with AMX", records.cost_amx or {})):
         for name in cost["cnn"]["time_ratio"] if cost else ():
@@ -199,13 +199,13 @@ def costs(records: Records) -> str:
 
 
 def flops(cost: Record, method: str, *, cached: bool) -> float:
-    """FLOPs of a training image against training alone; from the cache the teacher's are left out."""
+    """Return the FLOPs per training image relative to training alone; the teacher's count without a cache only."""
     counted = cost["flops"]
     return float((counted[method]["total"] - cached * counted[method]["teacher"]) / counted["none"]["total"])
 
 
 def equal_cost(records: Records) -> str:
-    """Question f: what each run of the two methods cost, and what it reached."""
+    """Question f: cost and accuracy of each run of the two methods."""
     rows = []
     for family in STUDENTS:
         for times in TIMES:
@@ -219,7 +219,7 @@ def equal_cost(records: Records) -> str:
 
 
 def prices(records: Records, family: str, method: str, times: int) -> list[str]:
-    """Time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes where not measured."""
+    """Return time and FLOPs of a run, live and cached, in units of the budget's training alone; dashes if unknown."""
     if family not in (records.cost or {}):
         return ["-"] * 4
     assert records.cost is not None
@@ -244,7 +244,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
 
 
 def filled(page: str, records: Records) -> str:
-    """The page with its tables made again: each is between `<!-- table: NAME -->` and `<!-- end -->`."""
+    """Return the page with its tables replaced: each is between `<!-- table: NAME -->` and `<!-- end -->`."""
 
     def made(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]](records)}\n\n<!-- end -->"
@@ -253,7 +253,7 @@ def filled(page: str, records: Records) -> str:
 
 
 def collect(results: Path) -> None:
-    """Make tables and picture again from the JSON files in a folder."""
+    """Write tables and picture from the JSON files in a folder."""
     records = Records(results)
     for page in PAGES:
         page.write_text(filled(page.read_text("utf-8"), records), encoding="utf-8")

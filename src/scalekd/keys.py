@@ -1,4 +1,4 @@
-"""What recipes are made of: a group of keys, and the types of their values."""
+"""The base class of recipe keys, and the types of their values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ class Keys(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
         allow_inf_nan=False,
-        defer_build=True,  # most groups are only read for the flags that they give
+        defer_build=True,  # most groups are only read for their flags
     )
 
 
 def _nameable(path: Name) -> Name:
-    """A path that the system can be asked for."""
+    """Check that a path can be passed to the operating system."""
     if b"\0" in os.fsencode(path):
         raise ValueError("no file has a name with a NUL character")
     return path
 
 
 def _place(value: object) -> str:
-    """Where data is: a path, or a source's name."""
+    """Check the location of data: a path, or the name of another source."""
     if not isinstance(value, str | Path) or not str(value):
         raise ValueError("input should be a folder or another source's name")
     return _nameable(str(value))
 
 
 def _inside(name: str) -> str:
-    """A split's name, which must stay inside of the data."""
+    """Check that a split's name stays inside the data."""
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise ValueError("a split is inside of the data; name the folder that holds it with data")
+        raise ValueError("a split is inside the data; set data to the folder that contains it")
     return _nameable(name)
 
 
 def _separator(text: object) -> object:
-    """A separator by its name, or as the character that it is."""
+    """Return the character of a named separator; other values as they are."""
     return SEPARATORS.get(text, text) if isinstance(text, str) else text
 
 
@@ -70,7 +70,7 @@ File = Annotated[Path, AfterValidator(_nameable)]
 SplitName = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
 Separator = Annotated[str, BeforeValidator(_separator), AfterValidator(_one_character)]
 Undecayed = Literal["norm", "bias", "position", "class_token"]
-# A map's index or, with any letter in it, a module's name; the command line gives both as text.
+# The index of a map or, if it contains a letter, the name of a module; the command line passes both as text.
 Map = Annotated[
     int | str, Field(title="MAP"), BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)
 ]

@@ -1,4 +1,4 @@
-"""Versions, revision and system, for bug reports and run folders; all without importing torch."""
+"""Versions, git revision and system, for bug reports and run folders. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 import scalekd
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow")
-_FORMATS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what decides on a number format and its speed
+_FORMATS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions that determine the speed of number formats
 
 
 def versions() -> str:
-    """What a bug report needs, a line each: versions, our git revision, CUDA, devices, the system."""
+    """Return what a bug report needs, one line each: versions, git revision, CUDA, devices, system."""
     git = f" (git {found})" if (found := revision()) else ""
     packages = packages_found() | {"scalekd": scalekd.__version__ + git}
     packages["torch"] = f"{packages['torch']} ({_cuda()})"
@@ -31,7 +31,7 @@ def versions() -> str:
 
 
 def packages_found() -> dict[str, str | None]:
-    """The installed versions; None for what is not, as scalekd itself where a checkout is on PYTHONPATH."""
+    """Return the installed versions; None for a package that is not installed, such as scalekd on PYTHONPATH."""
     found: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -42,7 +42,7 @@ def packages_found() -> dict[str, str | None]:
 
 
 def revision() -> str | None:
-    """The git revision of our own checkout; None where scalekd is installed otherwise or there is no git."""
+    """Return the git revision of this checkout; None if scalekd does not run from a checkout or git is missing."""
     checkout = Path(scalekd.__file__).parents[2]
     if not (checkout / ".git").exists():
         return None
@@ -54,7 +54,7 @@ def revision() -> str | None:
 
 
 def _cuda() -> str:
-    """The version of CUDA that torch is built for, which its `version.py` says."""
+    """Return the CUDA version that torch was built for, read from its `version.py`."""
     package = importlib.util.find_spec("torch")
     places = package.submodule_search_locations if package is not None else None
     file = Path(places[0], "version.py") if places else None
@@ -64,13 +64,13 @@ def _cuda() -> str:
 
 
 def _gpus() -> list[str]:
-    """NVIDIA's GPUs, as the driver of Linux names them."""
+    """Return the names of NVIDIA GPUs from the Linux driver."""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return [found[1] for file in files if (found := re.search(r"^Model:\s*(.+)$", file.read_text(), re.M))]
 
 
 def _cpu() -> str:
-    """The processor's name, how many of it may be used, and what matrix products it has instructions for."""
+    """Return the processor's name, the number of logical processors, and its instructions for matrix products."""
     info = Path("/proc/cpuinfo")
     text = info.read_text("utf-8", "replace") if info.is_file() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.M)

@@ -55,7 +55,7 @@ def test_a_student_is_evaluated_the_same_by_folder_and_by_file(cli: Cli, data: P
     assert "not ended" not in ended.err
     (run / "result.json").unlink()
     outcome = cli("evaluate", run)
-    assert (outcome.out, "has not ended; its student as last saved" in outcome.err) == (ended.out, True)
+    assert (outcome.out, "has not ended; using its student as last saved" in outcome.err) == (ended.out, True)
 
 
 def test_models_are_compared_by_their_frozen_features(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
 
 def test_the_quickstart_deletes_nothing_of_others(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    cli("quickstart", "--output", tmp_path).refused("holds something else")
+    cli("quickstart", "--output", tmp_path).refused("is not a quickstart's folder")
     cli("quickstart", "--output", tmp_path / "mine.txt").refused("mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "keep"
 

@@ -80,7 +80,7 @@ def test_the_table_shows_names_as_they_are(cli: Cli, spoilt: Path) -> None:
     assert outcome.code == 1, outcome.err
     assert "green/[bold]\\x1b[31m.png" in outcome.out
     assert "\x1b" not in outcome.out
-    for part in ("blue", "min / median / max", "corrupt", "equal", "leak", "images a second"):
+    for part in ("blue", "min / median / max", "corrupt", "equal", "leak", "images per second"):
         assert part in outcome.out
 
 

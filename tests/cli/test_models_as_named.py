@@ -80,7 +80,9 @@ def test_advice_for_other_classes_can_be_followed(cli: Cli, data: Path, cnn_file
     for split in ("train", "val"):
         shutil.copytree(data / split / "my-red", data / split / "more")
     outcome = cli("evaluate", cnn_file, "--data", data, *QUICK)
-    outcome.refused("has 3 classes, the data 4 classes ('more' is none of the model's)", "`scalekd adapt` fits a head")
+    outcome.refused(
+        "has 3 classes, the data 4 classes ('more' is not one of the model's)", "`scalekd adapt` fits a head"
+    )
     adapted = cli("adapt", cnn_file, "--data", data, "--output", tmp_path / "adapted", *QUICK)
     assert adapted.code == 0, adapted.err
     assert "student" in adapted.out
@@ -88,7 +90,9 @@ def test_advice_for_other_classes_can_be_followed(cli: Cli, data: Path, cnn_file
     assert cli("evaluate", tmp_path / "adapted", "--data", data, *QUICK).code == 0
     for mode in ("probe", "finetune"):
         outcome = cli("adapt", "resnet18", "--mode", mode, "--data", data, "--output", tmp_path / "x")
-        outcome.refused("adapt: resnet18 is no vision transformer", "`scalekd distill --method none --student resnet18")
+        outcome.refused(
+            "adapt: resnet18 is not a vision transformer", "`scalekd distill --method none --student resnet18"
+        )
 
 
 def test_a_run_says_how_its_models_weights_were_read(cli: Cli, data: Path, tmp_path: Path) -> None:

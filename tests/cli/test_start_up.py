@@ -46,7 +46,7 @@ REFUSED = {
     "export run --format zip": "'zip' is not one of",
     "export run --format timm --int8": "are for onnx, not timm",
     "export run --format onnx --int8 --opset 9": "opset: --int8 needs 13 or above",
-    "import a.pth --model resnet50 --output a.bin": "no .safetensors file",
+    "import a.pth --model resnet50 --output a.bin": "not a .safetensors file",
     "predict run a.jpg --json --csv": "exclude each other",
     "predict run a.jpg --batch x": "batch: input should be",
     "report run --precision half": "precision: input should be",

@@ -20,7 +20,7 @@ from scalekd.report.answers import accuracy
 from scalekd.report.measure import measure_figures
 from scalekd.report.record import read_runs
 from scalekd.tasks.distill import distill
-from scalekd.tasks.distill.measuring import measured_as
+from scalekd.tasks.distill.measured_settings import measured_as
 
 CLASSES = 12
 CPU = torch.device("cpu")

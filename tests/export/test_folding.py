@@ -51,7 +51,7 @@ def test_branches_are_folded_on_a_copy(name: str) -> None:
     images = [torch.rand(3, 3, 64, 64), torch.rand(2, 3, 64, 64)]
     folded = fold(model, images)
     assert branches(folded.classifier) < branches(model)
-    assert f"{branches(model)} convolutions and norms into {branches(folded.classifier)}" in folded.told
+    assert f"{branches(model)} convolutions and norms into {branches(folded.classifier)}" in folded.note
     with torch.no_grad():
         wanted = model(images[0])
         torch.testing.assert_close(folded.classifier(images[0]), wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max())
@@ -64,7 +64,7 @@ def test_a_student_without_branches_is_left_as_it_is() -> None:
     model = Classifier("resnet18", pretrained=False, num_classes=3, resolution=32, **TINY_CNN).eval()
     folded = fold(model, [torch.rand(1, 3, 32, 32)])
     assert folded.classifier is model
-    assert not folded.told
+    assert not folded.note
 
 
 class Block(nn.Module):
@@ -103,8 +103,8 @@ def test_a_wrong_fold_is_not_taken_and_said(how: str, told: str) -> None:
     model = Classifier(Net(how), resolution=32).eval()
     folded = fold(model, [torch.rand(2, 3, 32, 32)])
     assert folded.classifier is model
-    assert folded.told.startswith("nothing: ")
-    assert told in folded.told
+    assert folded.note.startswith("nothing: ")
+    assert told in folded.note
     assert torch.isfinite(model(torch.rand(1, 3, 32, 32))).all()
 
 

@@ -83,7 +83,7 @@ def test_ofa_without_enhancement_is_plain_distillation(teacher: Teacher, student
 def test_without_logits_for_these_classes_there_is_nothing_to_teach(
     teacher: Teacher, method: type[LogitDistillation]
 ) -> None:
-    with pytest.raises(ValueError, match="3 classes where the student has 5"):
+    with pytest.raises(ValueError, match="3 classes, the student for 5"):
         method(teacher, Student("resnet18", num_classes=5, resolution=32))
 
 

@@ -116,7 +116,7 @@ def test_timms_folder_is_a_teacher(tmp_path: Path) -> None:
     folder = write_repository(tmp_path / "model")
     teacher = Teacher(folder)
     assert (teacher.name, teacher.resolution, teacher.classes) == ("vit_small_patch14_dinov2", 112, ("a", "b", "c"))
-    with pytest.raises(UserError, match="brings its own weights along"):
+    with pytest.raises(UserError, match="has its own weights"):
         Teacher(folder, weights=folder / "model.safetensors")
 
 

@@ -112,7 +112,7 @@ def test_weights_at_another_resolution_are_resampled(teacher_file: Path) -> None
 def test_a_module_is_known_by_its_architecture_and_taken_as_it_is() -> None:
     module = timm.create_model("swin_small_patch4_window7_224", **SWIN)
     assert Teacher(module).heads == (3, 6)
-    with pytest.raises(UserError, match="taken as it is"):
+    with pytest.raises(UserError, match="used as is"):
         Teacher(module, num_classes=3)
 
 
@@ -181,10 +181,10 @@ def test_a_classifier_and_a_student_load_what_the_other_saved(tmp_path: Path, st
     [
         ({"args": {"checkpoint_path": "aux.pth"}}, "wants to set checkpoint_path"),
         ({"args": {"pretrained_cfg": {"url": "http://x"}}}, "wants to set pretrained_cfg"),
-        ({"architecture": "local-dir:/tmp/model"}, "name that as the model beside it"),
-        ({"architecture": "hf-hub:someone/model"}, "name that as the model beside it"),
-        ({"architecture": "python:os.system"}, "name that as the model beside it"),
-        ({"architecture": "torchvision:no_such"}, "name that as the model beside it"),
+        ({"architecture": "local-dir:/tmp/model"}, "pass it together with that name as the model"),
+        ({"architecture": "hf-hub:someone/model"}, "pass it together with that name as the model"),
+        ({"architecture": "python:os.system"}, "pass it together with that name as the model"),
+        ({"architecture": "torchvision:no_such"}, "pass it together with that name as the model"),
     ],
 )
 def test_a_weights_file_cannot_have_code_run_or_anything_fetched(

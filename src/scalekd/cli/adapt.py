@@ -27,9 +27,9 @@ _TRAINING = {
     "data", "train_split", "val_split", *ListKeys.model_fields, "resolution", "crop_fraction", "teacher_weights",
     "teacher_args", "workers",
     "max_corrupt", "max_pixels", "data_patience", "batch", "seed", "precision", "accelerator", *_TRAINING,
-    told=_TRAINING | {
-        "batch": "Images at once; finetune: images per optimiser step.  [default: 64]",
-        "resolution": "Image side in pixels. Default: the weights' or the architecture's own.",
+    help_texts=_TRAINING | {
+        "batch": "Number of images at once; finetune: images per optimiser step.  [default: 64]",
+        "resolution": "Image side in pixels. Default: that of the weights or the architecture.",
     },
 )  # fmt: skip
 def adapt(
@@ -38,17 +38,17 @@ def adapt(
     output: Annotated[Path, typer.Option(help="Folder for teacher.safetensors.")],
     mode: Annotated[
         Literal["probe", "finetune"],
-        typer.Option(help="probe: a linear head on frozen features. finetune: train all of it."),
+        typer.Option(help="probe: fit a linear head on frozen features. finetune: train the whole model."),
     ] = "probe",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the fine-tuning in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the fine-tuning in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result in the output folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    r"""Give a teacher a head for your classes, and save it where `distill --teacher` takes it.
+    r"""Fit a head for your classes to a teacher, and save a file for `distill --teacher`.
 
     A feature-only teacher (DINO, CLIP) or one with other classes has no logits for your data; probe takes one pass
-    over the images. A student that was trained without labels is given a head in the same way: name its weights file.
+    over the images. A student that was trained without labels gets a head in the same way: pass its weights file.
 
     Examples:
         scalekd adapt vit_small_patch14_dinov2.lvd142m --data DATA --output runs/t

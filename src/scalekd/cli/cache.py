@@ -22,27 +22,29 @@ _OTHERS = set(Recipe.model_fields) - _OWN
 
 @with_recipe_flags(
     hidden=_OTHERS,
-    told={
+    help_texts={
         "method": "none needs no cache; all others share one.  [default: scalekd]",
-        "cache": "Folder of caches; each is in a folder of its own there.",
+        "cache": "Folder of caches; each cache is a subfolder.",
         "epochs": "Epochs of the run: each needs a view of every image, unless augmentations repeat.  [default: 100]",
-        "batch": "Batch of the runs; the cache is the same for all.  [default: 256]",
-        "micro_batch": "Images the teacher sees at once. Default: the batch, 64 at most.",
-        "max_corrupt": "Unreadable images to skip before filling stops.  [default: 10]",
+        "batch": "Batch of the runs; the cache does not depend on it.  [default: 256]",
+        "micro_batch": "Number of images that the teacher sees at once. Default: the batch, at most 64.",
+        "max_corrupt": "Number of unreadable images to skip before filling stops.  [default: 10]",
     },
 )
 def cache(
     *,
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say how large it will be.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make truncated and foreign shards again.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print how large it will be.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Delete truncated and foreign shards and compute them again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Run the teacher once over all augmented images and keep its outputs for later runs.
+    """Run the teacher once over all augmented images and store its outputs for later runs.
 
-    Takes all flags of the `distill` that is to read it; those that bear on the cache are listed here. Stopped, it goes
-    on where it was; several processes may fill one cache together.
+    All flags of the `distill` run that will read the cache are accepted; those that affect the cache are listed here.
+    The same command resumes a stopped one. Several processes may fill one cache together.
 
     Examples:
         scalekd cache --recipe imagenette --data DATA --cache CACHES --plan
@@ -57,7 +59,9 @@ def cache(
     if as_json:
         typer.echo(json.dumps(found))
     elif not plan:
-        made = f"{found['made']:,} made now, {found['images_per_second']:.1f} a second" if found["made"] else "complete"
+        made = "complete"
+        if found["made"]:
+            made = f"{found['made']:,} made now, {found['images_per_second']:.1f} per second"
         typer.echo(
             f"cache     {printable(found['folder'])}: {found['images']:,} images x {found['views']} view(s), "
             f"{size(found['bytes'])}; {made}"

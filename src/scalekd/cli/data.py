@@ -10,7 +10,7 @@ from scalekd.cli.help import Command, Group
 from scalekd.cli.options import Flags, with_recipe_flags
 from scalekd.recipes import ListKeys, load
 
-data = typer.Typer(cls=Group, help="Look after images.", no_args_is_help=True)
+data = typer.Typer(cls=Group, help="Check images.", no_args_is_help=True)
 
 
 @data.callback()
@@ -28,7 +28,7 @@ def _group() -> None:
     "workers",
     "max_pixels",
     "data_patience",
-    told={"workers": "Processes that read images.  [default: 2]"},
+    help_texts={"workers": "Number of processes that read images.  [default: 2]"},
 )
 def check(
     place: Annotated[str, typer.Argument(metavar="DATA", help="As --data of distill.")],
@@ -36,10 +36,10 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Read every image once: counts, sizes, kinds of pixels, what is left out, corrupt and equal files, leaks.
+    """Read every image once; report counts, sizes, pixel modes, left-out, corrupt and duplicate files, and leaks.
 
-    Duplicates have equal bytes. Exit code 0: nothing is wrong. 1: there are files that cannot be read, duplicates,
-    leaks, empty classes or classes of one split only. 2: the data cannot be read as it is named.
+    Duplicates are files with equal bytes. Exit code 0: nothing is wrong. 1: there are unreadable files, duplicates,
+    leaks, empty classes or classes that are in one split only. 2: the data cannot be read as specified.
 
     Examples:
         scalekd data check DATA

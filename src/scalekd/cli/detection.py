@@ -34,8 +34,8 @@ def detection(
 ) -> None:
     r"""Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.
 
-    Flags are recipe keys and win over the recipe. Data is in COCO's format; where no object has a mask, Faster R-CNN
-    learns the boxes. Without a recipe the schedule is COCO's usual 12 epochs.
+    Flags are recipe keys and override the recipe. Data is in COCO's format; if no object has a mask, Faster R-CNN is
+    trained on the boxes. Without a recipe, the schedule is the usual 12 epochs for COCO.
 
     Examples:
         scalekd transfer detection --recipe detection/maskrcnn-resnet50 \
@@ -59,7 +59,7 @@ def detection(
 
 
 def _by_class(result: dict[str, Any]) -> Table:
-    """AP of each class that occurs."""
+    """Return a table with the AP of each class that occurs."""
     from rich.table import Table
 
     table = Table("class", box=None, pad_edge=False)

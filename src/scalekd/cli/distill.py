@@ -13,8 +13,8 @@ from scalekd.errors import UserError
 from scalekd.recipes import load
 
 _STUDENT = (
-    "timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd. Given "
-    "several times, these are trained beside each other with one teacher, each in a folder of its own in OUTPUT."
+    "timm name, torchvision:NAME, python:module.callable (your own code), or a weights file written by scalekd. If "
+    "passed several times, the students are trained concurrently with one teacher, each in its own folder in OUTPUT."
 )
 
 
@@ -24,14 +24,14 @@ def distill(
     output: Annotated[Path | None, typer.Option(help="Folder for weights, logs and checkpoints.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only try it out: random weights, one step on 2 generated images.")
+        bool, typer.Option("--check", help="Only try the recipe: random weights, one step on 2 generated images.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     auto_resume: Annotated[
         bool,
         typer.Option(
             "--auto-resume",
-            help="Start, or go on with the run in the output folder; a finished one only gives its result. For "
+            help="Start a run, or resume the run in the output folder; of a finished run, only print the result. For "
             "schedulers that run the same command again.",
         ),
     ] = False,
@@ -40,9 +40,9 @@ def distill(
     student: Annotated[list[str] | None, typer.Option(help=_STUDENT, rich_help_panel="Student")] = None,
     flags: Flags,
 ) -> None:
-    r"""Train a student, taught by a frozen vision transformer or alone.
+    r"""Train a student, with a frozen vision transformer as its teacher or on labels only.
 
-    Flags are recipe keys and win over the recipe. The weights in OUTPUT/student.safetensors are plain timm weights.
+    Flags are recipe keys and override the recipe. The weights in OUTPUT/student.safetensors are plain timm weights.
     CAP is the cross attention projector from a student's map to tokens like the teacher's, DFM the dual-view feature
     mimicking that compares them, TPP the teacher parameter perception: a path through the teacher's own last stage (its
     tail). docs/method.md has the equations.
@@ -62,17 +62,17 @@ def distill(
         if resume or auto_resume or overwrite or output is not None:
             raise UserError("check: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
         if len(students) > 1:
-            raise UserError(f"check: tries one student at a time, not {len(students)}; give one --student")
+            raise UserError(f"check: tries one student at a time, not {len(students)}; pass one --student")
         settings = load(recipe, flags, partial(typer.echo, err=True))
         from scalekd.commands.distill import try_out
 
         try_out(settings, as_json=as_json)
         return
     if output is None:
-        raise UserError("output: none is given; give --output (a folder for weights, logs and checkpoints)")
+        raise UserError("output: none is given; pass --output (a folder for weights, logs and checkpoints)")
     if auto_resume and (resume or overwrite):
         raise UserError("auto-resume: decides by itself; leave out --resume and --overwrite")
-    if not (resume or auto_resume):  # refuses wrong values without torch; a resumed run has keys of its own
+    if not (resume or auto_resume):  # refuses wrong values without torch; a resumed run has its own keys
         load(recipe, flags)
     from scalekd.commands.distill import run
 

@@ -15,33 +15,35 @@ from scalekd.recipes import DATA_KEYS, load
 @with_recipe_flags(
     *DATA_KEYS, "resolution", "crop_fraction", "batch", "workers", "max_corrupt", "max_pixels",
     "data_patience", "precision", "accelerator",
-    told={
-        "train_split": "--knn, --linear: the split that says which class is where. Default: the run's, or train.",
+    help_texts={
+        "train_split": "--knn, --linear: name of the labelled split to fit on. Default: the run's, or train.",
         "val_split": "Name of the split that is measured. Default: the run's, or val.",
-        "resolution": "Image side in pixels. Default: the run's, or the weights' own.",
-        "crop_fraction": "Resize the short side to resolution / crop_fraction, then cut the centre. Default: the "
-        "run's, or the weights' own.",
-        "batch": "Images at once. Default: as many as the run measured at once, or 256.",
-        "max_corrupt": "Unreadable images to skip before it stops.  [default: 10]",
-        "precision": "Autocast type; auto takes bf16 where the hardware multiplies matrices in it. Default: the run's, "
+        "resolution": "Image side in pixels. Default: that of the run or the weights.",
+        "crop_fraction": "Resize the short side to resolution / crop_fraction, then crop the centre. Default: that "
+        "of the run or the weights.",
+        "batch": "Number of images at once. Default: as many as the run measured at once, or 256.",
+        "max_corrupt": "Number of unreadable images to skip before it stops.  [default: 10]",
+        "precision": "Autocast type; auto uses bf16 if the hardware multiplies matrices in it. Default: the run's, "
         "or auto.",
     },
 )  # fmt: skip
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     *,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")] = None,
     model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
-    knn: Annotated[bool, typer.Option("--knn", help="Nearest neighbours on frozen features instead.")] = False,
-    linear: Annotated[bool, typer.Option("--linear", help="A linear probe on frozen features instead.")] = False,
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Classify by nearest neighbours of frozen features instead.")
+    ] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Fit a linear probe on frozen features instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
     """Measure top-1 and top-5 accuracy on a split (val by default).
 
-    A run's folder brings its data and resolution along; a weights file its resolution. The rest are flags. With --knn
-    or --linear any number of models is compared by their features: their heads are left out, the training split says
-    which class is where.
+    A run folder specifies the data and the resolution, a weights file the resolution; flags specify the rest. --knn and
+    --linear compare any number of models by their features: the models' heads are ignored, and the training split
+    provides the labels.
 
     Examples:
         scalekd evaluate runs/mobilenet
@@ -52,7 +54,7 @@ def evaluate(
     if len(models) > 1 and not (knn or linear):
         raise UserError(f"evaluate: {len(models)} models are compared by their features; add --knn or --linear")
     if len(models) > 1 and (weights is not None or args):
-        raise UserError("weights: are of one model; name weights files or folders to compare several")
+        raise UserError("weights: belong to one model; pass weights files or folders to compare several")
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.evaluate import run
 

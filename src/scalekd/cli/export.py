@@ -11,20 +11,21 @@ from scalekd.cli.options import MODEL, Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import DATA_KEYS, load
 
-_INT8_OPSET = 13  # the first whose DequantizeLinear takes a scale for each channel
+_INT8_OPSET = 13  # the first version whose DequantizeLinear accepts a scale per channel
 
 
 @with_recipe_flags(
     *DATA_KEYS, "workers", "max_corrupt", "max_pixels", "data_patience",
-    told={
-        "data": "Images that the export is checked on, as --data of distill. Default: the run's, or generated ones.",
-        "train_split": "--int8: name of the split that it is calibrated on. Default: the run's, or train.",
-        "val_split": "Name of the split that it is checked on. Default: the run's, or val.",
-        "workers": "--int8: processes that load images.  [default: 2]",
-        "max_corrupt": "--int8: unreadable images to skip before it stops. Default: the run's, or 10.",
-        "max_pixels": "Pixels an image may have; larger ones count as unreadable. Default: the run's, or 178956970.",
-        "data_patience": "Seconds to wait for images whose folder is gone, as a network disk may be. Default: the "
-        "run's, or 60.",
+    help_texts={
+        "data": "Images on which the export is checked, as --data of distill. Default: the run's, or generated ones.",
+        "train_split": "--int8: name of the split for calibration. Default: the run's, or train.",
+        "val_split": "Name of the split for the check. Default: the run's, or val.",
+        "workers": "--int8: number of processes that load images.  [default: 2]",
+        "max_corrupt": "--int8: number of unreadable images to skip before it stops. Default: the run's, or 10.",
+        "max_pixels": "Largest number of pixels of an image; larger images count as unreadable. Default: the run's, or "
+        "178956970.",
+        "data_patience": "Seconds to wait if the folder of the images disappears (a network disk, for example). "
+        "Default: the run's, or 60.",
     },
 )  # fmt: skip
 def export(
@@ -34,25 +35,25 @@ def export(
         Literal["timm", "onnx", "torch-export"],
         typer.Option(
             "--format",
-            help="timm: a folder for timm and the hub. onnx: a file, for onnxruntime say. torch-export: a .pt2 file.",
+            help="timm: a folder for timm and the hub. onnx: a file for onnxruntime, say. torch-export: a .pt2 file.",
         ),
     ],
-    output: Annotated[Path | None, typer.Option(help="The folder or file to write. Default: in RUN/export.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file for a timm name.")] = None,
-    opset: Annotated[int | None, typer.Option(help="onnx: version of the operators. Default: torch's choice.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder or file to write. Default: in RUN/export.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")] = None,
+    opset: Annotated[int | None, typer.Option(help="onnx: opset version. Default: torch's choice.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="onnx: also write FILE.int8.onnx, calibrated on training images.")
     ] = False,
-    hub: Annotated[str | None, typer.Option("--push-to-hub", help="timm: upload it as USER/NAME.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Whether a new repository of the hub is private.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    hub: Annotated[str | None, typer.Option("--push-to-hub", help="timm: upload the folder as USER/NAME.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository on the hub private.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     flags: Flags,
 ) -> None:
-    """Write a model for use elsewhere, and check that it answers as before on validation images.
+    """Write a model in another format, and check on validation images that its answers are the same.
 
-    ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side]: their normalisation is inside. The images are
-    those of --data, or of the run's own data. Without any, generated ones are taken and it is said.
+    ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side]: they include the normalisation. The images
+    for the check are those of --data or of the run; without either, generated images are used, and this is reported.
 
     Examples:
         scalekd export runs/mobilenet --format timm
@@ -62,9 +63,9 @@ def export(
     if format_ != "onnx" and (int8 or opset is not None):
         raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")
     if int8 and opset is not None and opset < _INT8_OPSET:
-        raise UserError(f"opset: --int8 needs {_INT8_OPSET} or above, where a scale a channel begins; {opset} is given")
+        raise UserError(f"opset: --int8 needs {_INT8_OPSET} or above, because of a scale per channel; {opset} is given")
     if hub is not None and format_ != "timm":
-        raise UserError(f"push_to_hub: uploads timm folders; give --format timm, not {format_}")
+        raise UserError(f"push_to_hub: uploads timm folders; pass --format timm, not {format_}")
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.export import run
 

@@ -1,4 +1,4 @@
-"""`--help` as plain text: options below headings, examples at the end, nothing cut off at any width."""
+"""Formatting of `--help` as plain text: options below headings, examples at the end, nothing truncated at any width."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _EXAMPLES = "\n\nExamples:\n"
 
 
 def in_words(option: str) -> str:
-    """An option's name and type as those of recipe keys are written: `--output <path>` -> `--output PATH`."""
+    """Write the type of an option as for recipe keys: `--output <path>` -> `--output PATH`."""
     return re.sub(r"<([^<>]+)>", lambda kind: _TYPES.get(kind[1], kind[1]), option)
 
 
 class _Plain:
-    """What commands and groups of them have in common: a docstring that may end in examples."""
+    """Base of commands and groups: a docstring that may end in examples."""
 
     def __init__(self, *args: Any, **others: Any) -> None:
         text, heading, examples = (others.get("help") or "").partition(_EXAMPLES)
@@ -31,22 +31,22 @@ class _Plain:
         super().__init__(*args, **others | whole)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples as they stand."""
+        """Write the examples as is."""
         epilog: str | None = self.epilog  # type: ignore[attr-defined]
         if epilog:
             formatter.write("\n" + epilog.replace("\n\n", "\n", 1) + "\n")
 
 
 class Command(_Plain, TyperCommand):
-    """A command whose options stand below the headings of their groups."""
+    """A command whose options are listed below the headings of their groups."""
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The command's arguments, those that may be left out in brackets."""
+        """Return the command's arguments, optional ones in brackets."""
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
         return ["[OPTIONS]", *(_name(p) if p.required else f"[{_name(p)}]" for p in arguments)]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Write arguments and options, those without a heading of their own first."""
+        """Write arguments and options; those without their own heading come first."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             is_argument = parameter.param_type_name == "argument"

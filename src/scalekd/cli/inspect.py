@@ -17,8 +17,8 @@ _IMAGENET = 1_281_167
     "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "teacher_resolution",
     "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema",
     "precision",
-    told={
-        "precision": "Autocast type of the planned run; auto is bf16, but as in distill for --device here.  "
+    help_texts={
+        "precision": "Autocast type of the planned run; auto is bf16, but for --device here as in distill.  "
         "[default: auto]"
     },
 )  # fmt: skip
@@ -26,24 +26,29 @@ def inspect(
     teacher: Annotated[str | None, typer.Argument(help="timm name or a weights file. Default: the recipe's.")] = None,
     student: Annotated[str | None, typer.Argument(help="As --student of distill. Default: the recipe's.")] = None,
     *,
-    recipe: Annotated[str | None, typer.Option(help="Take further settings from this recipe.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the data. Default: the teacher's.")] = None,
-    hours: Annotated[bool, typer.Option("--hours", help="Show how the GPU-hours come about.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe for further settings: a shipped recipe's name or a YAML file.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes of the data. Default: the teacher's.")
+    ] = None,
+    hours: Annotated[bool, typer.Option("--hours", help="Show how the GPU-hours are calculated.")] = False,
     device: Annotated[
         str, typer.Option(help="Device to plan for: here (this machine), a100, h100, h200, l4, l40s, rtx4090, ...")
     ] = "here",
     peak: Annotated[
-        float | None, typer.Option(help="Its peak in TFLOP/s. Default: the data sheet's, or measured here.")
+        float | None,
+        typer.Option(help="Peak of the device in TFLOP/s. Default: from its data sheet, or measured here."),
     ] = None,
-    utilisation: Annotated[float, typer.Option(help="Part of the peak that a run reaches.")] = 0.35,
-    images: Annotated[int, typer.Option(help="Training images. Default: ImageNet-1K's.")] = _IMAGENET,
-    measured: Annotated[bool, typer.Option("--measure", help="Run a few steps here, beside the prediction.")] = False,
+    utilisation: Annotated[float, typer.Option(help="Fraction of the peak that a run reaches.")] = 0.35,
+    images: Annotated[int, typer.Option(help="Number of training images. Default: ImageNet-1K's.")] = _IMAGENET,
+    measured: Annotated[bool, typer.Option("--measure", help="Also run and measure a few steps here.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     flags: Flags,
 ) -> None:
     """Show how a pair would be joined and what training it would cost: stages, projectors, FLOPs, memory, speed, hours.
 
-    Nothing is downloaded: names are built with random weights.
+    Nothing is downloaded: models are built with random weights.
 
     Examples:
         scalekd inspect swin_large_patch4_window7_224 resnet50

@@ -1,4 +1,4 @@
-"""The command line: one short file a command, one place where errors become a line."""
+"""Entry point of the command line: collects the commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its tables cut words off in a narrow terminal
+    rich_markup_mode=None,  # its tables truncate words in a narrow terminal
     context_settings={"max_content_width": WIDEST},
 )
 for command in (quickstart, distill, evaluate, adapt, cache, inspect, export, predict, report):
@@ -56,7 +56,7 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 app.add_typer(transfer, name="transfer")
 
-# click's UsageError, which typer carries privately: the parent of typer's public BadParameter.
+# click's UsageError, which typer does not export: the parent of typer's public BadParameter.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
@@ -82,7 +82,7 @@ def _options(
 
 
 def run() -> None:
-    """Run the command line; a wrong input ends in one line and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
+    """Run the command line; wrong input prints one line and exits with 2, Ctrl-C with 130, SIGTERM with 143."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
     try:
@@ -116,7 +116,7 @@ def run() -> None:
 
 
 def _joined() -> AbstractContextManager[object]:
-    """The processes that torch's launcher has started; without it there is nothing to import torch for."""
+    """Join the processes that torch's launcher has started; without it, torch is not imported."""
     if not launched():
         return nullcontext()
     from scalekd.engine.processes import joined
@@ -125,7 +125,7 @@ def _joined() -> AbstractContextManager[object]:
 
 
 def _nearest_flag(error: Exception) -> str:
-    """The flag that was meant; see `suggest`."""
+    """Suggest the flag that was probably meant; see `suggest`."""
     options = [p for p in error.ctx.command.params if p.param_type_name == "option"]  # type: ignore[attr-defined]
     flags = [flag for option in options for flag in (*option.opts, *option.secondary_opts)]
     return suggest(error.option_name, flags)  # type: ignore[attr-defined]

@@ -16,22 +16,22 @@ from scalekd.recipes import GROUPS
 from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]
-MODEL = "A run's, adapt's or timm folder, a weights file, or a timm name."
+MODEL = "Folder of a run, of adapt or of timm, a weights file, or a timm name."
 
 
 def with_recipe_flags(
     *names: str,
     groups: Sequence[type[Keys]] = GROUPS,
-    told: Mapping[str, str] | None = None,
+    help_texts: Mapping[str, str] | None = None,
     hidden: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each of these recipe keys; it takes those set as `flags`.
+    """Return a decorator that adds a flag for each recipe key to a command; the flags set are passed as `flags`.
 
     Args:
-        names: The keys; by default each key of `groups` that is no parameter of the command's own.
-        groups: Where the keys are.
-        told: What `--help` says of a key that means something else to the command, or has another default there.
-        hidden: Keys that are taken but not offered, as the command does not depend on them.
+        names: The keys; by default every key of `groups` that is not already a parameter of the command.
+        groups: The groups that define the keys.
+        help_texts: Help texts of keys that have another meaning or default in this command.
+        hidden: Keys that are accepted but not listed in `--help`, because the command does not depend on them.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,7 +39,7 @@ def with_recipe_flags(
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
         taken = {p.name for p in own}
         fields = {name: known[name] for name in names or known if name not in taken}
-        texts = {name: described(field) for name, (_, field) in fields.items()} | dict(told or {})
+        texts = {name: described(field) for name, (_, field) in fields.items()} | dict(help_texts or {})
 
         def wrapped(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in fields}
@@ -75,7 +75,7 @@ def _parameter(name: str, group: type[Keys], field: FieldInfo, text: str, *, hid
 
 
 def described(field: FieldInfo) -> str:
-    """What a key means, and its default if it has one."""
+    """Return a key's description and its default, if any."""
     default = shown_default(field)
     if field.annotation is bool:
         default = {"True": "yes", "False": "no"}[default]
@@ -83,7 +83,7 @@ def described(field: FieldInfo) -> str:
 
 
 def shown_default(field: FieldInfo) -> str:
-    """A key's default as one would type it; empty where there is none."""
+    """Return a key's default as it would be typed; empty if there is none."""
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or default == {}:
         return ""
@@ -93,7 +93,7 @@ def shown_default(field: FieldInfo) -> str:
 
 
 def type_in_words(annotation: Any) -> str:
-    """A short word for a type: INT, FLOAT, A|B for choices, A,B for tuples; what has a title is called by it."""
+    """Return a short name of a type: its title, if any; or INT, FLOAT, A|B for choices, A,B for tuples."""
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
     if str(get_origin(annotation)) == "typing.Literal":
         return "|".join(map(str, kinds))
@@ -112,7 +112,7 @@ def type_in_words(annotation: Any) -> str:
 
 
 def _parse(name: str, value: Any, field: FieldInfo) -> Any:
-    """A flag's text -> what YAML would have given for it; the recipe's schema does the rest."""
+    """Convert a flag's text to the value that YAML would give; the recipe's schema validates it."""
     optional = NoneType in get_args(field.annotation)
     if optional and value == "none":
         return None
@@ -125,12 +125,12 @@ def _parse(name: str, value: Any, field: FieldInfo) -> Any:
 
 
 def parse_mapping(name: str, text: str) -> dict[str, Any]:
-    """`'{depth: 4}'` -> a dictionary.
+    """Parse a YAML mapping such as `'{depth: 4}'`.
 
     Raises:
-        UserError: If it is no YAML mapping.
+        UserError: If the text is not a YAML mapping.
     """
     value = parse(text, name)
     if not isinstance(value, dict):
-        raise UserError(f"{name}: {text!r} is no YAML mapping such as '{{global_pool: avg}}'")
+        raise UserError(f"{name}: {text!r} is not a YAML mapping such as '{{global_pool: avg}}'")
     return value

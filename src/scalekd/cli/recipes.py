@@ -14,7 +14,10 @@ from scalekd.tasks.detection import Detection
 from scalekd.tasks.segmentation import Segmentation
 
 recipes = typer.Typer(cls=Group, invoke_without_command=True)
-_KINDS: dict[str, type[Keys]] = {"detection": Detection, "segmentation": Segmentation}  # by what is before the slash
+_KINDS: dict[str, type[Keys]] = {
+    "detection": Detection,
+    "segmentation": Segmentation,
+}  # by the part of the name before the slash
 _SHOWN = ("teacher", "student", "optimizer", "batch", "lr", "epochs")
 
 
@@ -52,6 +55,6 @@ def show(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Print a recipe fully resolved: its bases merged, every key of its method spelt out."""
+    """Print a recipe fully resolved: its bases merged, every key of its method listed."""
     recipe = load_as(_KINDS.get(name.partition("/")[0], Recipe), name, {})
     typer.echo(json.dumps(resolved(recipe)) if as_json else dump(recipe), nl=as_json)

@@ -21,27 +21,28 @@ _PAGE = "report.html"
 
 @with_recipe_flags(
     "data", "teacher_weights", "precision", "accelerator",
-    told={
-        "data": "Where the images are now. Default: where the run found them.",
-        "teacher_weights": "Where the teacher's weights are now. Default: where the run found them.",
-        "precision": "Autocast type of the figures. Default: the run's.",
+    help_texts={
+        "data": "Location of the images. Default: where the run found them.",
+        "teacher_weights": "Location of the teacher's weights. Default: where the run found them.",
+        "precision": "Autocast type for the figures. Default: the run's.",
         "accelerator": "Device for the figures. Default: the run's.",
     },
 )  # fmt: skip
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of a group of runs.")],
     *,
-    output: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run.")] = None,
-    images: Annotated[int, typer.Option(min=0, help="Validation images that figures look at; 0 for none.")] = 256,
+    output: Annotated[Path | None, typer.Option(help="File to write. Default: report.html in the run folder.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Number of validation images for the figures; 0 for none.")] = 256,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a summary for a pull request; with --output write it.")
+        bool,
+        typer.Option("--markdown", help="Print a summary for a pull request; with --output, write it to the file."),
     ] = False,
     flags: Flags,
 ) -> None:
-    """Write a page about one run or several: what came out, how it went, the paper's figures, how to do it again.
+    """Write a page about one or more runs: results, training curves, the paper's figures, how to reproduce them.
 
-    It is one file that loads nothing. Runs may still be training. What cannot be shown, because data or weights are
-    gone say, is left out and named.
+    The page is a single file that loads nothing. Runs may still be training. What cannot be shown, for example because
+    data or weights are missing, is left out, and the page lists it.
 
     Examples:
         scalekd report runs/mobilenet    # writes runs/mobilenet/report.html
@@ -54,7 +55,7 @@ def report(
 
     records = [_with_flags(record, flags) for record in read_runs(runs)]
     if output is None and not markdown and len(records) > 1:
-        raise UserError("output: none is given; give --output FILE.html (it has a default for a single run only)")
+        raise UserError("output: none is given; pass --output FILE.html (it has a default for a single run only)")
     figures = [measure_figures(record, images) for record in records]
     if markdown:
         text = render_markdown(records, figures)
@@ -70,7 +71,7 @@ def report(
 
 
 def _with_flags(record: Record, flags: dict[str, Any]) -> Record:
-    """The run with what the user says of where things are now."""
+    """Return the record with its recipe updated by the user's flags."""
     if record.recipe is None or not flags:
         return record
     known = {key: value for key, value in record.keys.items() if key in Recipe.model_fields}

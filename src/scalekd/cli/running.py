@@ -1,4 +1,4 @@
-"""What the commands of `transfer` do before they print: train a run, or measure the one that is there."""
+"""Shared body of the `transfer` commands: train a run, or measure an existing one. The commands print the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scalekd.tasks.transfer.keys import Transfer
 
 
 class Runs(Protocol):
-    """The module of a task: `scalekd.tasks.detection.run`, say."""
+    """Interface of a task's module, such as `scalekd.tasks.detection.run`."""
 
     def train(self, recipe: Any, output: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]: ...
 
@@ -36,33 +36,33 @@ def train_or_evaluate(
     overwrite: bool,
     evaluate: bool,
 ) -> dict[str, Any] | None:
-    """The result of a run of `transfer`, trained in these processes or in those that `devices` asks for.
+    """Train or measure a run of `transfer`, in these processes or in as many new ones as `devices` specifies.
 
     Args:
-        task: Its package in `scalekd.tasks`.
-        schema: The kind of recipe.
-        output: The run's folder.
-        flags: Keys that the user gave; they win over the recipe's.
+        task: Name of its package in `scalekd.tasks`.
+        schema: The class of the recipe.
+        output: The run folder.
+        flags: Keys that the user passed; they override the recipe's.
         recipe: A shipped recipe's name or a YAML file.
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
-        evaluate: Whether to measure the run in `output` only.
+        evaluate: Whether to only measure the run in `output`.
 
     Returns:
-        The result; None in all but the first process, which alone prints.
+        The result; None in all but the first process, which is the one that prints.
 
     Raises:
         UserError: For any wrong input.
     """
     if evaluate and (resume or overwrite or recipe):
         raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
-    if not (evaluate or resume):  # refuses wrong values without torch; a run there has keys of its own
+    if not (evaluate or resume):  # refuses wrong values without torch; an existing run has its own keys
         load_as(schema, recipe, flags)
     from scalekd.commands.launch import launch
     from scalekd.engine.processes import joined
     from scalekd.runs.folder import RunFolder
 
-    runs: Runs = import_module(f"scalekd.tasks.{task}.run")  # says so where it needs an extra
+    runs: Runs = import_module(f"scalekd.tasks.{task}.run")  # raises if it needs an extra that is not installed
     if resume:
         RunFolder(output).check_given(schema, flags)
     stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe

@@ -29,8 +29,8 @@ def segmentation(
 ) -> None:
     r"""Train UPerNet on a student's features, and measure its mIoU.
 
-    Flags are recipe keys and win over the recipe. Label images hold a class number a pixel;
-    --map-values says what other values or colours stand for.
+    Flags are recipe keys and override the recipe. Label images hold one class number per pixel;
+    --map-values assigns classes to other values or to colours.
 
     Examples:
         scalekd transfer segmentation --recipe segmentation/upernet-resnet50 \

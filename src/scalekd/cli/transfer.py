@@ -1,4 +1,4 @@
-"""`scalekd transfer`: what a student is worth as the backbone of another task."""
+"""`scalekd transfer`: measure a student as the backbone of another task."""
 
 from __future__ import annotations
 

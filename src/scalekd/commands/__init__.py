@@ -1,1 +1,1 @@
-"""What the larger commands do and print, one file each. `cli/` gives them checked arguments; here torch is imported."""
+"""What the larger commands do and print, one file each. `cli/` passes checked arguments; torch is imported here."""

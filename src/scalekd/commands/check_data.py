@@ -1,4 +1,4 @@
-"""What `scalekd data check` does: read every image once and print what is found."""
+"""`scalekd data check`: read every image once and print the findings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from scalekd.errors import printable
 from scalekd.recipes import Recipe
 
 _SHOWN, _CLASSES_SHOWN = 10, 20
-_DARK = 4096  # a sixteenth of white: numbers of 12 bits
-_PLAIN = ("RGB:", "L:")  # modes that need no word
+_DARK = 4096  # a sixteenth of white: 12-bit values
+_PLAIN = ("RGB:", "L:")  # modes without a note
 _WRONG = ("corrupt", "duplicates", "empty")
 
 
 def run(recipe: Recipe, *, as_json: bool) -> bool:
-    """Print the findings; whether anything is wrong."""
+    """Print the findings; return whether anything is wrong."""
     splits, differences = _splits(recipe)
     found: dict[str, Findings] = {}
     started = time.perf_counter()
@@ -57,14 +57,14 @@ def run(recipe: Recipe, *, as_json: bool) -> bool:
 
 
 def _splits(recipe: Recipe) -> tuple[dict[str, Split], list[str]]:
-    """The splits that are there, by name; and how their classes differ, which a run would refuse."""
+    """Return the existing splits by name, and how their classes differ, which a run would refuse."""
     assert recipe.data is not None
     source = open_data(recipe.data, recipe)
     train, val, unlabelled = recipe.train_split, recipe.val_split, recipe.unlabelled_split
     if recipe.labels == "none":
         training, validation = read_label_free(recipe.data, train, val, unlabelled, recipe)
         return {train: training} | ({val: validation} if len(validation) else {}), _too_few(validation, val)
-    if not source.has(train) and source.has(val):  # as for `evaluate`, for which one class is enough
+    if not source.has(train) and source.has(val):  # as in `evaluate`, which needs one class only
         return {val: source.read(val)}, []
     training, validation = source.read(train), source.read(val)
     differences = class_differences(training, validation, (train, val))
@@ -76,7 +76,7 @@ def _splits(recipe: Recipe) -> tuple[dict[str, Split], list[str]]:
 
 
 def _too_few(split: Split, name: str) -> list[str]:
-    """What to say of a split with one class only; empty for any other."""
+    """Return a line if the split has one class only."""
     return (
         [f"{split.classes[0]} alone in {name}, where at least two classes are needed"]
         if len(split.classes) == 1
@@ -99,7 +99,7 @@ def _bar() -> Progress:
 
 
 def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:
-    """A bar for a split; called with the images read since the last call."""
+    """Add a progress bar for a split; the returned function advances it by a number of images."""
     task, started, done = progress.add_task(Text(name).markup, total=images, rate=0.0), time.perf_counter(), 0
 
     def advance(count: int) -> None:
@@ -111,7 +111,7 @@ def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:
 
 
 def _report(found: dict[str, Findings], recipe: Recipe) -> dict[str, Any]:
-    """The findings as plain values."""
+    """Return the findings as plain values."""
     val = recipe.val_split
     splits = {
         name: {
@@ -136,12 +136,12 @@ def _report(found: dict[str, Findings], recipe: Recipe) -> dict[str, Any]:
         for other, one in found[val].leaks(each)
     ]
     same = recipe.labels != "none" and recipe.train_split == val
-    told = {name: _told(each) for name, each in found.items()}
-    return {"splits": splits, "leaks": leaks, "same_split": same, "told": told}
+    notes = {name: _notes(each) for name, each in found.items()}
+    return {"splits": splits, "leaks": leaks, "same_split": same, "notes": notes}
 
 
 def _rule(mode: str, values: tuple[float, float] | None) -> str:
-    """What is done with pixels of a mode, and between which numbers they are where that is not known beforehand."""
+    """Return how pixels of a mode are converted, and their range if the mode does not define it."""
     if values is None:
         return RULES[mode]
     least, largest = values
@@ -149,8 +149,8 @@ def _rule(mode: str, values: tuple[float, float] | None) -> str:
     return f"{RULES[mode]}; found from {least:g} to {largest:g}{dark}"
 
 
-def _told(found: Findings) -> list[str]:
-    """Lines on what is in a split's place beside its images."""
+def _notes(found: Findings) -> list[str]:
+    """Return lines on what a split's folder contains in addition to its images."""
     aside = found.split.aside
     empty = f"no images in {', '.join(aside.empty[:_SHOWN])}; a run refuses that" if aside.empty else ""
     lines = {"left out": aside.described(), "hidden": aside.described_hidden(), "empty": empty}
@@ -158,19 +158,19 @@ def _told(found: Findings) -> list[str]:
 
 
 def _spread(values: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, int] | None:
-    """Least, median and largest."""
+    """Return the smallest, median and largest value."""
     if not len(values):
         return None
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
 def _print(report: dict[str, Any]) -> None:
-    """The findings, human-readable, in one screen."""
+    """Print the findings, human-readable, on one screen."""
     out = Console(highlight=False)
     splits = report["splits"]
     table = _table("", splits)
-    for row, tell in _ROWS.items():
-        table.add_row(row, *(tell(split) for split in splits.values()))
+    for row, value in _ROWS.items():
+        table.add_row(row, *(value(split) for split in splits.values()))
     out.print(table)
     classes = _table("class", splits)
     every = list(dict.fromkeys(name for split in splits.values() for name in split["classes"]))
@@ -183,7 +183,7 @@ def _print(report: dict[str, Any]) -> None:
     rules = [f"{mode}: {rule}" for split in splits.values() for mode, rule in split["rules"].items()]
     for rule in dict.fromkeys(rule for rule in rules if not rule.startswith(_PLAIN)):
         out.print(f"{'mode':10}{rule}", markup=False, soft_wrap=True)
-    for name, lines in report["told"].items():
+    for name, lines in report["notes"].items():
         for line in lines:
             out.print(_plain(f"{line[:10]}{name}: {line[10:]}"), soft_wrap=True)
     for difference in report["classes_differ"]:
@@ -194,7 +194,7 @@ def _print(report: dict[str, Any]) -> None:
     _list(out, "leak", report["leaks"])
     if report["same_split"]:
         out.print(f"{'leak':10}training and validation images are the same split")
-    out.print(f"read      {report['images_per_second']:.1f} images a second")
+    out.print(f"read      {report['images_per_second']:.1f} images per second")
 
 
 def _with_reason(path: str, reasons: dict[str, str]) -> str:
@@ -202,7 +202,7 @@ def _with_reason(path: str, reasons: dict[str, str]) -> str:
 
 
 def _table(first: str, splits: Iterable[str]) -> Table:
-    """An empty table with a column a split."""
+    """Return an empty table with one column per split."""
     table = Table(first)
     for name in splits:
         table.add_column(_plain(name), justify="right")
@@ -217,7 +217,7 @@ def _list(out: Console, what: str, groups: list[list[str]]) -> None:
 
 
 def _plain(text: str) -> Text:
-    """Text as it is, with what a terminal would act on spelt out."""
+    """Return text with control characters escaped and without interpreting markup."""
     return Text(printable(text))
 
 
@@ -228,7 +228,7 @@ def _range(spread: dict[str, int] | None) -> str:
 _ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "images": lambda split: f"{split['images']:,}",
     "classes": lambda split: str(len(split["classes"])),
-    "images a class, least / most": lambda split: (
+    "images per class, least / most": lambda split: (
         f"{min(split['classes'].values())} / {max(split['classes'].values())}" if split["classes"] else ""
     ),
     "width, min / median / max": lambda split: _range(split["width"]),

@@ -1,4 +1,4 @@
-"""What `scalekd distill` does: train, resume, or try out; and the line that it ends with."""
+"""`scalekd distill`: train, resume or try out, and print the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalekd.errors import printable
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.runs.group import RunGroup
-from scalekd.tasks.distill import check, distill, distill_students
+from scalekd.tasks.distill import distill, distill_students, dry_run
 
 _say = partial(typer.echo, err=True)
 
@@ -33,7 +33,7 @@ def run(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Train, and print each result; see the command for the arguments."""
+    """Train and print each result; see the command for the arguments."""
     with joined() as processes:
         found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
         if found == "finished" and not overwrite:
@@ -50,11 +50,11 @@ def run(
 
 
 def try_out(settings: Recipe, *, as_json: bool) -> None:
-    """Print what one step of the recipe's pair does."""
-    checked = check(settings)
+    """Take one step with the recipe's pair on generated images, and print its losses."""
+    checked = dry_run(settings)
     terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
     moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"
-    typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters moved")
+    typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters changed")
 
 
 def _train(
@@ -67,7 +67,7 @@ def _train(
     resume: bool,
     overwrite: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Train in these processes, or in those that `devices` asks for; results by folder, '' for a single run's."""
+    """Train in these processes, or in as many as `devices` specifies; return results by folder, '' for a single run."""
     if resume and not students:
         students = processes.first_says(lambda: RunGroup.stored_students(output))
     group = RunGroup(output, students)
@@ -83,13 +83,13 @@ def _train(
 
 
 def _check_given(group: RunGroup, flags: dict[str, Any]) -> None:
-    """Make sure that the flags are those of the runs that are to go on; the first one's stand for all."""
-    group.stored_keys()  # of these students?
+    """Check that the flags are those of the runs to resume; the first run is representative of all."""
+    group.stored_keys()  # raises if the group has other students
     group.runs[0].check_given(Recipe, flags)
 
 
 def _found(output: Path) -> str | None:
-    """What is in a folder: a finished run or group, an unfinished one, or neither."""
+    """Return whether a folder holds a "finished" or an "unfinished" run or group; None if neither."""
     group = RunGroup(output, RunGroup.stored_students(output))
     if all(run.finished for run in group.runs):
         return "finished"
@@ -97,12 +97,12 @@ def _found(output: Path) -> str | None:
 
 
 def _results(recipe: str | None, flags: dict[str, Any], students: list[str], output: Path) -> dict[str, dict[str, Any]]:
-    """The results of a finished run, or of each of a group, by the folder's name, if it is the one that is wanted."""
+    """Return the results of a finished run or group by folder name, after checking that it has the same settings."""
     group = RunGroup(output, students or RunGroup.stored_students(output))
     _check_given(group, flags)
     stored = group.stored_keys()
     settings = load(stored if recipe is None else recipe, flags, _say)
-    if settings.micro_batch is None:  # it was what fitted
+    if settings.micro_batch is None:  # the stored one was chosen to fit in memory
         settings = settings.model_copy(update={"micro_batch": stored.get("micro_batch")})
     wanted = [settings.model_copy(update={"student": student}) for student in group.students] or [settings]
     for folder, its in zip(group.runs, wanted, strict=True):
@@ -111,7 +111,7 @@ def _results(recipe: str | None, flags: dict[str, Any], students: list[str], out
 
 
 def _line(folder: Path, result: dict[str, Any], name: str) -> str:
-    """A run's result for people."""
+    """Format a run's result, human-readable."""
     top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2f}%"
     top5 = f", top5 {result['top5']:.2f}%" if "top5" in result else ""
     return f"{name}   top1 {top1}{top5}; weights in {printable(folder / result['student'])}"

@@ -1,4 +1,4 @@
-"""What `scalekd evaluate` does: measure models on a split, by their heads or by their features."""
+"""`scalekd evaluate`: measure models on a split, by their heads or by their features."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored
 from scalekd.tasks.distill.inputs import evaluation_images
-from scalekd.tasks.distill.measuring import measured_as
+from scalekd.tasks.distill.measured_settings import measured_as
 
-_SHOWN = 10  # classes to name in a line
-_NO_DATA = "data: none is given; give --data (a folder with {splits}, or see docs/data.md)"
-_SHARED = (*DATA_KEYS, "precision")  # what models must have in common to be compared
+_SHOWN = 10  # classes to list in a line
+_NO_DATA = "data: none is given; pass --data (a folder with {splits}, or see docs/data.md)"
+_SHARED = (*DATA_KEYS, "precision")  # settings that compared models must share
 _OF_THE_RUN = (*DATA_KEYS, "resolution", "crop_fraction", "precision")
 
 
@@ -62,7 +62,7 @@ def run(
     as_json: bool,
     flags: dict[str, Any],
 ) -> None:
-    """Print what models are worth; see the command for the arguments."""
+    """Print the accuracy of models; see the command for the arguments."""
     subjects = [_Subject.find(model, weights, args, flags) for model in models]
     if knn or linear:
         _compare(subjects, knn=knn, linear=linear, as_json=as_json)
@@ -72,11 +72,14 @@ def run(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model that is measured, as the user names it.
+    """A model to be measured.
 
     Attributes:
-        keys: The flags, below them what a run's folder says.
-        then: How the run measured it, see `measured_as`.
+        given: The model as the user specified it.
+        weights: A weights file for a name, if any.
+        args: Further arguments of the builder.
+        keys: The flags; for other keys, the values of the run folder.
+        then: The settings with which the run measured it, see `measured_as`.
     """
 
     given: str
@@ -87,17 +90,17 @@ class _Subject:
 
     @classmethod
     def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
-        if "/" in given and ":" not in given and not Path(given).exists():  # before anything else that may be wrong
+        if "/" in given and ":" not in given and not Path(given).exists():  # reported before any other error
             raise UserError(f"model: no such file or folder: {given}")
         if given.endswith(EXPORTED):
-            read_weights(given)  # says why not
+            read_weights(given)  # raises with the reason
         run = find_run(given)
         stored = {} if run is None else run.stored_keys()
         then = measured_as(given)
         return cls(given, weights, args, then | over_stored(flags, stored, _OF_THE_RUN), then)
 
     def build(self, recipe: Recipe, compute: Compute) -> tuple[Classifier, float]:
-        """The model on its device, laid out as in training, and the share of the image that it is to look at."""
+        """Return the model on its device, in the memory layout of its training, and its crop fraction."""
         resolution = recipe.resolution if "resolution" in self.keys else None
         classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
         last = recipe.channels_last and "channels_last" in self.keys
@@ -117,13 +120,13 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     classifier, crop = subject.build(recipe, compute)
     known = classifier.classes or classifier.imagenet_classes(split.classes)
     occurring = [name for name in known if name in split.classes]
-    if len(occurring) == len(split.classes):  # all of them, in whatever order the split states, or a part
+    if len(occurring) == len(split.classes):  # the model knows all classes of the split, in any order
         split = in_order(split, known)
     classifier.check_classes(split.classes)
     if recipe.batch != subject.then.get("batch", recipe.batch):
         typer.echo(
-            f"batch: {recipe.batch} images at once, {subject.then['batch']} when its run measured them: bf16 rounds "
-            "otherwise then, which may change the answer for an image or two",
+            f"batch: {recipe.batch} images at once, {subject.then['batch']} when its run measured them: bf16 "
+            "rounding differs, which may change the answer for an image or two",
             err=True,
         )
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
@@ -153,13 +156,13 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
+    """Format the first names, and the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name) for name in names[:_SHOWN]) + more
 
 
 def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:
-    """Print what each model's features are worth, all on the data of the first that brings some along."""
+    """Print the accuracy with each model's features, all on the data of the first model that specifies data."""
     shared = next(({key: s.keys[key] for key in _SHARED if key in s.keys} for s in subjects if "data" in s.keys), None)
     if shared is None:
         raise UserError(_NO_DATA.format(splits="train/<class>/ and val/<class>/"))
@@ -200,7 +203,7 @@ def _print(rows: Sequence[dict[str, Any]], data: str) -> None:
 
 
 def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
-    """A model's features of the training and of the validation images, neither of them augmented."""
+    """Return a model's features of the training and validation images, without augmentation."""
     assert recipe.data is not None
     splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     refuse_shared(*splits, (recipe.train_split, recipe.val_split))

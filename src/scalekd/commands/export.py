@@ -1,4 +1,4 @@
-"""What `scalekd export` does: write a model in another format and compare its answers."""
+"""`scalekd export`: write a model in another format and compare its answers with the original's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(
     as_json: bool,
     flags: dict[str, Any],
 ) -> None:
-    """Write the model and print how its answers agree; see the command for the arguments."""
+    """Write the model and print how well its answers agree; see the command for the arguments."""
     named = read_model(model, weights)
     target = _target(named, output, _NAMES[format_], overwrite=overwrite)
     keys = {} if named.run is None else named.run.stored_keys()
@@ -71,9 +71,9 @@ def run(
     result: dict[str, Any] = {"output": str(target), "checked": vars(checked)}
     result["checked"]["on"] = None if images is None else str(images.split.root)
     lines = [f"exported  {named.classifier} to {target}", f"checked   {_where(checked, images)}"]
-    if folded.told:
-        result["folded"] = folded.told
-        lines.insert(1, f"folded    {folded.told}")
+    if folded.note:
+        result["folded"] = folded.note
+        lines.insert(1, f"folded    {folded.note}")
     if format_ == "onnx":
         with working("timing it"):
             result["time_ratio"] = time_ratio(folded.classifier, exported, _one_image(named.classifier))
@@ -93,13 +93,13 @@ def run(
 
 
 def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) -> Path:
-    """Where to write.
+    """Return the path to write.
 
     Raises:
-        UserError: If it is not said, or something is there that may not be replaced.
+        UserError: If it is not specified, or exists and must not be replaced.
     """
     if output is None and named.run is None:
-        raise UserError("output: none is given; give --output (it has a default for a run's folder only)")
+        raise UserError("output: none is given; pass --output (it has a default for a run's folder only)")
     target = output or named.run.path / "export" / name  # type: ignore[union-attr]
     is_folder = name == "timm"
     if target.exists() and target.is_dir() != is_folder:
@@ -112,10 +112,10 @@ def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) ->
     written = [target / file for file in _WRITTEN] if is_folder else [target, _int8_path(target)]
     above = next(parent for parent in target.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise UserError(f"output: {above} is a file, so that nothing can be written under it")
-    there = [path for path in written if path.exists()]
-    if there and not overwrite:
-        raise UserError(f"output: {there[0]} exists; add --overwrite to replace it")
+        raise UserError(f"output: {above} is a file, not a folder; choose another path")
+    existing = [path for path in written if path.exists()]
+    if existing and not overwrite:
+        raise UserError(f"output: {existing[0]} exists; add --overwrite to replace it")
     return target
 
 
@@ -124,10 +124,10 @@ def _int8_path(target: Path) -> Path:
 
 
 def _validation_images(classifier: Classifier, recipe: Recipe, *, asked: bool) -> Images | None:
-    """The validation images; None where the user asked for none and the run's own are gone or are not labelled."""
+    """Return the validation images; None if the user passed no data and the run's are missing or not labelled."""
     if recipe.data is None:
         if asked:
-            raise UserError("data: none is given; give --data (a folder with val/<class>/, or see docs/data.md)")
+            raise UserError("data: none is given; pass --data (a folder with val/<class>/, or see docs/data.md)")
         return None
     try:
         return _images(classifier, recipe, recipe.val_split)
@@ -138,7 +138,7 @@ def _validation_images(classifier: Classifier, recipe: Recipe, *, asked: bool) -
 
 
 def _images(classifier: Classifier, recipe: Recipe, split: str) -> Images:
-    """A split's images as the model is evaluated on them."""
+    """Return a split's images, preprocessed as in the model's evaluation."""
     assert recipe.data is not None
     found = read_split(recipe.data, split, recipe)
     for line in left_out({split: found.aside}):
@@ -168,7 +168,7 @@ def _where(checked: Agreement, images: Images | None) -> str:
 def _write(
     named: Named, folded: Classifier, format_: str, target: Path, opset: int | None
 ) -> Callable[[Tensor], Tensor]:
-    """Write the export, of timm's format the trainable weights; gives it as it is read back."""
+    """Write the export (for timm, with unfolded weights); return a function that runs the written file."""
     if format_ == "timm":
         digest = write_timm_folder(named.classifier, target, named.weights)
         (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
@@ -178,20 +178,20 @@ def _write(
         return lambda images: plain((images - mean) / std)
     if format_ == "onnx":
         export_onnx(folded, target, _card(named), opset)
-        _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to what was replaced
+        _int8_path(target).unlink(missing_ok=True)  # an earlier one belongs to the replaced file
         return OnnxClassifier(target)
     export_program(folded, target, _card(named))
     return ProgramClassifier(target)
 
 
 def _card(named: Named) -> Card:
-    """The card of the weights, or what would be theirs."""
+    """Return the card of the weights file, or a new one if it has none."""
     stored = read_weights(named.weights)[1] if named.weights is not None else None
     return stored or named.classifier.card()
 
 
 def _left(named: Named) -> dict[str, Any] | None:
-    """What the run left beside its weights."""
+    """Return what the run recorded in addition to its weights: inputs, environment, result and recipe."""
     if named.run is None:
         return None
     run = named.run
@@ -201,7 +201,7 @@ def _left(named: Named) -> dict[str, Any] | None:
 
 
 def _calibration_images(classifier: Classifier, recipe: Recipe, images: Images) -> list[Tensor]:
-    """Training images in batches, read before anything is written: what is wrong with them is found first."""
+    """Return training images in batches; they are read before anything is written, so that errors come first."""
     classifier.check_classes(images.split.classes)
     return list(_images(classifier, recipe, recipe.train_split).sample(_CALIBRATED))
 
@@ -215,7 +215,7 @@ def _quantise(
     calibration: list[Tensor],
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Write the int8 model; calibrated on training images, measured on validation images beside the full one."""
+    """Write the int8 model, calibrated on training images; measure it and the full model on validation images."""
     path = _int8_path(target)
     with working(f"calibrating {path}"):
         quantise(target, path, calibration, _card(named))

@@ -1,4 +1,4 @@
-"""What `scalekd inspect` does: join a pair with random weights and predict, or measure, what training it costs."""
+"""`scalekd inspect`: join a pair with random weights, and predict or measure the cost of training it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Print the plan of a pair; see the command for the arguments."""
     dtype, target = _target(device, settings.precision, peak)
-    # What is measured is built anew for it, and first: predictions may leave their traces in code of one's own.
+    # Measured first, with its own copy of the pair: predictions may change the state of the user's own code.
     with working("measuring a few steps"):
         outcome = _measure(settings, num_classes) if measured else None
     with working("planning: building the pair, counting its operations and memory"):
@@ -72,16 +72,16 @@ def run(
             predicted = f", predicted {outcome['predicted_bytes'] / GIB:.2f} ({share:.2f} of it)"
         typer.echo(
             f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
-            f"{outcome['images_per_second']:.2f} images a second; "
+            f"{outcome['images_per_second']:.2f} images per second; "
             f"peak {outcome['peak_bytes'] / GIB:.2f} GiB{predicted}"
         )
 
 
 def _target(name: str, precision: str, peak: float | None) -> tuple[torch.dtype, Device]:
-    """The autocast type and the device to plan for.
+    """Return the autocast type and the device to plan for.
 
     Raises:
-        UserError: If its rate in that type is not known.
+        UserError: If the device's peak in that type is not known.
     """
     if name.lower() == "here":
         dtype = pick_dtype(precision, pick_device("auto"))
@@ -90,14 +90,14 @@ def _target(name: str, precision: str, peak: float | None) -> tuple[torch.dtype,
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         target = find_device(name)
         if peak is None and dtype == torch.float32:
-            raise UserError("peak: data sheets are known for bf16 only; give the float32 peak in TFLOP/s with --peak")
+            raise UserError("peak: data sheets are known for bf16 only; pass the float32 peak in TFLOP/s with --peak")
     return dtype, target if peak is None else replace(target, peak_flops=peak * 1e12)
 
 
 def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype) -> Method:
-    """The recipe's pair with random weights, as it would train on `device` under autocast to `dtype`."""
+    """Build the recipe's pair with random weights, as it would train on `device` under autocast to `dtype`."""
     if settings.student is None:
-        raise UserError("student: none is named; give TEACHER and STUDENT, or a recipe that names them")
+        raise UserError("student: none is given; pass TEACHER and STUDENT, or a recipe that names them")
     teacher = None
     if settings.method != "none":
         teacher = build_teacher(settings, pretrained=False, num_classes=num_classes)
@@ -109,7 +109,7 @@ def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype
 
 
 def _measure(settings: Recipe, num_classes: int | None) -> dict[str, Any]:
-    """A few real steps on this machine, and what is predicted for them."""
+    """Measure a few steps on this machine, and predict their memory."""
     device = pick_device("auto")
     dtype = pick_dtype(settings.precision, device)
     batch = min(settings.micro_batch or _MEASURED_BATCH, settings.batch)

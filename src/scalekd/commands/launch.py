@@ -1,4 +1,4 @@
-"""A command in several processes, by torch's elastic launcher."""
+"""Runs a command in several processes with torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """Run `scalekd ARGUMENTS` in `count` processes, as `torchrun --standalone` would, and wait for them.
 
     Args:
-        count: Processes, all on this machine.
-        arguments: The command line, which finds itself launched.
+        count: Number of processes, all on this machine.
+        arguments: The command line of each process; it detects that it was launched.
 
     Returns:
-        What to exit with: the code that the processes did, or 128 and the signal that ended them.
+        The exit code: that of the processes, or 128 plus the signal that ended them.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what there is to say
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))  # they share the cores
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(

@@ -1,4 +1,4 @@
-"""What a command's MODEL stands for."""
+"""Reads the model that a command's MODEL argument specifies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from scalekd.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Named:
-    """A model that the user named.
+    """A model that the user specified.
 
     Attributes:
         classifier: The model, in eval mode.
         weights: The file that it was read from; None for a name without one.
-        run: The run that left it, where one did.
+        run: The run that wrote it; None if there is none.
     """
 
     classifier: Classifier
@@ -32,7 +32,7 @@ class Named:
 
 
 def find_run(model: str) -> RunFolder | None:
-    """The run that a folder holds, or that a checkpoint belongs to; None for any other model.
+    """Return the run in a folder or of a checkpoint; None for any other model.
 
     Raises:
         UserError: If the folder holds nothing.
@@ -48,16 +48,16 @@ def find_run(model: str) -> RunFolder | None:
 def read_model(
     model: str, weights: Path | None = None, *, resolution: int | None = None, args: dict[str, Any] | None = None
 ) -> Named:
-    """The model that a folder, a file or a name stands for.
+    """Read the model that a folder, a file or a name specifies.
 
     Args:
-        model: As the user gives it.
+        model: As the user specified it.
         weights: A safetensors file for a name.
-        resolution: Image side in pixels; by default the weights' own.
+        resolution: Image side in pixels; by default that of the weights.
         args: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: If it stands for none, or cannot be built.
+        UserError: If there is no such model, or it cannot be built.
     """
     named = _read(model, weights, resolution, args or {})
     for note in named.classifier.notes:
@@ -68,7 +68,7 @@ def read_model(
 def _read(model: str, weights: Path | None, resolution: int | None, args: dict[str, Any]) -> Named:
     path, run = Path(model), find_run(model)
     if weights is not None and (run is not None or path.is_dir()):
-        raise UserError(f"weights: {model} brings its own weights along; leave --weights out")
+        raise UserError(f"weights: {model} has its own weights; leave --weights out")
     if is_timm_folder(path):
         return Named(read_timm_folder(path, resolution).eval(), path / WEIGHTS)
     if run is not None:
@@ -78,8 +78,10 @@ def _read(model: str, weights: Path | None, resolution: int | None, args: dict[s
         if not run.student.is_file():
             raise UserError(f"model: {run.path} has no {run.student.name} yet; the first validation writes it")
         if not run.finished:
-            typer.echo(f"model: the run in {printable(run.path)} has not ended; its student as last saved", err=True)
-        # Code of the user's own is named by the recipe alone, never by weights.
+            typer.echo(
+                f"model: the run in {printable(run.path)} has not ended; using its student as last saved", err=True
+            )
+        # The user's own code is specified by the recipe only, never by a weights file.
         named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}
         return Named(Classifier(**named, resolution=resolution, **args).eval(), run.student, run)
     classifier = Classifier(model, weights=weights, resolution=resolution, **args).eval()

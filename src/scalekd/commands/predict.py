@@ -1,4 +1,4 @@
-"""What `scalekd predict` does: name the most probable classes of images."""
+"""`scalekd predict`: print the most probable classes of images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from scalekd.models.layout import prepare_classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
 from scalekd.tasks.distill.inputs import evaluation_images
-from scalekd.tasks.distill.measuring import measured_as
+from scalekd.tasks.distill.measured_settings import measured_as
 
 
 class Prediction(NamedTuple):
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     name: str
     label: int
@@ -67,27 +67,27 @@ def run(
 
 
 def _find(places: Sequence[Path]) -> Iterator[str]:
-    """Files as named, and the images in folders by the endings of their names, sorted; hidden ones left out."""
+    """Yield files as specified, and the images in folders: recognised by extension, sorted, without hidden files."""
     for place in places:
         if not place.is_dir():
-            yield str(place)  # what is missing is reported with what cannot be read
+            yield str(place)  # missing files are reported with the unreadable ones
             continue
         listing = list_unlabelled(place)
-        told = listing.aside.described()
+        left_out = listing.aside.described()
         if not len(listing.names):
-            raise UserError(f"images: no images in {place}{f' ({told})' if told else ''}")
-        if told:
-            typer.echo(f"{printable(place)}: {told}", err=True)
+            raise UserError(f"images: no images in {place}{f' ({left_out})' if left_out else ''}")
+        if left_out:
+            typer.echo(f"{printable(place)}: {left_out}", err=True)
         yield from (os.path.join(place, name) for name in listing.names)
 
 
 def _open(
     model: str, weights: Path | None, recipe: Recipe, *, channels_last: bool
 ) -> tuple[Classifier | OnnxClassifier, Callable[[Tensor], Tensor]]:
-    """The model, and what turns a batch on the CPU into its logits."""
+    """Return the model, and a function from a batch on the CPU to its logits."""
     if model.endswith(".onnx"):
         if weights is not None:
-            raise UserError("weights: are of a timm name; an .onnx file has its own inside")
+            raise UserError("weights: only for a timm name; an .onnx file contains its weights")
         runtime = OnnxClassifier(Path(model))
         return runtime, runtime
     compute = pick_compute(recipe)
@@ -109,15 +109,17 @@ def _predictions(
     recipe: Recipe,
     missing: dict[str, str],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Index and logits `[K]` of each image that can be read, in order; the others are noted with what is wrong."""
-    numbers = np.arange(len(files), dtype=np.int32)  # the index stands where a label would
+    """Yield index and logits `[K]` of each readable image, in order; add the others to `missing` with a reason."""
+    indices = np.arange(len(files), dtype=np.int32)  # used in place of labels
     dataset = evaluation_images(
         recipe,
-        Split(Files(Path(), files), numbers, ()),
+        Split(Files(Path(), files), indices, ()),
         resolution=classifier.resolution,
         crop_fraction=classifier.crop_fraction,
     )
-    workers = min(recipe.workers, len(files) // recipe.batch)  # starting processes for a batch costs more than it saves
+    workers = min(
+        recipe.workers, len(files) // recipe.batch
+    )  # for few batches, starting processes costs more than it saves
     for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
         missing |= batch.corrupt
         if len(batch.images):

@@ -1,4 +1,4 @@
-"""What `scalekd quickstart` does: train a teacher and its students on handwritten digits."""
+"""`scalekd quickstart`: train a teacher and its students on handwritten digits."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _METHODS = {name: METHODS[name].label for name in ("none", "kd", "scalekd")}
 
 
 def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
-    """Train all of them and print a table; see the command for the arguments."""
+    """Train all models and print a table; see the command for the arguments."""
     console = Console(stderr=True)
     figures = output / "quickstart.json"
     if figures.is_file():
         shutil.rmtree(output)
     elif output.is_file() or (output.exists() and any(output.iterdir())):
-        raise UserError(f"output: {output} holds something else than a quickstart; choose another folder")
+        raise UserError(f"output: {output} exists and is not a quickstart's folder; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     write_json(figures, {})  # marks the folder as a quickstart's
     sizes = write_digits(output / "data", labelled)
@@ -44,7 +44,9 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
     console.print(
         f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)"
     )
-    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much where cores are shared
+    torch.set_num_threads(
+        1
+    )  # models this small gain nothing from more threads, and are much slower if cores are shared
     quiet = Console(quiet=True)
     data = {"data": output / "data"}
     trained = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
@@ -69,8 +71,8 @@ def write_digits(folder: Path, labelled: int, seed: int = 0) -> dict[str, int]:
     """Write the digits as an image folder, enlarged from 8x8 to 32x32 pixels.
 
     Args:
-        folder: Gets `train` (for the teacher), `small` (`labelled` images of `train`, for students) and `val`.
-        labelled: Images in `small`.
+        folder: Where to write `train` (for the teacher), `small` (a part of `train`, for students) and `val`.
+        labelled: Number of images in `small`.
         seed: Seed of the stratified splits.
 
     Returns:

@@ -97,8 +97,8 @@ def find_checkpoint(context: RunContext, steps: int) -> Checkpoint | None:
     else:
         done = checkpoint.run["step"]
         context.say(f"resume    from {checkpoint.path.name}: step {done} of {steps} is done")
-    for number, folder in enumerate(group.runs if processes.first else ()):
-        folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][number])
+    for index, folder in enumerate(group.runs if processes.first else ()):
+        folder.cut_logs({} if checkpoint is None else checkpoint.run["logs"][index])
     return checkpoint
 
 

@@ -31,7 +31,7 @@ from scalekd.runs.group import naming
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Intervals:
     """Defines what happens at which optimiser step.
 
     Attributes:
@@ -63,7 +63,7 @@ class Loop:
 
     Args:
         task: What is trained.
-        schedule: What happens at which step.
+        intervals: What happens at which step.
         context: Folders, processes, signals and console of the run.
         device: Where the models are.
         dtype: The autocast type.
@@ -76,19 +76,19 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        schedule: Schedule,
+        intervals: Intervals,
         context: RunContext,
         *,
         device: torch.device,
         dtype: torch.dtype,
         command: str,
     ) -> None:
-        self.task, self.schedule, self.step = task, schedule, 0
+        self.task, self.intervals, self.step = task, intervals, 0
         self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
         self._stop, self._processes, self._say = context.stop, context.processes, context.say
         self._device, self._autocast = device, partial(autocast, device, dtype)
         self._display = Display(
-            context.console, batch=schedule.batch, steps=schedule.steps, steps_per_epoch=schedule.steps_per_epoch
+            context.console, batch=intervals.batch, steps=intervals.steps, steps_per_epoch=intervals.steps_per_epoch
         )
         self._meter = EnergyMeter(context.processes.local_count if device.type == "cuda" else 0)  # of this start
         self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
@@ -134,8 +134,8 @@ class Loop:
             if self._validation_due and validation is not None:
                 self._validate(validation)
             self._display.start(self.step)
-            if self.step < self.schedule.steps:
-                self._train(batches(self.step * self.schedule.accumulate), validation)
+            if self.step < self.intervals.steps:
+                self._train(batches(self.step * self.intervals.accumulate), validation)
             self._vote.close()
         except BaseException as error:
             self._save_after_error(error)
@@ -147,7 +147,7 @@ class Loop:
             self._display.close()
         unreadable = set().union(*self._processes.gather(self.task.corrupt.paths))
         facts = {
-            "samples": self.step * self.schedule.batch,
+            "samples": self.step * self.intervals.batch,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "energy": self._meter.energy,
@@ -159,22 +159,22 @@ class Loop:
         return facts
 
     def _train(self, batches: Iterable[Any], validation: Iterable[Any] | None) -> None:
-        schedule = self.schedule
-        for number, batch in enumerate(self._display.timed(batches), start=self.step * schedule.accumulate):
-            completes = (number + 1) % schedule.accumulate == 0
+        intervals = self.intervals
+        for index, batch in enumerate(self._display.timed(batches), start=self.step * intervals.accumulate):
+            completes = (index + 1) % intervals.accumulate == 0
             self._at_step_end = False
             self._meter.keep_up()
-            self._learn(batch, number, completes)
+            self._learn(batch, index, completes)
             if not completes:
                 continue
             self.step += 1
             self._at_step_end = True
             self._display.advance(self.step, self._terms)
             request = self._vote.cast(self._request())
-            if self.step % schedule.validate_every == 0 and validation is not None:
+            if self.step % intervals.validate_every == 0 and validation is not None:
                 self._validate(validation)
                 request = max(self._processes.gather(self._request()))
-            elif self.step % schedule.validate_every == 0:
+            elif self.step % intervals.validate_every == 0:
                 self._log_speed()
                 self._display.line(self.step, self.task.summary())
                 self._save_all(measured=False)
@@ -183,14 +183,14 @@ class Loop:
             elif request.checkpoint and self._saved_step != self.step - 1:  # several processes learn of it a step late
                 self._write_checkpoint()
             self._stop_if(request)
-            if self.step == schedule.steps:
+            if self.step == intervals.steps:
                 return
 
-    def _learn(self, batch: Any, number: int, completes: bool) -> None:
+    def _learn(self, batch: Any, index: int, completes: bool) -> None:
         """Train on one micro-batch: losses and gradients of each learner, and the step if it is complete."""
         task, step = self.task, self.step + 1
         task.corrupt.add(batch.corrupt)
-        over_all = number * self._processes.count + self._processes.rank
+        over_all = index * self._processes.count + self._processes.rank
         batch = to_device(batch, self._device)
         with self._autocast():
             batch = task.prepare(batch, over_all)
@@ -198,10 +198,10 @@ class Loop:
             with naming(learner.name), learner.shares_gradients(completes):
                 with self._autocast():
                     total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=step)
-                if completes and (step % self.schedule.log_every == 0 or step == self.schedule.steps):
+                if completes and (step % self.intervals.log_every == 0 or step == self.intervals.steps):
                     learner.log_training(step)
                 with task.naming_failures(learner, batch):
-                    torch.autograd.backward(total / self.schedule.accumulate)
+                    torch.autograd.backward(total / self.intervals.accumulate)
                 if completes:
                     learner.descend(step)
 
@@ -252,7 +252,7 @@ class Loop:
 
     def _request(self) -> Request:
         """Return this process's request after a step: whether to stop, and whether a checkpoint is due."""
-        minutes = self.schedule.checkpoint_minutes
+        minutes = self.intervals.checkpoint_minutes
         due = minutes is not None and time.perf_counter() - self._saved_at >= 60 * minutes
         return Request(stop=int(self._stop.asked or 0), checkpoint=due)
 
@@ -304,7 +304,7 @@ class Loop:
         }
         if self._processes.first:
             self._checkpoints.save(content, self._checkpoints.path(self.step))
-            self._checkpoints.prune(self.schedule.keep)
+            self._checkpoints.prune(self.intervals.keep)
         self._processes.gather(None)
         self._saved_step, self._saved_at = self.step, time.perf_counter()
 

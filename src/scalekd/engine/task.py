@@ -23,12 +23,12 @@ class Task(ABC):
     corrupt: CorruptImages
 
     @abstractmethod
-    def prepare(self, batch: Any, number: int) -> Any:
+    def prepare(self, batch: Any, index: int) -> Any:
         """Prepare a training batch, already on the device, for all learners.
 
         Args:
             batch: From the training loader.
-            number: Index of the micro-batch in the run, over all processes; random draws are seeded with it.
+            index: Index of the micro-batch in the run, over all processes; random draws are seeded with it.
         """
 
     @abstractmethod

@@ -23,11 +23,11 @@ class Folded:
 
     Attributes:
         classifier: The folded copy; the student itself if there is nothing to fold, or if folding fails.
-        told: A text on what was folded, or why nothing was; empty for a student without such branches.
+        note: A text on what was folded, or why nothing was; empty for a student without such branches.
     """
 
     classifier: Classifier
-    told: str
+    note: str
 
 
 @torch.no_grad()  # tensors of inference mode could not be exported

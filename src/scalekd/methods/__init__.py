@@ -1,4 +1,4 @@
-"""The paper in pure torch, one file a method. Nothing here knows timm, data or a training loop.
+"""The paper's method and its baselines in pure torch, one file per method. It knows no timm, data or training loop.
 
-`registry.py` and `parts.py` are read without torch; so this file imports nothing.
+This file imports nothing, because `registry.py` and `parts.py` must be importable without torch.
 """

@@ -1,4 +1,4 @@
-"""What every method is: a loss on labels, one on logits where the teacher has them, and terms of its own."""
+"""Base class of all methods: a loss on labels, a loss on logits if the teacher has any, and further terms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULTS = MethodKeys()
 
 
 class Shared(TypedDict, total=False):
-    """What all methods that learn from logits take; see `Method`."""
+    """Arguments of all methods that learn from logits; see `Method`."""
 
     logit_weight: float
     temperature: float
@@ -25,7 +25,7 @@ class Shared(TypedDict, total=False):
 
 
 def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`tau^2 * CE(softmax(t / tau), softmax(s / tau))`, the mean over the batch, in float32.
+    """Return `tau^2 * CE(softmax(t / tau), softmax(s / tau))`, the mean over the batch, in float32.
 
     Args:
         student: Logits `[B, K]`.
@@ -40,17 +40,17 @@ def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 
 class Method(nn.Module):
-    """A way to train a student, with the terms that all of them share.
+    """Base class of a training method: combines the loss terms that all methods share.
 
-    `L = (1 - lambda) * task + lambda * logit terms + feature terms`. Subclasses give the latter two. Without labels
-    the task term is dropped; where only some images of a batch are labelled, the others add 0 to it. Without teacher
-    logits for these classes `lambda` is 0.
+    `L = (1 - lambda) * task + lambda * logit terms + feature terms`. Subclasses define the last two. Without labels
+    there is no task term; if only some images of a batch are labelled, the others add 0 to it. If the teacher has no
+    logits for these classes, `lambda` is 0.
 
-    The teacher is kept out of `parameters()` and `state_dict()`, hence out of optimisers, checkpoints and DDP; it
-    still follows `.to(device)`.
+    The teacher is not part of `parameters()` and `state_dict()`, and therefore not of optimisers, checkpoints and DDP;
+    `.to(device)` still moves it.
 
     Args:
-        teacher: The frozen teacher; None for a method that reads none.
+        teacher: The frozen teacher; None for a method without one.
         student: The student to train.
         logit_weight: `lambda`.
         temperature: `tau` of the logit term.
@@ -82,7 +82,7 @@ class Method(nn.Module):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """What the constructor takes from a recipe's keys, beside the pair and the loss on labels."""
+        """Return the constructor's arguments from a recipe's keys, without the pair and the loss on labels."""
         return {"logit_weight": keys.used_logit_weight, "temperature": keys.temperature}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
@@ -94,19 +94,19 @@ class Method(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, teacher_outputs: TeacherOutputs | None = None
     ) -> Losses:
-        """One forward of teacher and student each, and the losses.
+        """Run teacher and student once each, and return the losses.
 
         Args:
             images: RGB in [0, 1], `[B, 3, height, width]`.
-            labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None without any labels.
-            teacher_outputs: The teacher's outputs for these images if they are known already; it is then not run.
+            labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None to learn without labels.
+            teacher_outputs: The teacher's outputs for these images; if None, the teacher is run.
         """
         if teacher_outputs is None and self.needs_teacher:
             teacher_outputs = self.teacher(images)
         return self.losses(self.student(images), teacher_outputs, labels)
 
     def losses(self, student: StudentOutputs, teacher: TeacherOutputs | None, labels: Tensor | None = None) -> Losses:
-        """The losses of outputs already at hand.
+        """Return the losses of given outputs.
 
         Raises:
             ValueError: If no term is left (no labels, no teacher logits and no feature term).
@@ -124,11 +124,11 @@ class Method(nn.Module):
         return Losses(terms=terms, cosines=cosines, student_logits=student.logits)
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """Loss terms on the teacher's logits `[B, K]`, by name, before `lambda`."""
+        """Return the loss terms on the teacher's logits `[B, K]` by name, not yet multiplied by `lambda`."""
         return {"kd": logit_distance(student.logits, teacher_logits, self.temperature)}
 
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Loss terms on features with their weights applied, and teacher-student cosines, both by name."""
+        """Return the loss terms on features, weights applied, and the teacher-student cosines, both by name."""
         return {}, {}

@@ -1,4 +1,4 @@
-"""`dist`: relations of logits."""
+"""`dist`: distillation of relations between logits (DIST)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scalekd.methods.registry import MethodKeys
 
 
 class RelationalDistillation(LogitDistillation):
-    """`dist`: labels and the relations of logits, DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536).
+    """`dist`: learn from labels and from relations between logits, DIST (Huang et al., NeurIPS 2022, arXiv 2205.10536).
 
     `beta * inter + gamma * intra` with `tau^2 * (1 - rho)`, `rho` the mean Pearson correlation of the softened
     probabilities: over the classes of each image (inter-class), over the images of the batch for each class
-    (intra-class). Here `lambda` divides it and the task term as it does for `kd`.
+    (intra-class). As for `kd`, `lambda` weights these terms and `1 - lambda` the task term.
 
     Args:
         teacher: A model with logits for the student's classes.
@@ -45,11 +45,11 @@ class RelationalDistillation(LogitDistillation):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """The weights of both relations."""
+        """Return the arguments of `kd` and the weights of both relations."""
         return LogitDistillation.arguments(keys) | {"beta": keys.dist_inter, "gamma": keys.dist_intra}
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The inter-class and the intra-class relation."""
+        """Return the inter-class and the intra-class term."""
         ours = F.softmax(student.logits.float() / self.temperature, dim=-1)
         theirs = F.softmax(teacher_logits.float() / self.temperature, dim=-1)
         scale = self.temperature**2
@@ -60,10 +60,11 @@ class RelationalDistillation(LogitDistillation):
 
 
 def correlation(left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """Mean Pearson correlation of two tables `[B, K]` of probabilities along `dim`; 0 for what does not vary.
+    """Return the mean Pearson correlation of two tables `[B, K]` of probabilities along `dim`; 0 for constant entries.
 
-    Norms count as at least 1e-4, far below those of probabilities that say anything. Without that, a student that still
-    gives all classes the same (its head begins at zero, as Mixer's) would get gradients of 1e8.
+    Norms are clamped to at least 1e-4, far below the norms of informative probabilities. Otherwise, a student that
+    still predicts the same probability for all classes (because its head is initialised to zero, as Mixer's is) would
+    get gradients of 1e8.
     """
     left, right = left - left.mean(dim, keepdim=True), right - right.mean(dim, keepdim=True)
     products = F.normalize(left, dim=dim, eps=1e-4) * F.normalize(right, dim=dim, eps=1e-4)

@@ -1,4 +1,4 @@
-"""`fd`: features of the last stage."""
+"""`fd`: distillation of last-stage features."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from scalekd.methods.task import cross_entropy
 
 
 class FeatureDistillation(Method):
-    """`fd`: labels and the last stage through a 1x1 projection, the spatial distance of DFM.
+    """`fd`: learn from labels and from last-stage features, with a 1x1 projection and the spatial distance of DFM.
 
-    Where the grids differ the projected map is resized bilinearly to the teacher's, as such methods do.
+    If the grids differ, the projected map is resized bilinearly to the teacher's grid, as is usual for such methods.
 
     Args:
         teacher: A vision transformer.
@@ -44,13 +44,13 @@ class FeatureDistillation(Method):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """The weight of its distance."""
+        """Return the arguments of all methods and the weight of the distance."""
         return Method.arguments(keys) | {"alpha": keys.alpha_spatial}
 
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The normalised distance between the projected last map and the teacher's tokens."""
+        """Return the normalised distance between the projected last map and the teacher's tokens."""
         assert teacher is not None
         grid = (self.teacher.tokens.height, self.teacher.tokens.width)
         projected = self.projection(student.last)

@@ -1,4 +1,4 @@
-"""`kd`: plain distillation of logits."""
+"""`kd`: plain logit distillation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scalekd.methods.outputs import StudentLike, TeacherLike
 
 
 class LogitDistillation(Method):
-    """`kd`: labels and logits (Hinton et al., arXiv 1503.02531), the logit term of ScaleKD alone.
+    """`kd`: learn from labels and logits (Hinton et al., arXiv 1503.02531); ScaleKD without its feature terms.
 
     Raises:
         ValueError: If the teacher has no logits for the student's classes, or `logit_weight` is 0.
@@ -23,9 +23,9 @@ class LogitDistillation(Method):
     ) -> None:
         super().__init__(teacher, student, **shared)
         if shared.get("logit_weight") == 0:
-            raise ValueError(f"logit_weight: {type(self).__name__} learns from logits; give a weight above 0")
+            raise ValueError(f"logit_weight: {type(self).__name__} learns from logits; set a weight above 0")
         if not self.logit_weight:
             raise ValueError(
-                f"teacher: has logits for {teacher.num_classes} classes where the student has {student.num_classes}; "
+                f"teacher: has logits for {teacher.num_classes} classes, the student for {student.num_classes}; "
                 f"{type(self).__name__} learns from logits"
             )

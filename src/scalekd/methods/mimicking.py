@@ -1,4 +1,4 @@
-"""DFM, dual-view feature mimicking (ScaleKD section 3.2): one distance on two views of the tokens."""
+"""DFM, dual-view feature mimicking (ScaleKD section 3.2): the same distance on two views of the tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scalekd.methods.projector import CrossAttentionProjector
 def remove_zero_frequency(tokens: Tensor) -> Tensor:
     """Set each channel's zero-frequency coefficient over the grid to 0.
 
-    The inverse of a 2-D DCT whose (0, 0) coefficient was set to 0 is exactly the input less its mean over
-    positions, so no transform is needed.
+    Setting the (0, 0) coefficient of a 2-D DCT to 0 and transforming back is exactly the same as subtracting the mean
+    over positions, so no transform is needed.
 
     Args:
-        tokens: `[B, N, D]`, the `N` positions of any grid.
+        tokens: `[B, N, D]`, with the `N` positions of any grid.
 
     Returns:
         `[B, N, D]`.
@@ -26,9 +26,9 @@ def remove_zero_frequency(tokens: Tensor) -> Tensor:
 
 
 def view_distance(tokens: Tensor, target: Tensor, view: str) -> tuple[Tensor, Tensor]:
-    """Distance of one view: `1/B sum_b sum_p || f^ - T^ ||^2`, `^` being L2-normalisation over channels.
+    """Return the distance of one view, `1/B sum_b sum_p || f^ - T^ ||^2`; `^` is L2 normalisation over channels.
 
-    Computed in float32 whatever the inputs are.
+    It is computed in float32 for inputs of any type.
 
     Args:
         tokens: `[B, N, D]`.
@@ -48,11 +48,11 @@ def view_distance(tokens: Tensor, target: Tensor, view: str) -> tuple[Tensor, Te
 
 
 class DualViewMimicking(nn.Module):
-    """The projectors of one place in the student, one a view, each with its own weights.
+    """The projectors of one place in the student: one per view, each with its own weights.
 
     Args:
         projectors: A CAP for each view.
-        alpha: Weight of each view's distance.
+        alpha: Weight of the distance of each view.
     """
 
     def __init__(self, projectors: Mapping[str, CrossAttentionProjector], alpha: Mapping[str, float]) -> None:
@@ -66,13 +66,13 @@ class DualViewMimicking(nn.Module):
         return {view: cap for view, cap in self.views.items() if isinstance(cap, CrossAttentionProjector)}
 
     def forward(self, features: Tensor, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """`features` `[B, C, h, w]` -> tokens `[B, Nq, Dq]` of each view."""
+        """Project `features` `[B, C, h, w]` to tokens `[B, Nq, Dq]` of each view."""
         return {view: cap(features, None if queries is None else queries[view]) for view, cap in self.views.items()}
 
     def losses(
         self, tokens: Mapping[str, Tensor], target: Tensor, place: str
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted distances and cosines of all views, named `<place>_<view>`."""
+        """Return the weighted distances and the cosines of all views, named `<place>_<view>`."""
         terms, cosines = {}, {}
         for view, weight in self.alpha.items():
             distance, cosines[f"{place}_{view}"] = view_distance(tokens[view], target, view)

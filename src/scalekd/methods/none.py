@@ -1,4 +1,4 @@
-"""`none`: no teacher."""
+"""`none`: training without a teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scalekd.methods.task import cross_entropy
 
 
 class Supervised(Method):
-    """`none`: the individually trained counterpart, labels only."""
+    """`none`: learn from labels only, the baseline for a comparison with distillation."""
 
     needs_teacher: ClassVar[bool] = False
 
@@ -20,5 +20,5 @@ class Supervised(Method):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """Nothing."""
+        """Return no arguments."""
         return {}

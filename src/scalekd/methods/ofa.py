@@ -1,4 +1,4 @@
-"""`ofa`: logits of two stages."""
+"""`ofa`: logit distillation at two stages (OFA-KD)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from scalekd.methods.task import one_hot
 
 
 class LogitSpaceDistillation(LogitDistillation):
-    """`ofa`: intermediate stages taught in logit space, in the way of OFA-KD (Hao et al., NeurIPS 2023, 2310.19444).
+    """`ofa`: distil intermediate stages in logit space, after OFA-KD (Hao et al., NeurIPS 2023, arXiv 2310.19444).
 
-    Each of the student's two maps gets an exit branch to logits. These and the student's own logits all get the loss
-    with adaptive target enhancement, see `enhanced_distance`; `lambda` divides their sum and the task term. The
-    paper has an exit at each of four stages, built of the architecture's own kind of layers; here there are two, of a
-    depthwise 3x3 and a pointwise convolution, batch norm, ReLU, average pooling and a linear layer.
+    An exit branch maps each of the student's two maps to logits. The logits of both exits and of the student get the
+    same loss with adaptive target enhancement, see `enhanced_distance`; `lambda` weights the sum of the three and
+    `1 - lambda` the task term. The paper has an exit at each of four stages, built of the architecture's own kind of
+    layers; here there are two, of a depthwise 3x3 and a pointwise convolution, batch norm, ReLU, average pooling and a
+    linear layer.
 
     Args:
         teacher: A model with logits for the student's classes.
         student: The student to train.
-        gamma: Exponent of the enhancement; 1 makes it plain distillation.
+        gamma: Exponent of the enhancement; 1 for plain distillation.
         shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
 
     Raises:
@@ -47,11 +48,11 @@ class LogitSpaceDistillation(LogitDistillation):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """The exponent."""
+        """Return the arguments of `kd` and the exponent."""
         return LogitDistillation.arguments(keys) | {"gamma": keys.ofa_gamma}
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The enhanced distance of the student's logits and of both exits'."""
+        """Return the enhanced distance of the student's logits and of the logits of both exits."""
         exits = {
             "kd": student.logits,
             "exit_previous": self.exit_previous(student.previous),
@@ -64,7 +65,7 @@ class LogitSpaceDistillation(LogitDistillation):
 
 
 def _exit(features: MapShape, num_classes: int) -> nn.Sequential:
-    """An exit branch: map `[B, C, h, w]` -> logits `[B, K]`."""
+    """Build an exit branch: map `[B, C, h, w]` -> logits `[B, K]`."""
     channels = features.channels
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
@@ -80,10 +81,11 @@ def _exit(features: MapShape, num_classes: int) -> nn.Sequential:
 def enhanced_distance(
     student: Tensor, teacher: Tensor, labels: Tensor | None, gamma: float, temperature: float
 ) -> Tensor:
-    """OFA-KD's loss: `-sum_c w_c log s_c`, `w = (t + y)^gamma - y`, `y` the one-hot labels; the mean over the batch.
+    """OFA-KD's loss `-sum_c w_c log s_c`, `w = (t + y)^gamma - y`, `y` the one-hot labels; the mean over the batch.
 
-    `s` and `t` are the softened probabilities. For the labelled class the paper's `(1 + t)^gamma` holds the label's
-    own cross-entropy, which the task term has already; hence `- y`. With `gamma` 1 it is `logit_distance` at `tau` 1.
+    `s` and `t` are the softened probabilities. For the labelled class, the paper's `(1 + t)^gamma` includes the
+    cross-entropy of the label. That is already in the task term, so `y` is subtracted. With `gamma` 1 the loss is
+    `logit_distance` at `tau` 1.
 
     Args:
         student: Logits `[B, K]`.

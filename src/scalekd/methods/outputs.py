@@ -1,4 +1,4 @@
-"""What the method reads from its two models, and what it gives back."""
+"""Interfaces of teacher and student as the methods use them, and the losses that a method returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MapShape:
     """Shape of a feature map without its batch axis.
 
     Attributes:
-        channels: Width `C` of a position.
+        channels: Number of channels `C` per position.
         height: Rows of the grid.
         width: Columns of the grid.
     """
@@ -34,7 +34,7 @@ class MapShape:
 
 
 class TeacherOutputs(NamedTuple):
-    """One teacher forward: final tokens `T` `[B, N, D]`, and logits `[B, K]` where the teacher has a head."""
+    """Outputs of a teacher forward: final tokens `T` `[B, N, D]`, and logits `[B, K]`; None without a head."""
 
     tokens: Tensor
     logits: Tensor | None
@@ -42,7 +42,7 @@ class TeacherOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """One student forward: maps `[B, C3, h3, w3]` and `[B, C4, h4, w4]`, logits `[B, K]`."""
+    """Outputs of a student forward: maps `[B, C3, h3, w3]` and `[B, C4, h4, w4]`, logits `[B, K]`."""
 
     previous: Tensor
     last: Tensor
@@ -54,8 +54,8 @@ class Losses:
     """The loss of a batch, term by term.
 
     Attributes:
-        terms: Scalar loss terms by name, every weight already applied.
-        cosines: Mean teacher-student cosine of each feature term (detached), 1 is perfect.
+        terms: Scalar loss terms by name, weights already applied.
+        cosines: Mean teacher-student cosine of each feature term (detached); 1 means the same direction.
         student_logits: `[B, K]`.
     """
 
@@ -70,7 +70,7 @@ class Losses:
 
 
 class TeacherLike(Protocol):
-    """The frozen side of a pair, as `scalekd.Teacher` offers it."""
+    """Interface of the frozen teacher; `scalekd.Teacher` implements it."""
 
     num_classes: int
 
@@ -81,7 +81,7 @@ class TeacherLike(Protocol):
 
     @property
     def tail_input(self) -> MapShape:
-        """Tokens that `tail` takes: grid `H' x W'`, width `D'`."""
+        """Input tokens of `tail`: grid `H' x W'`, width `D'`."""
         ...
 
     @property
@@ -91,7 +91,7 @@ class TeacherLike(Protocol):
 
     @property
     def tail_name(self) -> str:
-        """What `tail` is made of, for people."""
+        """Human-readable description of `tail`."""
         ...
 
     def tail(self, tokens: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class TeacherLike(Protocol):
 
 
 class StudentLike(Protocol):
-    """The trained side of a pair, as `scalekd.Student` offers it."""
+    """Interface of the trained student; `scalekd.Student` implements it."""
 
     num_classes: int
 
@@ -113,7 +113,7 @@ class StudentLike(Protocol):
 
     @property
     def maps_reason(self) -> str:
-        """Which maps these are and why, for people."""
+        """Human-readable description of the maps and why they were chosen."""
         ...
 
     @property

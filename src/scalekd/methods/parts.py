@@ -1,4 +1,4 @@
-"""ScaleKD's switches and which of them go together; recipes check them before torch is needed."""
+"""ScaleKD's settings and which of them can be combined. Imports no torch, so that recipes can check them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STEM_NORMS: tuple[str, ...] = get_args(StemNorm)
 
 
 def resolve_parts(*, tpp: bool, stages: Sequence[str] | None, query: str | None) -> tuple[tuple[str, ...], str]:
-    """Stages and query, where they are left open those that go with `tpp`.
+    """Return stages and query; those that are None get the default for `tpp`.
 
     Raises:
-        ValueError: If the switches do not go together; names the one to change.
+        ValueError: If the settings cannot be combined; the message names the one to change.
     """
     stages = tuple(stages or (STAGES if tpp else ("last",)))
     query = query or ("proxy" if tpp else "learned")

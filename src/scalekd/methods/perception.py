@@ -13,7 +13,7 @@ from scalekd.methods.mimicking import DualViewMimicking
 class TeacherParameterPerception(nn.Module):
     """`proxy_v = tail(CAP_prev_v(S_prev))` for each view `v`.
 
-    Gradients pass through the frozen tail into the projectors and the student; its parameters get none.
+    Gradients pass through the frozen tail into the projectors and the student; the tail's parameters get none.
 
     Args:
         previous: CAP_prev of each view, with learned queries on the tail's input grid.

@@ -1,4 +1,4 @@
-"""The plan of a pair: which maps meet which tokens, through how many parameters."""
+"""Human-readable plan of a pair: which student maps are projected to which tokens, with how many parameters."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scalekd.methods.outputs import MapShape
 
 @dataclass(frozen=True)
 class Place:
-    """One place in the student: its map, the tokens it becomes, and the projectors between them.
+    """One place in the student: its map, the tokens it is projected to, and the projectors.
 
     Attributes:
         name: `CAP_prev` or `CAP_last`.
         student_map: The student's map.
-        tokens: What the projectors make of it.
+        tokens: The tokens that the projectors return.
         query: `learned` or `proxy`.
-        views: Views of DFM, each with a projector of its own.
+        views: Views of DFM, each with its own projector.
         heads: Attention heads.
-        parameters: Parameters of all projectors here.
-        layers: Shapes of a projector's layers, for people.
+        parameters: Number of parameters of all projectors of this place.
+        layers: Shapes of a projector's layers, human-readable.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a teacher and a student are joined. `str(plan)` is a table for people."""
+    """How a teacher and a student are joined. `str(plan)` is a human-readable table."""
 
     teacher: str
     student: str
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Parameters that exist only while training."""
+        """Number of parameters that are used in training only."""
         return sum(place.parameters for place in self.places)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""CAP, the cross attention projector (ScaleKD section 3.1): a student map becomes ViT-like tokens."""
+"""CAP, the cross attention projector (ScaleKD section 3.1): projects a student map to ViT-like tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head cross attention with a fixed factor on its logits; no residual.
+    """Multi-head cross attention with a fixed factor on its logits and no residual.
 
     Attributes:
         fused_attn: Whether products and softmax are one operation (the name that timm's attentions use).
@@ -46,7 +46,7 @@ class CrossAttention(nn.Module):
         def heads(x: Tensor) -> Tensor:  # B x N x D -> B x heads x N x D/heads
             return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-        # A learned query is the same for every image: projected once, then only viewed B times.
+        # A learned query is the same for every image: it is projected once and then expanded without a copy.
         q = heads(self.q(query)).expand(len(context), -1, -1, -1)
         k, v = heads(self.k(context)), heads(self.v(context))
         if self.fused_attn:
@@ -58,11 +58,11 @@ class CrossAttention(nn.Module):
 
 
 class StemConvolution(nn.Conv2d):
-    """CAP's convolution, of an odd kernel, stride 1 and padding to the same grid: `[B, C, h, w]` -> the same shape.
+    """CAP's convolution with an odd kernel, stride 1 and "same" padding: `[B, C, h, w]` -> the same shape.
 
     Attributes:
-        as_product: Whether it is taken apart into its windows and one matrix product. It computes the same; which of
-            the two is faster depends on the processor.
+        as_product: Whether it is computed as one matrix product of its windows. The result is the same; which of the
+            two is faster depends on the processor.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -84,11 +84,11 @@ class StemConvolution(nn.Conv2d):
 
 
 def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
-    """CAP's "patchify stem": convolution, norm, ReLU on `[B, C, h, w]`; empty for `none`."""
+    """Build CAP's "patchify stem": convolution, norm, ReLU on `[B, C, h, w]`; empty for `none`."""
     if kind not in STEMS:
-        raise ValueError(f"stem: {kind!r} is none of {', '.join(STEMS)}")
+        raise ValueError(f"stem: {kind!r} is not one of {', '.join(STEMS)}")
     if norm not in STEM_NORMS:
-        raise ValueError(f"stem_norm: {norm!r} is none of {', '.join(STEM_NORMS)}")
+        raise ValueError(f"stem_norm: {norm!r} is not one of {', '.join(STEM_NORMS)}")
     stem = nn.Sequential()
     if kind != "none":
         kernel = 3 if kind == "conv3x3" else 1
@@ -101,16 +101,16 @@ def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
 class CrossAttentionProjector(nn.Module):
     """CAP: a student map `[B, C, h, w]` -> tokens `[B, Nq, Dq]` on the teacher's grid.
 
-    The queries live on the teacher's grid, so that no feature is resized where the two grids differ.
+    The queries lie on the teacher's grid, so that no feature is resized if the two grids differ.
 
     Args:
         student: Shape of the student map.
-        tokens: Shape of the tokens to give.
+        tokens: Shape of the tokens to return.
         num_heads: Attention heads, a divisor of `tokens.channels`.
-        softmax_scale: Factor on the attention logits besides `1 / sqrt(head width)`.
-        stem: `conv3x3` (the paper's), `conv1x1`, or `none`: the map as it is.
+        softmax_scale: Factor on the attention logits in addition to `1 / sqrt(head width)`.
+        stem: `conv3x3` (the paper's), `conv1x1`, or `none` to use the map as is.
         stem_norm: `batchnorm` or `layernorm2d`, after the stem's convolution.
-        learned_query: Whether the query is a learned table; otherwise `forward` is given one.
+        learned_query: Whether the query is a learned table; otherwise it is passed to `forward`.
 
     Raises:
         ValueError: If `num_heads` does not divide the token width or `stem` or `stem_norm` is unknown.
@@ -149,7 +149,7 @@ class CrossAttentionProjector(nn.Module):
 
         Args:
             features: `[B, C, h, w]`.
-            query: Input-dependent query `[B, Nq, Dq]`, where the projector has no table of its own.
+            query: Input-dependent query `[B, Nq, Dq]`; None if the projector has a learned table.
 
         Returns:
             Tokens `[B, Nq, Dq]`.

@@ -1,7 +1,7 @@
-"""Every method: its name, its label, the recipe keys it reads, and where its class is.
+"""The registry of methods: name, label, recipe keys and class of each.
 
-A new method is a file with its class, a line in `METHODS` and, where it has keys of its own, their fields in
-`MethodKeys`; recipes, flags, help, docs and the report follow. No torch here: the command line reads this for `--help`.
+To add a method, write a file with its class, an entry in `METHODS` and, if it has its own keys, their fields in
+`MethodKeys`; recipes, flags, help, docs and the report follow. Imports no torch, because `--help` reads it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ LOGITS = frozenset({"logit_weight", "temperature"})
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a method before its class is imported.
+    """Description of a method, available without importing its class.
 
     Attributes:
-        label: What reports call it.
-        teaches: What the student learns from beside labels, for the help.
+        label: Its name in reports.
+        teaches: What the student learns from in addition to labels, for the help.
         place: Where its class is, `MODULE:CLASS`.
-        keys: The recipe keys that it reads and not all methods do.
-        logit_weight: `lambda` where the recipe leaves it open.
-        logits_only: Whether logits are all that the teacher gives.
-        compares: The loss term that compares the images at once with each other, where there is one.
+        keys: The recipe keys that it reads but not all methods do.
+        logit_weight: `lambda` if the recipe does not set it.
+        logits_only: Whether the method uses nothing of the teacher but its logits.
+        compares: The loss term that compares the images of a micro-batch with each other; empty if there is none.
     """
 
     label: str
@@ -82,31 +82,34 @@ class MethodKeys(Keys):
     method: Literal[tuple(METHODS)] = Field(  # type: ignore[valid-type]  # the registry's names
         default="scalekd",
         description=" ".join(
-            ["What the student learns from beside labels.", *(f"{name}: {m.teaches}." for name, m in METHODS.items())]
+            [
+                "What the student learns from in addition to labels.",
+                *(f"{name}: {m.teaches}." for name, m in METHODS.items()),
+            ]
         ),
     )
     views: tuple[View, ...] = ("spatial", "frequency")
-    """Views in which DFM compares features: as they are, and without their zero frequency."""
+    """Views in which DFM compares features: as is, and without their zero frequency."""
     alpha_spatial: NonNegative = 0.08
-    """Weight of the spatial view (alpha_s), and of fd's distance."""
+    """Weight of the spatial view (alpha_s) and of fd's distance."""
     alpha_frequency: NonNegative = 0.06
     """Weight of the frequency view (alpha_f)."""
     tpp: bool = True
     """Whether proxies pass through the teacher's own tail (TPP)."""
     stages: tuple[Stage, ...] | None = None
-    """Student stages that are compared: previous (by the proxies), last. Default: both with TPP, last without."""
+    """Student stages that are compared: previous (through the proxies), last. Default: both with TPP, last without."""
     query: Query | None = None
-    """Query of the student path: proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
+    """Query of the student path: the proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
     heads: tuple[Positive, Positive] | None = None
-    """Attention heads of CAP_prev and CAP_last. Default: the paper's for the teacher."""
+    """Attention heads of CAP_prev and CAP_last. Default: the paper's numbers for the teacher."""
     softmax_scale: float = Field(default=5.0, gt=0)
     """Factor on CAP's attention logits."""
     stem: Stem = "conv3x3"
     """CAP's stem on the student's map."""
     stem_norm: StemNorm | None = None
-    """Norm in CAP's stem. Default: layernorm2d for students that use it themselves (ConvNeXt), otherwise batchnorm."""
+    """Norm in CAP's stem. Default: layernorm2d for students that use it (ConvNeXt), otherwise batchnorm."""
     logit_weight: Fraction | None = None
-    """Weight of the logit terms (lambda); the task term has the rest. Default: 0.5, for fd 0."""
+    """Weight of the logit terms (lambda); the task term has weight 1 - lambda. Default: 0.5, and 0 for fd."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the logit terms (tau)."""
     dist_inter: NonNegative = 1.0
@@ -122,18 +125,18 @@ class MethodKeys(Keys):
 
     @property
     def used_logit_weight(self) -> float:
-        """`lambda`: the method's default where the recipe leaves it open, 0 where the method has no logit term."""
+        """`lambda`: the method's default if the recipe does not set it, 0 if the method has no logit term."""
         entry = METHODS[self.method]
         given = self.logit_weight if "logit_weight" in entry.keys else None
         return entry.logit_weight if given is None else given
 
 
 def has_key(method: object, key: str) -> bool:
-    """Whether a method has a key: one of its own, or one that all have."""
+    """Return whether a method reads a key: one of its own keys, or a key of all methods."""
     own = METHODS[str(method)].keys if str(method) in METHODS else frozenset()
     return key in own or not methods_with(key)
 
 
 def methods_with(key: str) -> str:
-    """The methods that have a key, for people; empty where all have it."""
+    """Return the names of the methods that read a key, comma-separated; empty if all do."""
     return ", ".join(sorted(name for name, entry in METHODS.items() if key in entry.keys))

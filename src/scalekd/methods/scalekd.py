@@ -1,4 +1,4 @@
-"""`scalekd`: the whole method, which joins CAP, DFM and TPP."""
+"""`scalekd`: the whole method, which combines CAP, DFM and TPP."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from scalekd.methods.registry import MethodKeys
 
 
 class ScaleKD(Method):
-    """ScaleKD (arXiv 2411.06786, section 3 and equation 8): CAP, DFM and TPP on top of labels and logits.
+    """ScaleKD (arXiv 2411.06786, section 3 and equation 8): CAP, DFM and TPP in addition to labels and logits.
 
-    Every part is a switch. The paper's ablation (its table 9): `tpp=False, alpha={"spatial": 0.08}` is CAP alone,
-    `tpp=False` adds DFM, the default adds TPP.
+    Each part can be switched off. In the paper's ablation (table 9), `tpp=False, alpha={"spatial": 0.08}` is CAP
+    alone, `tpp=False` adds DFM, and the default adds TPP.
 
     Args:
         teacher: A vision transformer.
         student: The student to train.
-        alpha: Weight of each view; a view left out is switched off.
-        tpp: Whether the proxy path through the teacher's tail exists.
+        alpha: Weight of each view; a view that is left out is not used.
+        tpp: Whether to use the proxy path through the teacher's tail.
         stages: Student stages whose tokens are compared with the teacher's: `previous` (through the proxy path) and
             `last`. Default both with TPP, `last` without.
         query: Query of the student path: `proxy` (input-dependent, the proxy tokens) or `learned` (a table).
             Default `proxy` with TPP, `learned` without.
-        heads: Attention heads of (CAP_prev, CAP_last); default the paper's for this teacher.
-        softmax_scale: Factor on CAP's attention logits, one for all views or one a view.
+        heads: Attention heads of (CAP_prev, CAP_last); by default the paper's for this teacher.
+        softmax_scale: Factor on CAP's attention logits, one for all views or one per view.
         stem: CAP's stem, see `CrossAttentionProjector`.
-        stem_norm: Norm in the stem; default the one that fits the student.
+        stem_norm: Norm in the stem; by default the one that suits the student.
         shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
 
     Raises:
@@ -89,14 +89,14 @@ class ScaleKD(Method):
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
-        """All of its switches."""
+        """Return the arguments of all methods and ScaleKD's own settings."""
         names = ("tpp", "stages", "query", "heads", "softmax_scale", "stem", "stem_norm")
         own = {"alpha": _alpha(keys)} | {name: getattr(keys, name) for name in names}
         return Method.arguments(keys) | own
 
     @property
     def plan(self) -> Plan:
-        """How the pair is joined; prints as a table."""
+        """How the pair is joined; `str` formats it as a table."""
         teacher, student = self.teacher, self.student
         places = []
         if self.tpp is not None:
@@ -116,7 +116,7 @@ class ScaleKD(Method):
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """DFM of the proxies (TPP) and of the student path, against the teacher's tokens."""
+        """Compare the proxies (TPP) and the tokens of the student path with the teacher's tokens (DFM)."""
         assert teacher is not None
         terms: dict[str, Tensor] = {}
         cosines: dict[str, Tensor] = {}
@@ -133,6 +133,6 @@ class ScaleKD(Method):
 
 
 def _alpha(keys: MethodKeys) -> dict[str, float]:
-    """The weight of each view that is switched on."""
+    """Return the weight of each view that is used."""
     weights = {"spatial": keys.alpha_spatial, "frequency": keys.alpha_frequency}
     return {view: weights[view] for view in keys.views}

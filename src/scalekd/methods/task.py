@@ -8,21 +8,21 @@ from torch import Tensor
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Indices `[B]` -> float32 `[B, K]`; a row of zeros for -1. Probabilities `[B, K]` stay as they are."""
+    """Convert indices `[B]` to float32 `[B, K]`, a row of zeros for -1; return probabilities `[B, K]` as is."""
     if labels.ndim > 1:
         return labels
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy: the sum over the labelled images, divided by all images.
+    """Softmax cross-entropy: the sum over the labelled images, divided by the number of all images.
 
-    So an image counts the same whatever else is in its batch, and gradients add up over parts of a batch.
+    Each image has the same weight regardless of the rest of its batch, and gradients add up over micro-batches.
 
     Args:
         logits: `[B, K]`.
         labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`.
-        label_smoothing: Smoothing of indices; probabilities are taken as they are.
+        label_smoothing: Smoothing of indices; probabilities are used as is.
 
     Returns:
         A scalar.
@@ -34,13 +34,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy over one-hot targets, summed over classes; over images as in `cross_entropy`.
+    """Binary cross-entropy over one-hot targets, summed over classes and averaged over images as in `cross_entropy`.
 
     Args:
         logits: `[B, K]`.
         labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`.
         label_smoothing: The target is `1 - s + s / K` for the label and `s / K` for other classes; probabilities are
-            taken as they are.
+            used as is.
 
     Returns:
         A scalar.

@@ -1,4 +1,4 @@
-"""From a specification to a model with its weights."""
+"""Builds a model with its weights from a specification."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build(spec: ModelSpec, *, fresh_head: bool = False) -> BuiltModel:
     if state is None:
         return BuiltModel(module, spec)
     fitted = fit_keys(module, state)
-    if spec.card is None:  # the head and position embeddings tell what a card would
+    if spec.card is None:  # head and position embeddings show what a card would state
         width = spec.head_width if spec.head_given else fitted.head_width
         side = spec.resolution or stored_resolution(module, fitted.plain)
         if (width, side) != (getattr(module, "num_classes", spec.head_width), spec.resolution):

@@ -30,8 +30,8 @@ class ImageModel(nn.Module):
             scalekd, a folder (see `weights_of`), or a module (normalised as its timm configuration says, or for
             ImageNet).
         weights: A safetensors file for `model`.
-        num_classes: Width of the head; by default the weights' or the architecture's own.
-        resolution: Image side in pixels the model runs at; by default the weights' or the architecture's own.
+        num_classes: Width of the head; by default that of the weights or the architecture.
+        resolution: Side in pixels of the model's input; by default that of the weights or the architecture.
         pretrained: Whether a name without `weights` loads the hub's weights.
         model_args: Further arguments of `timm.create_model`, or of whatever else builds the model.
 
@@ -65,7 +65,7 @@ class ImageModel(nn.Module):
         if isinstance(model, nn.Module):
             if weights is not None or num_classes is not None or model_args:
                 raise UserError(
-                    "model: a module is taken as it is; give weights, num_classes and the like to its builder"
+                    "model: a module is used as is; pass weights, num_classes and other arguments to its builder"
                 )
             name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
             built = BuiltModel(model, ModelSpec(name, name))
@@ -128,9 +128,9 @@ class ImageModel(nn.Module):
         if self.num_classes != len(classes):
             has = f"{self.num_classes} classes" if self.num_classes else "no head"
             unknown = [name for name in classes if name not in self.classes] if self.classes else []
-            which = f" ({unknown[0]!r} is none of the model's)" if unknown else ""
+            which = f" ({unknown[0]!r} is not one of the model's)" if unknown else ""
             if not self.classes and self.num_classes > len(classes):
-                which = " (its own have no names, by which a part of them could be told)"
+                which = " (the model has no class names to match them with)"
             raise UserError(f"model: {self.name} has {has}, the data {len(classes)} classes{which}; {self.head_advice}")
         differ = [(own, other) for own, other in zip(self.classes, classes, strict=False) if own != other]
         if differ:
@@ -138,7 +138,7 @@ class ImageModel(nn.Module):
 
     @property
     def head_advice(self) -> str:
-        """Advice how to get a head for other classes."""
+        """Advice on how to get a head for other classes."""
         if hasattr(self.model, "forward_head") and (self.weights is not None or has_patch_tokens(self.model)):
             return "`scalekd adapt` fits a head for them"
         start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"

@@ -1,4 +1,4 @@
-"""From a name, file or folder to the specification of a model. Files are read; nothing is built or changed."""
+"""Resolves a name, file or folder to the specification of a model. Files are read; nothing is built or changed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _located(name: str, weights: str | Path | None) -> tuple[str, str | Path | N
     """Split what the user passed into a name, empty if the weights state it, and weights."""
     if Path(name).is_dir():
         if weights is not None:
-            raise UserError(f"weights: the folder {name} brings its own weights along; leave {weights} out")
+            raise UserError(f"weights: the folder {name} has its own weights; leave {weights} out")
         return weights_of(Path(name))
     if name.endswith(FILE_ENDINGS):
         return "", name
@@ -122,9 +122,13 @@ def _located(name: str, weights: str | Path | None) -> tuple[str, str | Path | N
 def _named_by(card: Card | None, weights: str | Path | None) -> str:
     """Return the name of the model in a card."""
     if card is None:
-        raise UserError(f"weights: {weights} does not say which model it is; name the timm model beside it")
+        raise UserError(
+            f"weights: {weights} does not say which model it is; pass it together with the name of its timm model"
+        )
     if not may_come_from_a_file(card.architecture):
-        raise UserError(f"weights: {weights} belongs to {card.architecture}; name that as the model beside it")
+        raise UserError(
+            f"weights: {weights} belongs to {card.architecture}; pass it together with that name as the model"
+        )
     return card.architecture
 
 

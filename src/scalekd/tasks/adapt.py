@@ -1,4 +1,4 @@
-"""A head for a feature-only teacher, so that it has logits for the user's classes."""
+"""Fits a head to a feature-only teacher, or fine-tunes the teacher, so that it has logits for the user's classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from scalekd.recipes import Recipe
 from scalekd.runs.folder import RunFolder, read_json
 from scalekd.runs.lock import made_folder
 from scalekd.tasks.distill.inputs import check_output, evaluation_images
-from scalekd.tasks.distill.measuring import PROBED
+from scalekd.tasks.distill.measured_settings import PROBED
 from scalekd.tasks.distill.run import distill
 
 
@@ -42,13 +42,13 @@ def probe(
 
     Args:
         recipe: `teacher` (a vision transformer's name, or weights of any timm model), its
-            weights and arguments, `data` and how to load; the rest is not read.
+            weights and arguments, `data` and how to load it; other keys are ignored.
         output: Folder for `teacher.safetensors` and `adapt.json`.
-        resolution: Image side in pixels; by default the weights' or the architecture's own.
-        console: Where the progress bars go.
+        resolution: Image side in pixels; by default that of the weights or the architecture.
+        console: Where progress bars are shown.
 
     Returns:
-        What `adapt.json` holds: accuracy, the chosen regularisation, the weights' hash.
+        The content of `adapt.json`: accuracy, the chosen regularisation, the weights' hash.
 
     Raises:
         UserError: For any wrong input.
@@ -61,7 +61,7 @@ def probe(
     refuse_shared(train, val, (recipe.train_split, recipe.val_split))
     console = console or Console(stderr=True)
     say = plain_lines(console)
-    if recipe.teacher_weights is None:  # weights may be of a student that was trained without labels
+    if recipe.teacher_weights is None:  # weights may belong to a student that was trained without labels
         _check_kind(recipe.teacher, recipe.teacher_args)
     classifier = Classifier(
         recipe.teacher,
@@ -76,7 +76,7 @@ def probe(
         say(line)
     if teaches:
         check_patches(classifier, "resolution")
-    with made_folder(output):  # what cannot start has left nothing
+    with made_folder(output):  # only now, so that a failed check leaves no folder
         corrupt = CorruptImages(recipe.max_corrupt, say)
         head, accuracy = _fit_head(recipe, classifier, train, val, corrupt=corrupt, console=console)
         result = {
@@ -138,12 +138,12 @@ def finetune(
     overwrite: bool,
     console: Console | None,
 ) -> dict[str, Any]:
-    """Train the whole teacher on labels; a `distill` run with method none whose student is the teacher.
+    """Train the whole teacher on labels, in a `distill` run with method none whose student is the teacher.
 
     Args:
         recipe: The run's settings, with `teacher` and its weights and arguments.
         output: Folder for the run and `teacher.safetensors`.
-        resolution: Image side in pixels; by default the weights' or the architecture's own.
+        resolution: Image side in pixels; by default that of the weights or the architecture.
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print.
@@ -153,7 +153,7 @@ def finetune(
     """
     output = Path(output)
     run = RunFolder(output)
-    if resume and run.finished:  # stopped between its end and the copy below
+    if resume and run.finished:  # it was stopped between its end and the copy below
         result = read_json(run.result)
         if not isinstance(result.get("top1"), float):
             raise UserError(f"run: {run.result} is damaged; start from scratch with --overwrite")
@@ -185,7 +185,7 @@ def finetune(
 
 
 def _check_kind(name: str, model_args: dict[str, Any]) -> None:
-    """Check that a name is of a vision transformer before its weights are downloaded.
+    """Check that a name specifies a vision transformer, before its weights are downloaded.
 
     Raises:
         UserError: If it is not; the message says how to train the model instead.
@@ -193,8 +193,8 @@ def _check_kind(name: str, model_args: dict[str, Any]) -> None:
     model = outline(name, model_args)
     if not is_timm(name) or (model is not None and not has_patch_tokens(model)):
         raise UserError(
-            f"adapt: {name} is no vision transformer of timm's, so it could not teach; train it on your classes with "
-            f"`scalekd distill --method none --student {name} --student-pretrained`"
+            f"adapt: {name} is not a vision transformer from timm, so it cannot be a teacher; train it on your classes "
+            f"with `scalekd distill --method none --student {name} --student-pretrained`"
         )
 
 

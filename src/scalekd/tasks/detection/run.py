@@ -1,4 +1,4 @@
-"""A detection run, from a recipe to a folder with the detector and its figures."""
+"""Trains and evaluates a detector: from a recipe to a run folder with the detector and its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext, find_checkpoint
-from scalekd.engine.loop import Schedule
+from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
 from scalekd.hardware import pick_compute, pick_device
 from scalekd.models.weights import file_hash
@@ -38,18 +38,18 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train a detector on a student's maps as the recipe says, and measure it.
+    """Train a detector on a student's maps according to the recipe, and measure it.
 
     Args:
         recipe: The run's settings, `backbone` and `data` among them.
-        output: Folder for everything the run leaves (see `RunFolder`).
+        output: The run folder (see `RunFolder`).
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
     Returns:
-        What `result.json` holds: average precisions of boxes and, if they are learned, of masks, overall and of each
-        class; what of the data could not be used as it is.
+        The content of `result.json`: average precisions of boxes and, if learned, of masks, overall and per class;
+        which data could not be used as is.
 
     Raises:
         UserError: For any wrong input.
@@ -69,15 +69,15 @@ def train(
 
 
 def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the detector that a run left, and draw its pictures again.
+    """Measure the detector of a run, and draw its pictures again.
 
     Args:
-        recipe: The run's settings; data and image sizes may be others.
-        output: The run's folder.
-        console: Where the progress bar goes.
+        recipe: The run's settings; data and image sizes may differ.
+        output: The run folder.
+        console: Where the progress bar is shown.
 
     Raises:
-        UserError: If there is no trained detector, or the data is not as the recipe says or has other classes.
+        UserError: If there is no trained detector, or the data does not match the recipe or has other classes.
     """
     output = Path(output)
     folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
@@ -103,7 +103,7 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
 
 
 def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> list[str]:
-    """A line where masks are wanted, and not learned or not measured."""
+    """Return a line if masks are wanted but not learned or not measured."""
     if not recipe.masks:
         return []
     if not learned.masked:
@@ -120,7 +120,7 @@ def _train(
     checkpoint = find_checkpoint(context, recipe.epochs * steps)
     learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), device)
     task = DetectionTask(context, recipe, learner, val)
-    schedule = Schedule(
+    intervals = Intervals(
         steps=recipe.epochs * steps,
         steps_per_epoch=steps,
         batch=recipe.batch,
@@ -135,7 +135,7 @@ def _train(
         context,
         recipe,
         task,
-        schedule,
+        intervals,
         lambda start: training_batches(learned, recipe, context.say, processes, masks=masks, start=start),
         validation=evaluation_batches(val, recipe, context.say, processes),
         checkpoint=checkpoint,

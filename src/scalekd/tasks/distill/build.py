@@ -1,4 +1,4 @@
-"""From a recipe to teacher, student and method."""
+"""Builds teacher, student and method from a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scalekd.recipes import Recipe
 
 
 def with_files(recipe: Recipe) -> Recipe:
-    """The recipe with weights files in place of the folders that it names as models, so that a run knows their hashes.
+    """Replace folders of models in a recipe with the weights files in them, so that a run knows their hashes.
 
     Raises:
         UserError: If a folder holds no model.
@@ -41,19 +41,20 @@ def build_teacher(
     pretrained: bool = True,
     num_classes: int | None = None,
 ) -> Teacher:
-    """The recipe's teacher.
+    """Build the recipe's teacher.
 
     Args:
         recipe: The run's settings.
-        classes: Class names of the data, which the logits must stand for if they are used; None where unknown.
-        pretrained: False for random weights where no file is given.
-        num_classes: Width of the head; by default its weights' or architecture's own.
+        classes: Class names of the data, which the logits must match if they are used; None if unknown.
+        pretrained: False for random weights unless the recipe specifies a file.
+        num_classes: Width of the head; by default that of the weights or the architecture.
 
     Raises:
-        UserError: If none is named, it does not fit the settings, or its logits are wanted and are for other classes.
+        UserError: If the recipe specifies none, it does not fit the settings, or its logits are used and are for other
+            classes.
     """
     if recipe.teacher is None:
-        raise UserError(f"teacher: method {recipe.method} needs one; give --teacher (a timm name or a weights file)")
+        raise UserError(f"teacher: method {recipe.method} needs one; pass --teacher (a timm name or a weights file)")
     teacher = Teacher(
         recipe.teacher,
         weights=recipe.teacher_weights,
@@ -71,7 +72,7 @@ def build_teacher(
 
 
 def _check_logits(teacher: Teacher, method: str, classes: tuple[str, ...]) -> None:
-    """Make sure that the teacher's logits stand for these classes, or, where none are known, that it has any."""
+    """Check that the teacher's logits are for these classes or, if the classes are unknown, that it has logits."""
     try:
         if classes:
             teacher.check_classes(classes)
@@ -85,20 +86,20 @@ def _check_logits(teacher: Teacher, method: str, classes: tuple[str, ...]) -> No
 
 
 def head_width(recipe: Recipe, teacher: Teacher | None, classes: tuple[str, ...]) -> int:
-    """Classes of the student's head: the data's or, without any, the teacher's; 0 where nothing trains a head."""
+    """Return the width of the student's head: the data's classes, else the teacher's; 0 if nothing trains a head."""
     if recipe.labels == "none" and not recipe.used_logit_weight:
         return 0
     return len(classes) or (teacher.num_classes if teacher is not None else 0)
 
 
 def build_student(recipe: Recipe, num_classes: int, classes: tuple[str, ...] = ()) -> Student:
-    """The recipe's student with a head of `num_classes`, for `classes` where they are known.
+    """Build the recipe's student with a head of `num_classes`, for `classes` if they are known.
 
     Raises:
-        UserError: If none is named or it cannot be built.
+        UserError: If the recipe specifies none, or it cannot be built.
     """
     if recipe.student is None:
-        raise UserError("student: none is named; give --student (a timm name such as resnet50d)")
+        raise UserError("student: none is given; pass --student (a timm name such as resnet50d)")
     student = Student(
         recipe.student,
         maps=recipe.student_maps,
@@ -118,13 +119,13 @@ def build_student(recipe: Recipe, num_classes: int, classes: tuple[str, ...] = (
 
 
 def task_loss(recipe: Recipe) -> TaskLoss:
-    """The recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`."""
+    """Return the recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`."""
     losses = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}
     return partial(losses[recipe.task_loss], label_smoothing=recipe.label_smoothing)
 
 
 def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> Method:
-    """Join the pair.
+    """Build the recipe's method, which joins the pair.
 
     Raises:
         UserError: If the settings do not fit the pair.
@@ -138,7 +139,7 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
 
 
 def describe(method: Method) -> str:
-    """What was joined, human-readable: ScaleKD's plan, or teacher and student; and what a user should know of them."""
+    """Describe a pair, human-readable: ScaleKD's plan or teacher and student, and remarks on both."""
     teacher, student = method.teacher, method.student
     if isinstance(method, ScaleKD):
         lines = [str(method.plan)]
@@ -151,6 +152,6 @@ def describe(method: Method) -> str:
 
 
 def remarks(teacher: Teacher) -> list[str]:
-    """What a user should know of a teacher: how its weights were read, and a resolution that costs much."""
+    """Return remarks on a teacher: how its weights were read, and whether its resolution is expensive."""
     slow = resolution_note(teacher, "--teacher-resolution")
     return [f"teacher   {note}" for note in (*teacher.notes, *([slow] if slow else []))]

@@ -1,4 +1,4 @@
-"""Text that describes a run. Nothing is printed, measured or changed."""
+"""Describes a run in lines of text. Nothing is printed, measured or changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def describe_run(run: Run) -> list[str]:
 
 
 def _data(run: Run) -> list[str]:
-    number = "bf16" if run.dtype == torch.bfloat16 else "float32"
+    precision = "bf16" if run.dtype == torch.bfloat16 else "float32"
     unlabelled = f" ({run.train.unlabelled} without label)" if run.train.unlabelled else ""
     return [
         f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
-        f"{len(run.classes)} classes; {run.device.type}, {number}",
+        f"{len(run.classes)} classes; {run.device.type}, {precision}",
         *left_out({run.recipe.train_split: run.train.aside, run.recipe.val_split: run.val.aside}),
     ]
 
@@ -45,7 +45,7 @@ def _batch(run: Run) -> list[str]:
     each = f" in each of {count} processes" if count > 1 else ""
     over = f"batch norm over {recipe.batchnorm_over} images"
     if recipe.batchnorm_over == "process":
-        over = "batch norm sees these: compare runs of equal micro_batch"
+        over = "batch norm over these: compare runs of equal micro_batch"
     lines = [f"batch     {recipe.batch} as {run.accumulate} times {recipe.micro_batch} images at once{each}; {over}"]
     if compares := METHODS[recipe.method].compares:
         lines.append(f"warning: {recipe.method}'s {compares} is over the images at once, not over the batch")
@@ -53,7 +53,7 @@ def _batch(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    """Say why no accuracy is measured; empty if it is."""
+    """Return a line with the reason why no accuracy is measured; empty if it is."""
     if run.measured:
         return []
     return ["accuracy  not measured: " + ("no head to train" if len(run.val) else "no validation images")]

@@ -14,7 +14,7 @@ from scalekd.atomic import write_json
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.engine.context import find_checkpoint
-from scalekd.engine.loop import Loop, Schedule
+from scalekd.engine.loop import Intervals, Loop
 from scalekd.engine.optimisation import build_optimizer, build_schedule
 from scalekd.engine.sharding import shard_trained
 from scalekd.evaluation import Accuracy
@@ -44,7 +44,7 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
         The result of each student.
     """
     recipe, context = run.recipe, run.context
-    schedule = Schedule(
+    intervals = Intervals(
         steps=run.steps_per_epoch * recipe.epochs,
         steps_per_epoch=run.steps_per_epoch,
         batch=recipe.batch,
@@ -54,11 +54,11 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
         checkpoint_minutes=recipe.checkpoint_minutes,
         keep=recipe.keep,
     )
-    checkpoint = find_checkpoint(context, schedule.steps)
+    checkpoint = find_checkpoint(context, intervals.steps)
     keep_freed_memory()
-    learners = [_learner(run, number, live) for number in range(len(run.recipes))]
+    learners = [_learner(run, index, live) for index in range(len(run.recipes))]
     task = DistillationTask(learners, run.classes, run.corrupt)
-    loop = Loop(task, schedule, context, device=run.device, dtype=run.dtype, command=command)
+    loop = Loop(task, intervals, context, device=run.device, dtype=run.dtype, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
     return context.processes.first_says(lambda: [_conclude(run, learner, facts) for learner in learners])
@@ -82,9 +82,9 @@ def _batches(run: Run, start: int) -> Any:
     return training_loader(dataset, stream, recipe.workers, run.context.say)
 
 
-def _learner(run: Run, number: int, live: Live | None) -> StudentLearner:
+def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
     """Create the learner of a student: on its device, shared among the processes, with optimiser and logs."""
-    recipe, method, folder = run.recipes[number], run.methods[number], run.context.group.runs[number]
+    recipe, method, folder = run.recipes[index], run.methods[index], run.context.group.runs[index]
     if recipe.compile:
         method.compile()
     method.to(run.device)
@@ -115,7 +115,7 @@ def _learner(run: Run, number: int, live: Live | None) -> StudentLearner:
         processes=run.context.processes,
         context=run.batchnorm,
         logs=(JsonLines(folder.metrics), events),
-        name=run.context.group.names[number],
+        name=run.context.group.names[index],
     )
 
 

@@ -1,4 +1,4 @@
-"""How many images of the batch fit into memory at once."""
+"""Finds how many images of the batch fit in memory at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fitting_micro_batch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[int, tuple[str, ...]]:
-    """Return the largest part of this process's share of the batch that fits into memory for every student.
+    """Return the largest part of this process's share of the batch that fits in memory for every student.
 
     Args:
         recipes: The settings of each student.
@@ -36,7 +36,7 @@ def fitting_micro_batch(
         The number of images, and a warning for each student whose memory cannot be predicted.
     """
     recipe, share = recipes[0], recipes[0].batch // processes.count
-    free = available_memory(device)  # before the methods move there, which is part of the prediction
+    free = available_memory(device)  # before the methods are moved to the device, because the prediction includes them
     if device.type == "cpu":
         free //= processes.local_count
     ema = recipe.ema is not None

@@ -1,4 +1,4 @@
-"""Checks of a run before it writes anything. They print nothing: they return text or raise."""
+"""Checks of a run before it writes anything. They print nothing; they return lines or raise."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def check_teacher(run: Run) -> Accuracy | None:
         raise UserError(
             f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {run.val.root}, "
             f"where chance is {chance:.1f}%; its classes are probably "
-            "in another order, or it was trained too little, its head perhaps never (see `scalekd adapt`). "
-            "--no-check-teacher goes on all the same"
+            "in another order, or it, or at least its head, was not trained enough (see `scalekd adapt`). "
+            "--no-check-teacher continues anyway"
         )
     return accuracy
 
@@ -120,5 +120,5 @@ def check_inputs(run: Run) -> list[dict[str, Any]]:
     for rank, other in enumerate(everyone):
         if other != everyone[0]:
             what = next(k for k, v in other[0].items() if v != everyone[0][0].get(k))
-            raise UserError(f"data: {what} of process {rank} are not those of process 0; give all the same")
+            raise UserError(f"data: {what} of process {rank} are not those of process 0; pass the same to all")
     return own

@@ -1,4 +1,4 @@
-"""Distillation: from a recipe to a run folder with the trained student, or one per student."""
+"""Runs a distillation: from a recipe to a run folder with the trained student, or one folder per student."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def distill(
     live: Live | None = None,
     command: str = "distill",
 ) -> dict[str, Any]:
-    """Train a student as the recipe says.
+    """Train a student according to the recipe.
 
     Args:
         recipe: The run's settings, `data` and `student` among them.

@@ -1,4 +1,4 @@
-"""From recipes to a run: data, models and what follows from them. Nothing is written."""
+"""Builds a run from recipes: reads the data's listing and builds the models. Nothing is written."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Run:
         dtype: The autocast type.
         teacher: The teacher of all students; None for method none.
         cache: The teacher cache; None if the recipe names none.
-        methods: Each student joined with the teacher.
-        accumulate: Micro-batches of an optimiser step in each process.
-        batchnorm: What each forward in training runs in (see `batchnorm_over`).
+        methods: The method of each student, which joins it with the teacher.
+        accumulate: Micro-batches per optimiser step in each process.
+        batchnorm: Context manager for each forward in training (see `batchnorm_over`).
         val_loader: The validation batches of this process.
         corrupt: Counter of unreadable images.
-        notes: Warnings of building, one line each.
+        notes: Warnings from building, one line each.
     """
 
     context: RunContext
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimiser steps per epoch."""
         return len(self.train) // self.recipe.batch
 
     @property
@@ -95,14 +95,14 @@ class Run:
 
 
 def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
-    """Read the data's listing, build the pairs, and find out how many images fit into memory at once.
+    """Read the data's listing, build the pairs, and find out how many images fit in memory at once.
 
     Args:
         recipes: The settings of each student.
         context: The run's surroundings; its files are not touched.
 
     Raises:
-        UserError: If the data or the models are not as the recipes say, or do not fit each other or the processes.
+        UserError: If the data or the models do not match the recipes, each other or the processes.
     """
     recipe, processes = recipes[0], context.processes
     train, val = read_data(recipe)
@@ -120,7 +120,9 @@ def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
     at_once, notes = _images_at_once(recipes, methods, context, device, dtype)
     return Run(
         context=context,
-        recipes=tuple(each.model_copy(update={"micro_batch": at_once}) for each in recipes),  # to be repeatable
+        recipes=tuple(
+            each.model_copy(update={"micro_batch": at_once}) for each in recipes
+        ),  # so that the run can be reproduced
         train=train,
         val=val,
         device=device,
@@ -146,17 +148,19 @@ def _check_processes(recipes: Sequence[Recipe], processes: Processes, device: to
     if count == 1:
         return
     if len(recipes) > 1:
-        raise UserError(f"student: several students train in one process, not in {count}; give one --student")
+        raise UserError(f"student: several students train in one process, not in {count}; pass one --student")
     check_devices(processes, recipe.accelerator, device)
     if recipe.batch % (count * (recipe.micro_batch or 1)):
         at_once = f" with {recipe.micro_batch} images at once (micro_batch)" if recipe.micro_batch else ""
         raise UserError(f"batch: {recipe.batch} cannot be shared equally by {count} processes{at_once}")
     sharded = _is_sharded(recipe, processes)
     if sharded and recipe.micro_batch is None:
-        raise UserError("micro_batch: strategy fsdp needs it, as what fits is predicted for whole models; give one")
+        raise UserError(
+            "micro_batch: strategy fsdp needs it, because memory is predicted for whole models only; set one"
+        )
     for key, value in (("compile", True), ("optimizer", "lamb")):
         if sharded and getattr(recipe, key) == value:
-            raise UserError(f"{key}: {value} cannot be joined with strategy fsdp; change one of them")
+            raise UserError(f"{key}: {value} cannot be combined with strategy fsdp; change one of them")
     if 0 < val < count:
         raise UserError(f"data: {val} validation image(s) for {count} processes; start fewer")
 
@@ -169,7 +173,7 @@ def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, dtype: to
 
 
 def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...]) -> Method:
-    """Build a student and its method, with the random weights that they would have in a run of their own."""
+    """Build a student and its method, with the same random weights as in a run of this student alone."""
     with naming(name):
         # Seeded here and again below, so that all methods start from the same student.
         seed_all(recipe.seed)
@@ -196,10 +200,10 @@ def _images_at_once(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[int, tuple[str, ...]]:
-    """Return the recipe's micro-batch or the largest that fits into every process's memory, and warnings."""
+    """Return the recipe's micro-batch or the largest that fits in every process's memory, and warnings."""
     if recipes[0].micro_batch is not None:
         return recipes[0].micro_batch, ()
-    with working("planning: how many images fit into memory at once?", context.console):
+    with working("planning: how many images fit in memory at once?", context.console):
         fitting, notes = fitting_micro_batch(
             recipes, methods, context.group.names, context.processes, device=device, dtype=dtype
         )

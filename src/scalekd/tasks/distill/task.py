@@ -1,4 +1,4 @@
-"""Distillation as the training loop sees it: students on the same batches, with one forward of the teacher."""
+"""The task of distillation: students that train on the same batches, with one forward of the teacher."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class StudentLearner(Learner):
     Args:
         recipe: The run's settings.
         method: The joined pair, on its device.
-        folder: Where the run leaves its files; None to leave none.
-        watch: Called with the step after each validation, to show more than figures.
-        others: What `Learner` takes beside: optimizer, schedule, average, ...
+        folder: The run folder; None to write no files.
+        watch: Called with the step after each validation, for example to draw pictures.
+        others: Further arguments of `Learner`: optimizer, schedule, average, ...
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StudentLearner(Learner):
 
     @property
     def final_student(self) -> Student:
-        """The weights that are evaluated and saved."""
+        """The student whose weights are evaluated and saved."""
         assert isinstance(self.final, Student)
         return self.final
 
@@ -62,12 +62,12 @@ class StudentLearner(Learner):
         return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
 
     def start_validation(self) -> None:
-        """Forget the images of the validation before."""
+        """Reset the metrics."""
         assert self.metrics is not None
         self.metrics.reset()
 
     def validate(self, images: Tensor, labels: Tensor, step: int) -> None:
-        """Count the right answers of a batch; of several that shard, one without images runs a blank one.
+        """Count the correct answers of a batch; if sharded, run a blank image if it is empty (all must run).
 
         Raises:
             NonFiniteLossError: If a logit is NaN or infinite.
@@ -85,7 +85,7 @@ class StudentLearner(Learner):
         self.metrics.update(logits, labels)
 
     def end_validation(self, step: int) -> None:
-        """Work out the accuracies and log them, with what there is to see."""
+        """Compute and log the accuracies, and call `watch`."""
         assert self.metrics is not None
         self.log_validation({f"val/{name}": value for name, value in percentages(self.metrics).items()}, step)
         if self._watch is not None:
@@ -101,12 +101,12 @@ class StudentLearner(Learner):
 
 
 class PreparedBatch(NamedTuple):
-    """A batch as teacher and students see it.
+    """A batch as it is passed to teacher and students.
 
     Attributes:
-        images: `[B, 3, h, w]`, mixed if the recipe says so.
+        images: `[B, 3, h, w]`, mixed if the recipe uses mixup or cutmix.
         labels: `[B]` or, after mixup, `[B, K]`; None to learn without labels.
-        teacher_outputs: Where they are at hand, from a cache or for several students.
+        teacher_outputs: From a cache, or computed once for several students; otherwise None.
     """
 
     images: Tensor
@@ -115,7 +115,7 @@ class PreparedBatch(NamedTuple):
 
 
 class DistillationTask(Task):
-    """Trains students whose recipes differ in `student` only; each takes the very steps that it would take alone.
+    """Trains students whose recipes differ in `student` only; each takes the same steps as if it were trained alone.
 
     Args:
         learners: The students.
@@ -136,10 +136,10 @@ class DistillationTask(Task):
                 num_classes=learners[0].final_student.num_classes or 1,
             )
 
-    def prepare(self, batch: Batch, number: int) -> PreparedBatch:
+    def prepare(self, batch: Batch, index: int) -> PreparedBatch:
         images, labels = batch.images, batch.labels
         if self._mixup is not None:
-            with seeded(self._recipe.seed, number):  # teacher and students see the same mixture
+            with seeded(self._recipe.seed, index):  # teacher and students see the same mixture
                 images, labels = self._mixup(images, labels.clamp(min=0))
         outputs, teacher = batch.teacher_outputs, self.learners[0].method.teacher
         if outputs is None and teacher is not None and len(self.learners) > 1:
@@ -180,7 +180,7 @@ class DistillationTask(Task):
 
 
 def _figures(learner: StudentLearner) -> list[str]:
-    """Accuracies, loss and cosines of a student that is alone."""
+    """Format accuracies, loss and cosines of a single student."""
     cosines = [f"{k.removeprefix('cosine/')} {float(v):.2f}" for k, v in learner.figures.items() if "cosine/" in k]
     return [
         *(f"{name} {value:.2f}%" for name, value in learner.accuracies.items()),
@@ -190,6 +190,6 @@ def _figures(learner: StudentLearner) -> list[str]:
 
 
 def _short(learner: StudentLearner) -> str:
-    """Name, top-1 and loss of one of several students."""
+    """Format name, top-1 and loss of one of several students."""
     top1 = f"top1 {learner.accuracies['top1']:.2f}%, " if learner.accuracies else ""
     return f"{learner.name}: {top1}loss {float(learner.figures['train/loss']):.3f}"

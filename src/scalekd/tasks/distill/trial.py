@@ -153,7 +153,7 @@ def take_step(
 
 
 def random_losses(method: Method, recipe: Recipe, dtype: torch.dtype, *, training: bool = False) -> Losses:
-    """The losses of two random images, where the models are; training, batch norm's statistics are changed."""
+    """Return the losses of two random images on the models' device; in training mode, batch norm statistics change."""
     side, device = recipe.resolution, next(method.parameters()).device
     images = torch.rand(2, 3, side, side, device=device)
     labels = None if recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=device)

@@ -1,4 +1,4 @@
-"""A segmentation run, from a recipe to a folder with the trained model, its figures and pictures."""
+"""Trains and evaluates UPerNet: from a recipe to a run folder with the model, its figures and pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.data.overlap import refuse_output_among_images, shared_files
 from scalekd.engine.context import RunContext, find_checkpoint
-from scalekd.engine.loop import Schedule
+from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
 from scalekd.hardware import pick_compute, pick_device
@@ -42,18 +42,18 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train UPerNet on a student as the recipe says.
+    """Train UPerNet on a student's maps according to the recipe, and measure it.
 
     Args:
         recipe: The run's settings, `data` and `backbone` among them.
-        output: Folder for everything the run leaves.
+        output: The run folder (see `RunFolder`).
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
 
     Returns:
-        What `result.json` holds: mIoU, over how many classes it is, IoU by class and pixel accuracy in percent, the
-        weights' hash, time.
+        The content of `result.json`: mIoU, the number of classes that it averages, IoU per class and pixel accuracy in
+        percent, the weights' hash, time.
 
     Raises:
         UserError: For any wrong input.
@@ -67,12 +67,12 @@ def train(
         if recipe.batch > len(pairs[0]):
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
         if not recipe.class_names:
-            raise UserError("num_classes: none is given; give --num-classes (or the names, as classes in a recipe)")
+            raise UserError("num_classes: none is given; pass --num-classes (or the names, as classes in a recipe)")
         _refuse_shared(*pairs)
         share = recipe.batch // context.processes.count
         if min(recipe.micro_batch or share, share) < 2:
             raise UserError(f"batch: UPerNet's batch norms need at least 2 images at once in each process, not {share}")
-        if not resume:  # otherwise the run that goes on has done so
+        if not resume:  # a resumed run has already done so
             for split in pairs:
                 check_labels(split, recipe, context.say, context.console)
         segmenter = _build(recipe, build_backbone(recipe, spread=True))
@@ -85,25 +85,25 @@ def train(
 
 
 def _refuse_shared(train: Pairs, val: Pairs) -> None:
-    """Make sure that no validation image is trained on."""
+    """Check that no validation image is among the training images."""
     shared = shared_files(map(Path, train.images), map(Path, val.images))
     if shared:
         raise UserError(
-            f"val_split: {len(shared)} of its {len(val)} images are training images, too, the first {shared[0]}: "
-            "figures would be those of training; take them out of one of the splits"
+            f"val_split: {len(shared)} of its {len(val)} images are also training images, the first {shared[0]}: "
+            "figures would be those of training; remove them from one of the splits"
         )
 
 
 def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the model that a run left, and draw its pictures anew.
+    """Measure the model of a run, and draw its pictures again.
 
     Args:
-        recipe: The run's settings; those of testing may be others.
-        output: The run's folder.
-        console: Where the progress bar goes.
+        recipe: The run's settings; those of testing may differ.
+        output: The run folder.
+        console: Where the progress bar is shown.
 
     Raises:
-        UserError: If there is no trained model, or the data is not as the recipe says.
+        UserError: If there is no trained model, or the data does not match the recipe.
     """
     output = Path(output)
     folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
@@ -121,12 +121,12 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
-    """The segmenter that a run left, in eval mode; the backbone's own file is not needed any more.
+    """Load the segmenter of a run, in eval mode; the backbone's own file is not needed.
 
-    It takes images (RGB in [0, 1], `[B, 3, h, w]`) and gives `Scores`.
+    It takes images (RGB in [0, 1], `[B, 3, h, w]`) and returns `Scores`.
 
     Raises:
-        UserError: If there is no such run, or it has left no segmenter yet.
+        UserError: If there is no such run, or it has not saved a segmenter yet.
     """
     folder = RunFolder(Path(path))
     recipe = load_as(Segmentation, folder.stored_keys(), {})
@@ -168,7 +168,7 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
     checkpoint = find_checkpoint(context, recipe.steps)
     learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), device)
     task = SegmentationTask(context, recipe, learner)
-    schedule = Schedule(
+    intervals = Intervals(
         steps=recipe.steps,
         steps_per_epoch=len(train) // recipe.batch,
         batch=recipe.batch,
@@ -182,7 +182,7 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
         context,
         recipe,
         task,
-        schedule,
+        intervals,
         lambda start: training_loader(train, recipe, context.say, processes, start=start),
         validation=testing_loader(val, recipe, context.say, processes),
         checkpoint=checkpoint,

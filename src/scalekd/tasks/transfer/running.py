@@ -1,4 +1,4 @@
-"""Start and training of a run of any task of `transfer`."""
+"""Starts and trains a run of any task of `transfer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from scalekd.data import seed_all
 from scalekd.engine.context import RunContext, run_context
 from scalekd.engine.learner import Learner
-from scalekd.engine.loop import Loop, Schedule
+from scalekd.engine.loop import Intervals, Loop
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
@@ -39,7 +39,7 @@ R = TypeVar("R", bound=Transfer)
 def transfer_context(
     recipe: Transfer, output: str | Path, *, resume: bool, overwrite: bool, console: Console | None
 ) -> Iterator[RunContext]:
-    """Return the surroundings of a run after checking its folder and processes.
+    """Return the run context after checking the run folder and processes.
 
     Args:
         recipe: The run's settings, from `located`.
@@ -69,7 +69,7 @@ def prepare(context: RunContext, recipe: Transfer, backbone: Backbone, inputs: d
     weights = {} if backbone.file is None else {"backbone weights": file_hash(backbone.file)}
     inputs = inputs | weights
     if any(other != inputs for other in context.processes.gather(inputs)):
-        raise UserError("data: the processes do not read the same data or weights; give all the same")
+        raise UserError("data: the processes do not read the same data or weights; pass the same to all")
     context.processes.first_says(lambda: context.group.prepare([recipe], [inputs], resume=context.resume))
 
 
@@ -77,15 +77,15 @@ def named_backbone(recipe: Transfer) -> str:
     """Return the backbone's name or path.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the recipe specifies none.
     """
     if recipe.backbone is None:
-        raise UserError("backbone: none is given; give --backbone (a run's folder, a weights file or a timm name)")
+        raise UserError("backbone: none is given; pass --backbone (a run folder, a weights file or a timm name)")
     return recipe.backbone
 
 
 def located(recipe: R) -> R:
-    """Replace the folder of a backbone in a recipe by the weights file in it.
+    """Replace a backbone's folder in a recipe with the weights file in it.
 
     Raises:
         UserError: If there is no backbone, or the folder holds no weights.
@@ -159,19 +159,19 @@ def fit(
     context: RunContext,
     recipe: Transfer,
     task: TransferTask,
-    schedule: Schedule,
+    intervals: Intervals,
     training: Callable[[int], Iterable[Any]],
     *,
     validation: Iterable[Any],
     checkpoint: Checkpoint | None,
 ) -> dict[str, Any]:
-    """Train and validate.
+    """Train a model, and validate it during training.
 
     Args:
         context: The run's surroundings.
         recipe: The run's settings.
         task: What is trained.
-        schedule: What happens at which step.
+        intervals: What happens at which step.
         training: Returns this process's micro-batches, starting with a given one.
         validation: The validation batches of this process.
         checkpoint: Where to resume, from `find_checkpoint`.
@@ -182,7 +182,7 @@ def fit(
     device = pick_device(recipe.accelerator)
     dtype = pick_dtype(recipe.precision, device)
     keep_freed_memory()
-    loop = Loop(task, schedule, context, device=device, dtype=dtype, command=f"transfer {task.name}")
+    loop = Loop(task, intervals, context, device=device, dtype=dtype, command=f"transfer {task.name}")
     return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
         "processes": context.processes.count,

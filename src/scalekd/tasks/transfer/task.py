@@ -39,7 +39,7 @@ class TransferTask(Task):
         """The model that is measured and saved: the moving average if there is one."""
         return self.learner.final
 
-    def prepare(self, batch: Any, number: int) -> Any:
+    def prepare(self, batch: Any, index: int) -> Any:
         return batch
 
     def losses(self, learner: Learner, batch: Any) -> StepLosses:

@@ -32,7 +32,7 @@ BATCH = 2
 CLASSES = 1000
 
 
-def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """Build the recipe's pair, print its plan, and take one real optimiser step on 2 generated images.
 
     Nothing is downloaded and no data is read: weights are random unless the recipe names a file.
@@ -51,16 +51,16 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     console = console or Console(stderr=True)
     say = plain_lines(console)
     device, dtype = pick_compute(recipe)
-    number = min(BATCH, recipe.micro_batch or recipe.batch)
+    batch = min(BATCH, recipe.micro_batch or recipe.batch)
     small = recipe.model_copy(
-        update={"batch": number, "micro_batch": number, "student_pretrained": False, "batchnorm_over": "process"}
+        update={"batch": batch, "micro_batch": batch, "student_pretrained": False, "batchnorm_over": "process"}
     )
     method, notes = _build_pair(small)
     for line in (*notes, describe(method)):
         say(line)
     prepare(method, device, dtype, channels_last=recipe.channels_last)
     method.to(device)
-    try_training(method, small, at_once=number, together=number, batchnorm=nullcontext(), dtype=dtype, say=say)
+    try_training(method, small, at_once=batch, together=batch, batchnorm=nullcontext(), dtype=dtype, say=say)
     student = method.student
     assert isinstance(student, Student)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
@@ -78,7 +78,7 @@ def check(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
 
 
 def _build_pair(recipe: Recipe) -> tuple[Method, list[str]]:
-    """The recipe's pair with random weights where it names no file, and a line where the teacher is given a head."""
+    """Build the recipe's pair, with random weights if it names no file; and a note if the teacher gets a head."""
     seed_all(recipe.seed)
     notes = []
     teacher = build_teacher(recipe, pretrained=False) if recipe.method != "none" else None
@@ -92,7 +92,7 @@ def _build_pair(recipe: Recipe) -> tuple[Method, list[str]]:
 
 
 def _take_step(recipe: Recipe, method: Method, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """One optimiser step on random images; the losses by name."""
+    """Take one optimiser step on random images; return the losses by name."""
     optimizer = build_optimizer(recipe, method)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch=1000)
     learner = StudentLearner(recipe, method, optimizer=optimizer, schedule=schedule)
