@@ -196,7 +196,9 @@ def test_what_does_not_match_is_refused_with_its_keys(cli: Cli, tmp_path: Path) 
     run(name, state, "--model-args", deeper).refused("belongs to another architecture", "missing", "blocks.2.")
     wider = str(arguments | {"embed_dim": 64}).replace("'", "")
     run(name, state, "--model-args", wider).refused("shapes differ", "[64")
-    run(name, state | {"backbone.extra.weight": torch.zeros(1)}, *tiny).refused("1 unknown keys", "backbone.extra.weight")
+    run(name, state | {"backbone.extra.weight": torch.zeros(1)}, *tiny).refused(
+        "1 unknown keys", "backbone.extra.weight"
+    )
     run(name, {k: v for k, v in state.items() if k != "head.fc.bias"}, *tiny).refused("1 keys missing", "head.bias")
     run("efficientvit_b0", state).refused("no key map", "ConvNeXt")
     run("resnet51d", state).refused("resnet51d", "did you mean")
