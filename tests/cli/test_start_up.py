@@ -30,7 +30,7 @@ REFUSED = {
     "distill --output out --method ofo": "method: input should be 'none'",
     "distill --output out --method kd --views spatial": "views is no key of method kd",
     "distill --output out --query proxy --no-tpp": "query: proxy needs tpp",
-    "distill --output out --student-args '{pretrained: true}'": "student_args: pretrained cannot be given",
+    "distill --output out --student-args '{pretrained: true}'": "student_args: pretrained cannot be set",
     "distill --output out --recipe quickstrat": "did you mean 'quickstart'",
     "distill --output out --recipe missing.yaml": "no such file",
     "distill --output out --recipe wrong.yaml": "did you mean 'epochs'",

@@ -200,7 +200,7 @@ def test_own_code_is_a_student_by_its_path_and_never_by_a_file(tmp_path: Path, m
     student.save("student.safetensors")
     again = Student("python:own_models.small", weights="student.safetensors", maps=("0", "1"))
     assert (again.num_classes, again.resolution, str(again.maps[1])) == (3, 32, "4x4x8")
-    with pytest.raises(UserError, match=r"belongs to python:own_models\.small; name that"):
+    with pytest.raises(UserError, match=r"belongs to python:own_models\.small; pass it together with that name"):
         Student("student.safetensors", maps=("0", "1"))
     for name, message in (
         ("python:own_models.tiny", "cannot be imported"),

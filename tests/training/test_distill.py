@@ -313,7 +313,7 @@ def test_students_from_elsewhere_are_trained_and_evaluated(
     assert json.loads(cli("evaluate", run, "--json").out)["top1"] == pytest.approx(trained, abs=1e-3)
     by_file = cli("evaluate", run / "student.safetensors", "--data", data)
     if student.startswith("python"):
-        by_file.refused("belongs to python:own_net.Net", "name that")
+        by_file.refused("belongs to python:own_net.Net", "pass it together with that name")
         named = cli("evaluate", student, "--weights", run / "student.safetensors", "--data", data, "--json")
         assert named.code == 0, named.err
         assert cli("inspect", "vit_tiny_patch16_224", student, "--student-maps", maps).code == 0

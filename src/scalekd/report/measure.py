@@ -146,10 +146,8 @@ def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
             "Confusion and worst images are left out: the images have no labels or the student no head."
         )
     if models.method is not None and recipe.method != "scalekd":
-        figures.notes.append(
-            f"Distances, attention and spectra are left out: they are of ScaleKD's projectors, and the method is "
-            f"{recipe.method}."
-        )
+        what = "no teacher" if recipe.method == "none" else "none of ScaleKD's projectors"
+        figures.notes.append(f"The method {recipe.method} has {what}: their figures are left out.")
 
 
 class _Gatherer:
