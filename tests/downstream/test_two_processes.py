@@ -39,7 +39,7 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("task", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_two_processes_train_as_one_that_accumulates(tmp_path: Path, task: str) -> None:
     write = {"segmentation": write_scenes, "detection": write_coco}[task]
     data = write(tmp_path / "data")
