@@ -46,6 +46,7 @@ class Interrupted(BaseException):
 
     def __init__(self, message: str, number: signal.Signals) -> None:
         super().__init__(message)
+        self.number = number
         self.exit_code = 128 + number  # as shells do
 
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -28,6 +28,23 @@ def watched(batches: SizedIterable[T_co], what: str, console: Console | None = N
     """Iterate over `batches` with a progress bar on standard error; without a terminal no bar is shown."""
     console = console or Console(stderr=True)
     return track(batches, what, total=len(batches), console=console, transient=True, disable=not console.is_terminal)
+
+
+def image_bar(console: Console) -> Progress:
+    """Create a progress bar that counts images; its tasks have a field `rate` in images per second.
+
+    It is drawn only if the console is a terminal.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]:.0f} img/s"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def working(what: str, console: Console | None = None) -> AbstractContextManager[object]:

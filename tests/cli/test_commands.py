@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import TINY_RUN, Cli, newest_checkpoint
 
 from scalekd.commands.quickstart import write_digits
 from scalekd.data import read_splits
+from scalekd.engine.learner import Learner
 from scalekd.models import Classifier
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,20 @@ def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
         outcome = cli(command, "--help")
         assert outcome.code == 0
         assert "Usage: scalekd " + command in " ".join(outcome.out.split())
+
+
+def test_a_stopped_quickstart_names_its_own_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming the run that was stopped would not continue the quickstart."""
+    honest = Learner.descend
+
+    def press_ctrl_c(self: Learner, step: int) -> None:
+        honest(self, step)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Learner, "descend", press_ctrl_c)
+    outcome = cli("quickstart", "--output", tmp_path / "quick")
+    assert outcome.code == 130, outcome.err
+    assert outcome.err.strip().splitlines()[-1] == "stopped; the same command starts the quickstart from scratch"
 
 
 def test_version_names_what_a_bug_report_needs(cli: Cli) -> None:

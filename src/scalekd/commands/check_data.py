@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,7 @@ from scalekd.data.check import Findings, check_split
 from scalekd.data.pixels import RULES
 from scalekd.data.sources.source import class_differences
 from scalekd.errors import printable
+from scalekd.progress import image_bar
 from scalekd.recipes import Recipe
 
 _SHOWN, _CLASSES_SHOWN = 10, 20
@@ -33,7 +34,7 @@ def run(recipe: Recipe, *, as_json: bool) -> bool:
     splits, differences = _splits(recipe)
     found: dict[str, Findings] = {}
     started = time.perf_counter()
-    with _bar() as progress:
+    with image_bar(Console(stderr=True)) as progress:
         for name, split in splits.items():
             advance = _meter(progress, name, len(split))
             found[name] = check_split(
@@ -77,25 +78,9 @@ def _splits(recipe: Recipe) -> tuple[dict[str, Split], list[str]]:
 
 def _too_few(split: Split, name: str) -> list[str]:
     """Return a line if the split has one class only."""
-    return (
-        [f"{split.classes[0]} alone in {name}, where at least two classes are needed"]
-        if len(split.classes) == 1
-        else []
-    )
-
-
-def _bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]:.0f} img/s"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    if len(split.classes) != 1:
+        return []
+    return [f"{split.classes[0]} alone in {name}, where at least two classes are needed"]
 
 
 def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:

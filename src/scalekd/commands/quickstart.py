@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from scalekd.atomic import write_json
-from scalekd.errors import UserError
+from scalekd.errors import Interrupted, UserError
 from scalekd.methods.registry import METHODS
 from scalekd.recipes import load
 from scalekd.report.live import live_figures
@@ -44,9 +44,22 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
     console.print(
         f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)"
     )
-    torch.set_num_threads(
-        1
-    )  # models this small gain nothing from more threads, and are much slower if cores are shared
+    try:
+        teacher, scores = _train(output, seeds, console)
+    except Interrupted as stop:  # the message of the run in progress would tell how to resume that run only
+        raise Interrupted("stopped; the same command starts the quickstart from scratch", stop.number) from None
+    summary = {"teacher": teacher, "labelled_images": labelled, "test_images": sizes["val"], "students": scores}
+    write_json(figures, summary)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        _print_table(summary, output)
+
+
+def _train(output: Path, seeds: int, console: Console) -> tuple[float, dict[str, list[float]]]:
+    """Train the teacher, and a student per method and seed; returns the teacher's top-1 and the students' by method."""
+    # Models this small gain nothing from more threads, and are much slower if cores are shared.
+    torch.set_num_threads(1)
     quiet = Console(quiet=True)
     data = {"data": output / "data"}
     trained = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
@@ -59,12 +72,7 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
             result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
             scores[method].append(result["top1"])
             console.print(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
-    summary = {"teacher": trained["top1"], "labelled_images": labelled, "test_images": sizes["val"], "students": scores}
-    write_json(figures, summary)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        _print_table(summary, output)
+    return trained["top1"], scores
 
 
 def write_digits(folder: Path, labelled: int, seed: int = 0) -> dict[str, int]:

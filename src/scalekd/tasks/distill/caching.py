@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from scalekd.data import CorruptImages, Key, ReplayDataset, Split
@@ -23,7 +22,7 @@ from scalekd.hardware import Compute, pick_compute
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
-from scalekd.progress import plain_lines
+from scalekd.progress import image_bar, plain_lines
 from scalekd.recipes import DataKeys, Recipe
 from scalekd.tasks.distill.build import build_teacher, remarks
 from scalekd.tasks.distill.inputs import check_output, read_data, training_images
@@ -155,17 +154,8 @@ class _Meter:
 
     def __init__(self, console: Console) -> None:
         self.made, self._started = 0, time.perf_counter()
-        self._bar = Progress(
-            TextColumn("cache"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]:.0f} img/s"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, rate=0.0)
+        self._bar = image_bar(console)
+        self._task = self._bar.add_task("cache", total=None, rate=0.0)
 
     def __enter__(self) -> _Meter:
         self._bar.start()
