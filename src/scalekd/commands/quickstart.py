@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from scalekd.atomic import write_json
 from scalekd.errors import Interrupted, UserError
 from scalekd.methods.registry import METHODS
+from scalekd.progress import plain_lines
 from scalekd.recipes import load
 from scalekd.report.live import live_figures
 from scalekd.tasks.distill import distill
@@ -29,7 +31,7 @@ _METHODS = {name: METHODS[name].label for name in ("none", "kd", "scalekd")}
 
 def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
     """Train all models and print a table; see the command for the arguments."""
-    console = Console(stderr=True)
+    say = plain_lines()
     figures = output / "quickstart.json"
     if figures.is_file():
         shutil.rmtree(output)
@@ -38,14 +40,10 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_json(figures, {})  # marks the folder as a quickstart's
     sizes = write_digits(output / "data", labelled)
-    console.print(
-        f"digits: {sizes['train']} images for the teacher, {labelled} of them for the students, {sizes['val']} to test"
-    )
-    console.print(
-        f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)"
-    )
+    say(f"digits: {sizes['train']} images for the teacher, {labelled} of them for the students, {sizes['val']} to test")
+    say(f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)")
     try:
-        teacher, scores = _train(output, seeds, console)
+        teacher, scores = _train(output, seeds, say)
     except Interrupted as stop:  # the message of the run in progress would tell how to resume that run only
         raise Interrupted("stopped; the same command starts the quickstart from scratch", stop.number) from None
     summary = {"teacher": teacher, "labelled_images": labelled, "test_images": sizes["val"], "students": scores}
@@ -56,7 +54,7 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
         _print_table(summary, output)
 
 
-def _train(output: Path, seeds: int, console: Console) -> tuple[float, dict[str, list[float]]]:
+def _train(output: Path, seeds: int, say: Callable[[str], None]) -> tuple[float, dict[str, list[float]]]:
     """Train the teacher, and a student per method and seed; returns the teacher's top-1 and the students' by method."""
     # Models this small gain nothing from more threads, and are much slower if cores are shared.
     torch.set_num_threads(1)
@@ -64,14 +62,14 @@ def _train(output: Path, seeds: int, console: Console) -> tuple[float, dict[str,
     data = {"data": output / "data"}
     trained = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
     teacher = {"teacher_weights": output / "teacher" / trained["student"]}
-    console.print(f"teacher: top1 {trained['top1']:.1f}%")
+    say(f"teacher: top1 {trained['top1']:.1f}%")
     scores: dict[str, list[float]] = {method: [] for method in _METHODS}
     for seed in range(seeds):
         for method, title in _METHODS.items():
             recipe = load("quickstart", data | teacher | {"method": method, "seed": seed})
             result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
             scores[method].append(result["top1"])
-            console.print(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
+            say(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
     return trained["top1"], scores
 
 
