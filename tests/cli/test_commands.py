@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY_RUN, Cli, newest_checkpoint
 
-from scalekd.commands.quickstart import write_digits
+from scalekd.commands.quickstart import _print_table, write_digits
 from scalekd.data import read_splits
 from scalekd.engine.learner import Learner
 from scalekd.models import Classifier
@@ -170,6 +170,14 @@ def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
     assert len(small) == 100
     assert {Path(p).name for p in small.store.names}.isdisjoint(Path(p).name for p in val.store.names)
     assert small.classes == tuple("0123456789")
+
+
+def test_the_quickstarts_lines_are_not_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one is a command to copy."""
+    folder = tmp_path / ("long" * 20)
+    summary = {"teacher": 97.0, "labelled_images": 100, "test_images": 540}
+    _print_table(summary | {"students": dict.fromkeys(("none", "kd", "scalekd"), [90.0, 91.0])}, folder)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"scalekd report {folder / 'scalekd-seed0'}")
 
 
 def test_the_quickstart_deletes_nothing_of_others(cli: Cli, tmp_path: Path) -> None:

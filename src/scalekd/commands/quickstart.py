@@ -110,9 +110,10 @@ def _print_table(summary: dict[str, Any], output: Path) -> None:
         values = summary["students"][method]
         table.add_row(title, f"{mean(values):.1f}%", f"{stdev(values):.1f}")
     out = Console()
+    say = plain_lines(out)
     out.print(table)
     gap = mean(summary["students"]["scalekd"]) - mean(summary["students"]["kd"])
-    out.print(
+    say(
         f"ScaleKD less KD: {gap:+.1f} points. Tiny models on 8x8 scans show that the parts work together, not what "
         "the method is worth; for that see the README's results.\n"
         f"Its runs are in {output}; look at one: scalekd report {output / 'scalekd-seed0'}"
