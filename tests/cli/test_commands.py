@@ -176,7 +176,7 @@ def test_the_quickstarts_lines_are_not_broken(tmp_path: Path, capsys: pytest.Cap
     """The last one is a command to copy."""
     folder = tmp_path / ("long" * 20)
     summary = {"teacher": 97.0, "labelled_images": 100, "test_images": 540}
-    _print_table(summary | {"students": dict.fromkeys(("none", "kd", "scalekd"), [90.0, 91.0])}, folder)
+    _print_table(summary | {"students": {name: [90.0, 91.0] for name in ("none", "kd", "scalekd")}}, folder)
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"scalekd report {folder / 'scalekd-seed0'}")
 
 
@@ -191,5 +191,5 @@ def test_the_quickstart_deletes_nothing_of_others(cli: Cli, tmp_path: Path) -> N
 def test_the_quickstart_prints_its_table(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("quickstart", "--output", tmp_path / "quickstart")
     assert outcome.code == 0, outcome.err
-    for row in ("teacher", "baseline", "KD", "ScaleKD"):
+    for row in ("teacher (ViT)", "labels only", "logit distillation (kd)", "ScaleKD"):
         assert row in outcome.out
