@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from scalekd.engine.adamw import AlignedAdamW, can_be_fused
 from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
 
 _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
@@ -49,6 +50,8 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
         {"params": group, "lr_scale": own_scale, "weight_decay": 0.0 if spared else recipe.weight_decay}
         for (own_scale, spared), group in sorted(groups.items(), key=lambda item: (item[0][0] != 1, item[0][1]))
     ]
+    if name == "adamw" and all(can_be_fused(parameter) for group in groups.values() for parameter in group):
+        return AlignedAdamW(parameters, recipe.lr)
     optimizer: Optimizer = create_optimizer_v2(
         parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
