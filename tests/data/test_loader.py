@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scalekd.data import (
+    CachedOutputs,
     CorruptImages,
     Key,
     ReplayDataset,
@@ -23,7 +25,7 @@ from scalekd.data import (
 )
 from scalekd.data.augmentation import Transform
 from scalekd.errors import UserError
-from scalekd.methods.outputs import TeacherOutputs
+from scalekd.methods.share import FeatureShare
 
 
 def everything_random() -> Transform:
@@ -90,14 +92,14 @@ STREAMS = st.builds(
 
 
 @given(settings=STREAMS)
-def test_accumulation_does_not_change_what_a_batch_holds(settings: dict[str, int]) -> None:
+def test_accumulation_does_not_change_what_a_batch_holds(settings: dict[str, Any]) -> None:
     cut, pieces = list(TrainingStream(**settings)), settings["accumulate"]
     for step, batch in enumerate(TrainingStream(**(settings | {"accumulate": 1}))):
         assert [key for part in cut[step * pieces : (step + 1) * pieces] for key in part] == batch
 
 
 @given(settings=STREAMS)
-def test_an_epoch_shows_each_image_at_most_once(settings: dict[str, int]) -> None:
+def test_an_epoch_shows_each_image_at_most_once(settings: dict[str, Any]) -> None:
     stream = TrainingStream(**(settings | {"accumulate": 1}))
     for epoch in range(settings["epochs"]):
         seen = [key.image for batch in stream for key in batch if key.epoch == epoch]
@@ -105,7 +107,7 @@ def test_an_epoch_shows_each_image_at_most_once(settings: dict[str, int]) -> Non
 
 
 @given(settings=STREAMS, start=st.integers(0, 20))
-def test_a_stream_can_be_taken_up_anywhere(settings: dict[str, int], start: int) -> None:
+def test_a_stream_can_be_taken_up_anywhere(settings: dict[str, Any], start: int) -> None:
     whole = list(TrainingStream(**settings))
     assert list(TrainingStream(**settings, start=start)) == whole[start:]
 
@@ -186,7 +188,56 @@ def test_kept_teacher_outputs_are_those_of_the_image_that_is_seen(data: Path) ->
         read_split(data, "train"),
         everything_random(),
         substitute=True,
-        cached_outputs=lambda key: TeacherOutputs(torch.tensor([key.epoch, key.image]), None),
+        cached_outputs=lambda key: CachedOutputs(torch.tensor([key.epoch, key.image]), None),
     )
     seen = [kept[Key(5, index)].teacher_outputs for index in (0, 1, 8)]
-    assert [outputs.tokens.tolist() for outputs in seen if outputs is not None] == [[5, 0], [5, 2], [5, 9]]
+    tokens = [outputs.tokens for outputs in seen if outputs is not None]
+    assert [each.tolist() for each in tokens if each is not None] == [[5, 0], [5, 2], [5, 9]]
+
+
+SHARES = st.sampled_from([FeatureShare(share) for share in (1.0, 0.5, 0.25, 0.3, 1 / 3, 0.9)])
+
+
+@given(settings=STREAMS, share=SHARES, views=st.none() | st.integers(1, 3), count=st.integers(1, 2))
+def test_micro_batches_begin_with_their_share_of_the_chosen_images(
+    settings: dict[str, Any], share: FeatureShare, views: int | None, count: int
+) -> None:
+    settings |= {"batch": settings["batch"] * count, "size": settings["size"] * count}
+    streams = [TrainingStream(**settings, share=share, views=views, rank=rank, count=count) for rank in range(count)]
+    for epoch in range(settings["epochs"]):
+        seen = []
+        for stream in streams:
+            every = stream.batches_per_epoch
+            for batch in list(stream)[epoch * every : (epoch + 1) * every]:
+                assert len(batch) == stream.micro_batch
+                first = batch[: share.count(stream.micro_batch)]
+                assert all(share.chosen(key.image, key.epoch) for key in first)
+                seen += [key.image for key in batch]
+        assert len(seen) == len(set(seen)) == settings["size"] // settings["batch"] * settings["batch"]
+
+
+@given(share=SHARES, images=st.integers(1, 40), view=st.integers(0, 9))
+def test_the_share_of_any_run_of_images_is_chosen(share: FeatureShare, images: int, view: int) -> None:
+    chosen = [bool(share.chosen(image, view)) for image in range(images)]
+    assert share.count(images) <= sum(chosen) <= share.count(images) + 1
+    assert [share.chosen_before(image, view) for image in range(images)] == [sum(chosen[:n]) for n in range(images)]
+    assert share.chosen(torch.arange(images), view).tolist() == chosen
+    assert chosen[1:] == [bool(share.chosen(image, view + 1)) for image in range(images - 1)], "each view moves on by 1"
+
+
+def test_a_chosen_image_that_cannot_be_read_is_replaced_by_a_chosen_one(data: Path) -> None:
+    spoil(data)  # images 1 (blue/1.png) and 8 (red/0.png)
+    half = FeatureShare(0.5)
+    dataset = ReplayDataset(
+        read_split(data, "train"),
+        everything_random(),
+        substitute=True,
+        cached_outputs=lambda key: CachedOutputs(torch.tensor([key.image]), None),
+        share=half,
+    )
+    for key in (Key(0, 1), Key(1, 8)):
+        assert half.chosen(key.image, key.epoch)
+        outputs = dataset[key].teacher_outputs
+        assert outputs is not None
+        assert outputs.tokens is not None
+        assert outputs.tokens.tolist() == [key.image + 2]

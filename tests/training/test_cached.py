@@ -269,3 +269,53 @@ def test_what_else_lies_in_the_folder_does_no_harm(cli: Cli, common: list[str | 
 def test_nothing_to_fill_is_named(cli: Cli, common: list[str | Path], caches: Path) -> None:
     cli("cache", *common).refused("cache", "--cache")
     cli("cache", *common, "--cache", caches, "--method", "none").refused("none reads no teacher")
+
+
+LEAN = ("--feature-share", "0.5")
+
+
+def bytes_in(cache: Path) -> int:
+    return sum(len(np.fromfile(file, np.uint8)) for file in cache.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("more", [(), ("--logit-weight", "0"), ("--cache-format", "int8")])
+def test_a_cache_of_a_share_gives_the_run_that_the_whole_cache_gives(
+    cli: Cli, common: list[str | Path], caches: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    passed(cli("cache", *common, *more, "--cache", caches / "whole"))
+    passed(cli("cache", *common, *more, *LEAN, "--cache", caches / "share"))
+    for kind in ("whole", "share"):
+        passed(cli("distill", *common, *more, *LEAN, "--cache", caches / kind, "--output", tmp_path / kind))
+    assert losses(tmp_path / "share") == losses(tmp_path / "whole")
+    assert weights(tmp_path / "share") == weights(tmp_path / "whole")
+    assert 0.4 < bytes_in(caches / "share") / bytes_in(caches / "whole") < 0.8
+
+
+def test_a_lean_run_is_the_same_live_and_from_its_cache(
+    cli: Cli, common: list[str | Path], caches: Path, tmp_path: Path, no_teacher_in_steps: Callable[[], None]
+) -> None:
+    passed(cli("distill", *common, *LEAN, "--output", tmp_path / "live"))
+    passed(cli("cache", *common, *LEAN, "--cache", caches))
+    no_teacher_in_steps()
+    passed(cli("distill", *common, *LEAN, "--cache", caches, "--workers", "2", "--output", tmp_path / "cached"))
+    assert losses(tmp_path / "cached") == losses(tmp_path / "live")
+    assert weights(tmp_path / "cached") == weights(tmp_path / "live")
+
+
+def test_a_run_that_needs_more_tokens_than_the_cache_holds_is_refused(
+    cli: Cli, common: list[str | Path], caches: Path, tmp_path: Path
+) -> None:
+    passed(cli("cache", *common, *LEAN, "--cache", caches))
+    for share in ("1", "0.75"):
+        refused = cli("distill", *common, "--feature-share", share, "--cache", caches, "--output", tmp_path / "run")
+        assert refused.code == 2
+        assert f"has feature_share 0.5 (run: {float(share)})" in refused.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_for_logits_holds_no_tokens(cli: Cli, common: list[str | Path], caches: Path, tmp_path: Path) -> None:
+    passed(cli("distill", *common, "--method", "kd", "--output", tmp_path / "live"))
+    passed(cli("cache", *common, "--method", "kd", "--cache", caches))
+    passed(cli("distill", *common, "--method", "kd", "--cache", caches, "--output", tmp_path / "cached"))
+    assert weights(tmp_path / "cached") == weights(tmp_path / "live")
+    assert bytes_in(caches) < 24 * 2 * 3 * 4 + 6 * 1000, "logits of 24 images and headers only"

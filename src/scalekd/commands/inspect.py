@@ -56,6 +56,7 @@ def run(
             utilisation=utilisation,
             images=images,
             epochs=settings.epochs,
+            share=settings.stored_share,
         )
     if as_json:
         typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))

@@ -6,6 +6,7 @@ Knows nothing of training: no optimiser, no loss, no run folder.
 from scalekd.data.augmentation import evaluation_transform, training_transform
 from scalekd.data.loader import (
     Batch,
+    CachedOutputs,
     CorruptImages,
     EvaluationOrder,
     Key,
@@ -34,6 +35,7 @@ from scalekd.data.split import Files, Split, Store
 
 __all__ = [
     "Batch",
+    "CachedOutputs",
     "CorruptImages",
     "DataGoneError",
     "EvaluationOrder",

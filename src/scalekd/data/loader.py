@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ from scalekd.data.split import Split
 from scalekd.data.steady import SteadyLoader
 from scalekd.errors import UserError, printable
 from scalekd.methods.outputs import TeacherOutputs
+from scalekd.methods.share import FeatureShare
+
+ALL = FeatureShare(1.0)
 
 
 class Key(NamedTuple):
@@ -41,6 +45,13 @@ class Batch(NamedTuple):
     teacher_outputs: TeacherOutputs | None = None
 
 
+class CachedOutputs(NamedTuple):
+    """The teacher's outputs for one image: tokens `[N, D]` if its features are compared, logits `[K]` if it has any."""
+
+    tokens: Tensor | None
+    logits: Tensor | None
+
+
 class Sample(NamedTuple):
     """One image and its label, the unreadable files that were met, and the teacher's outputs if they are cached.
 
@@ -50,7 +61,7 @@ class Sample(NamedTuple):
     image: Tensor | None
     label: int
     corrupt: dict[str, str]
-    teacher_outputs: TeacherOutputs | None = None
+    teacher_outputs: CachedOutputs | None = None
 
 
 class ReplayDataset(Dataset[Sample]):
@@ -63,6 +74,7 @@ class ReplayDataset(Dataset[Sample]):
         substitute: Whether an unreadable image is replaced by the next one (training, where batches keep their
             size) or left out (evaluation).
         cached_outputs: Gives the teacher's outputs for a key, without a batch axis, where they are kept.
+        share: The images whose features are compared; such an image is replaced by another one of them.
         max_pixels: Larger images count as unreadable.
         patience: Seconds to wait for data that has become unavailable.
     """
@@ -74,11 +86,13 @@ class ReplayDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         substitute: bool = False,
-        cached_outputs: Callable[[Key], TeacherOutputs] | None = None,
+        cached_outputs: Callable[[Key], CachedOutputs] | None = None,
+        share: FeatureShare = ALL,
         max_pixels: int = MAX_PIXELS,
         patience: float = 0,
     ) -> None:
         self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
+        self.share = share
         self.cached_outputs, self.max_pixels, self.patience = cached_outputs, max_pixels, Patience(patience)
 
     def __len__(self) -> int:
@@ -88,6 +102,8 @@ class ReplayDataset(Dataset[Sample]):
         corrupt: dict[str, str] = {}
         for offset in range(len(self.split) if self.substitute else 1):
             index = (key.image + offset) % len(self.split)
+            if self.share.chosen(key.image, key.epoch) and not self.share.chosen(index, key.epoch):
+                continue
             try:
                 pixels = self.patience.read(self.split.root, partial(self._read, key.epoch, index))
             except UnreadableImageError as error:
@@ -120,11 +136,13 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(images, labels, corrupt, _stack(outputs) if outputs else None)
 
 
-def _stack(outputs: list[TeacherOutputs]) -> TeacherOutputs:
-    """Stack the outputs of single images into those of a batch."""
+def _stack(outputs: list[CachedOutputs]) -> TeacherOutputs:
+    """Stack the outputs of single images into those of a batch; the images that have tokens come first."""
+    tokens = [o.tokens for o in takewhile(lambda o: o.tokens is not None, outputs)]
     logits = [o.logits for o in outputs if o.logits is not None]
-    tokens: Tensor = default_collate([o.tokens for o in outputs])
-    return TeacherOutputs(tokens, default_collate(logits) if logits else None)
+    return TeacherOutputs(
+        default_collate(tokens) if tokens else torch.empty(0, 0, 0), default_collate(logits) if logits else None
+    )
 
 
 class TrainingStream(Sampler[list[Key]]):
@@ -133,6 +151,9 @@ class TrainingStream(Sampler[list[Key]]):
     Each epoch is a permutation drawn from (seed, epoch); images that do not fill a last batch are left out. A global
     batch is cut into `accumulate * count` micro-batches, so that its content does not depend on the micro-batch size or
     on the number of processes: of every `count` consecutive micro-batches, each process gets one.
+
+    If features are compared on a share of the images only, each micro-batch begins with its share of them. Both the
+    chosen images and the others keep the order of the permutation.
 
     Args:
         size: Number of images in the split.
@@ -144,6 +165,7 @@ class TrainingStream(Sampler[list[Key]]):
         count: Number of processes that share the batch.
         start: Micro-batches of this process to skip at the beginning.
         views: Number of epochs after which the augmentations repeat; by default they never do. The order never repeats.
+        share: The images whose features are compared.
     """
 
     def __init__(
@@ -158,7 +180,9 @@ class TrainingStream(Sampler[list[Key]]):
         count: int = 1,
         start: int = 0,
         views: int | None = None,
+        share: FeatureShare = ALL,
     ) -> None:
+        self.share = share
         self.size, self.batch, self.epochs, self.seed = size, batch, epochs, seed
         self.start, self.views = start, views or epochs
         self.rank, self.count = rank, count
@@ -174,9 +198,22 @@ class TrainingStream(Sampler[list[Key]]):
             epoch, position = divmod(number, self.batches_per_epoch)
             if position == 0 or not len(order):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
-                order = torch.randperm(self.size, generator=generator)
+                order = self._chosen_first(torch.randperm(self.size, generator=generator), epoch % self.views)
             first = (position * self.count + self.rank) * self.micro_batch
             yield [Key(epoch % self.views, index) for index in order[first : first + self.micro_batch].tolist()]
+
+    def _chosen_first(self, order: Tensor, view: int) -> Tensor:
+        """Return the order in which each micro-batch begins with its share of the chosen images."""
+        chosen_at_once = self.share.count(self.micro_batch)
+        if chosen_at_once == self.micro_batch:
+            return order
+        micro_batches = self.batches_per_epoch * self.count
+        is_chosen = self.share.chosen(order, view)
+        first = order[is_chosen][: micro_batches * chosen_at_once]
+        # Chosen images for which there is no place at the beginning of a micro-batch are treated as the others.
+        is_chosen &= is_chosen.cumsum(0) <= len(first)
+        others = order[~is_chosen][: micro_batches * (self.micro_batch - chosen_at_once)]
+        return torch.cat([first.view(micro_batches, -1), others.view(micro_batches, -1)], 1).flatten()
 
 
 class EvaluationOrder(Sampler[list[Key]]):

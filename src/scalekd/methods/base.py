@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalekd.methods.outputs import Losses, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
 from scalekd.methods.registry import LOGIT_WEIGHT, MethodKeys
+from scalekd.methods.share import FeatureShare
 from scalekd.methods.task import cross_entropy
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
@@ -22,6 +23,7 @@ class Shared(TypedDict, total=False):
     logit_weight: float
     temperature: float
     task_loss: TaskLoss
+    feature_share: float
 
 
 def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -56,6 +58,7 @@ class Method(nn.Module):
         temperature: `tau` of the logit term.
         task_loss: `(logits [B, K], labels) -> scalar`; labels are indices `[B]`, -1 for an unlabelled image, or
             probabilities `[B, K]`.
+        feature_share: Part of each batch, from its beginning, on which features are compared (ours, not the paper's).
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -69,6 +72,7 @@ class Method(nn.Module):
         logit_weight: float = LOGIT_WEIGHT,
         temperature: float = DEFAULTS.temperature,
         task_loss: TaskLoss = cross_entropy,
+        feature_share: float = DEFAULTS.feature_share,
     ) -> None:
         super().__init__()
         if teacher is None and self.needs_teacher:
@@ -79,11 +83,16 @@ class Method(nn.Module):
         self.logit_weight = logit_weight if has_logits else 0.0
         self.temperature = temperature
         self.task_loss = task_loss
+        self.feature_share = FeatureShare(feature_share)
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
         """Return the constructor's arguments from a recipe's keys, without the pair and the loss on labels."""
         return {"logit_weight": keys.used_logit_weight, "temperature": keys.temperature}
+
+    def compared(self, images: int) -> int:
+        """Return on how many images of a batch features are compared: the first ones, at least one."""
+        return max(1, self.feature_share.count(images))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Method:
         if isinstance(self.teacher, nn.Module):
@@ -102,11 +111,21 @@ class Method(nn.Module):
             teacher_outputs: The teacher's outputs for these images; if None, the teacher is run.
         """
         if teacher_outputs is None and self.needs_teacher:
-            teacher_outputs = self.teacher(images)
+            teacher_outputs = self.teach(images)
         return self.losses(self.student(images), teacher_outputs, labels)
+
+    def teach(self, images: Tensor) -> TeacherOutputs:
+        """Run the teacher on images `[B, 3, h, w]`: on all if logits are used, otherwise on those that are compared."""
+        outputs: TeacherOutputs = self.teacher(images if self.logit_weight else images[: self.compared(len(images))])
+        return outputs
 
     def losses(self, student: StudentOutputs, teacher: TeacherOutputs | None, labels: Tensor | None = None) -> Losses:
         """Return the losses of given outputs.
+
+        Args:
+            student: Outputs for all images of the batch.
+            teacher: Logits for all images, tokens at least for those that are compared.
+            labels: See `forward`.
 
         Raises:
             ValueError: If no term is left (no labels, no teacher logits and no feature term).
@@ -117,11 +136,23 @@ class Method(nn.Module):
         if self.logit_weight and teacher is not None and teacher.logits is not None:
             logit_terms = self.logit_terms(student, teacher.logits, labels)
             terms |= {name: self.logit_weight * value for name, value in logit_terms.items()}
-        features, cosines = self.feature_terms(student, teacher)
+        features, cosines = self.feature_terms(*self._to_compare(student, teacher))
         terms |= features
         if not terms:
             raise ValueError("nothing to learn from: neither labels, nor teacher logits, nor a feature term")
         return Losses(terms=terms, cosines=cosines, student_logits=student.logits)
+
+    def _to_compare(
+        self, student: StudentOutputs, teacher: TeacherOutputs | None
+    ) -> tuple[StudentOutputs, TeacherOutputs | None]:
+        """Return the outputs for those images of the batch whose features are compared."""
+        if self.feature_share.share == 1:
+            return student, teacher
+        count = self.compared(len(student.last))
+        part = StudentOutputs(student.previous[:count], student.last[:count], student.logits[:count])
+        if teacher is None:
+            return part, None
+        return part, TeacherOutputs(teacher.tokens[:count], None if teacher.logits is None else teacher.logits[:count])
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Return the loss terms on the teacher's logits `[B, K]` by name, not yet multiplied by `lambda`."""

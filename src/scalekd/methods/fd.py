@@ -26,6 +26,7 @@ class FeatureDistillation(Method):
         logit_weight: `lambda`, 0 by default: features only.
         temperature: `tau`.
         task_loss: See `Method`.
+        feature_share: See `Method`.
     """
 
     def __init__(
@@ -37,15 +38,23 @@ class FeatureDistillation(Method):
         logit_weight: float = METHODS["fd"].logit_weight,
         temperature: float = DEFAULTS.temperature,
         task_loss: TaskLoss = cross_entropy,
+        feature_share: float = DEFAULTS.feature_share,
     ) -> None:
-        super().__init__(teacher, student, logit_weight=logit_weight, temperature=temperature, task_loss=task_loss)
+        super().__init__(
+            teacher,
+            student,
+            logit_weight=logit_weight,
+            temperature=temperature,
+            task_loss=task_loss,
+            feature_share=feature_share,
+        )
         self.alpha = alpha
         self.projection = nn.Conv2d(student.maps[1].channels, teacher.tokens.channels, 1)
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
         """Return the arguments of all methods and the weight of the distance."""
-        return Method.arguments(keys) | {"alpha": keys.alpha_spatial}
+        return Method.arguments(keys) | {"alpha": keys.alpha_spatial, "feature_share": keys.feature_share}
 
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None

@@ -64,13 +64,13 @@ METHODS = {
     ),
     "fd": Entry(
         "last-stage features (fd)", "last-stage features", "scalekd.methods.fd:FeatureDistillation",
-        LOGITS | {"alpha_spatial", "projector_lr_scale"}, logit_weight=0.0,
+        LOGITS | {"alpha_spatial", "projector_lr_scale", "feature_share"}, logit_weight=0.0,
     ),
     "scalekd": Entry(
         "ScaleKD", "the whole method", "scalekd.methods.scalekd:ScaleKD",
         LOGITS | {
             "views", "alpha_spatial", "alpha_frequency", "tpp", "stages", "query", "heads", "softmax_scale", "stem",
-            "stem_norm", "tail_blocks", "projector_lr_scale",
+            "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share",
         },
     ),
 }  # fmt: skip
@@ -108,6 +108,9 @@ class MethodKeys(Keys):
     """CAP's stem on the student's map."""
     stem_norm: StemNorm | None = None
     """Norm in CAP's stem. Default: layernorm2d for students that use it (ConvNeXt), otherwise batchnorm."""
+    feature_share: float = Field(default=1.0, gt=0, le=1)
+    """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
+    the paper's: see docs/method.md."""
     logit_weight: Fraction | None = None
     """Weight of the logit terms (lambda); the task term has weight 1 - lambda. Default: 0.5, and 0 for fd."""
     temperature: float = Field(default=1.0, gt=0)

@@ -36,7 +36,7 @@ class ScaleKD(Method):
         softmax_scale: Factor on CAP's attention logits, one for all views or one per view.
         stem: CAP's stem, see `CrossAttentionProjector`.
         stem_norm: Norm in the stem; by default the one that suits the student.
-        shared: `logit_weight`, `temperature` and `task_loss`, see `Method`.
+        shared: `logit_weight`, `temperature`, `task_loss` and `feature_share`, see `Method`.
 
     Raises:
         ValueError: If a setting does not fit the pair or the other settings.
@@ -90,7 +90,7 @@ class ScaleKD(Method):
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
         """Return the arguments of all methods and ScaleKD's own settings."""
-        names = ("tpp", "stages", "query", "heads", "softmax_scale", "stem", "stem_norm")
+        names = ("tpp", "stages", "query", "heads", "softmax_scale", "stem", "stem_norm", "feature_share")
         own = {"alpha": _alpha(keys)} | {name: getattr(keys, name) for name in names}
         return Method.arguments(keys) | own
 

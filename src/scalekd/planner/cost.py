@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
+from scalekd.methods.share import FeatureShare
 from scalekd.models.image_model import ImageModel
 from scalekd.planner.fake import device_of, inputs, on_copy, student_of
 
@@ -143,16 +144,22 @@ class StepFlops:
         return self.teacher + self.student + self.cap + self.tail
 
 
-def step_flops(method: Method, batch: int = 2) -> StepFlops:
+def step_flops(method: Method, batch: int | None = None) -> StepFlops:
     """Count the FLOPs of one forward and backward of `method`, with attention as two products.
 
     Args:
         method: The method. It is not changed; the step runs on a copy without memory.
         batch: Batch size of the counted step. A learned query is projected once per batch, so that its share per image
-            falls with the batch size.
+            falls with the batch size. Default: 2, or the size that has closest to `feature_share` of its images.
     """
+    batch = _divisible(method.feature_share) if batch is None else batch
     flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=student_of(method).is_own_code)
     return StepFlops(**{part: round(flops[part] / batch) for part in StepFlops.__dataclass_fields__})
+
+
+def _divisible(share: FeatureShare) -> int:
+    """Return the smallest batch of which the share's rounded-down count is closest to the share."""
+    return max(range(2, 65), key=lambda images: (share.count(images) / images, -images))
 
 
 def _convolution_backward(*shapes: Any, **_: Any) -> int:
@@ -185,7 +192,7 @@ class _Step:
         torch_counter = FlopCounterMode(display=False)
         with torch_counter, self.counter, _separate_products(images.device):
             self.enter("teacher")
-            teacher: TeacherOutputs | None = method.teacher(images) if method.needs_teacher else None
+            teacher: TeacherOutputs | None = method.teach(images) if method.needs_teacher else None
             self.enter("student")
             student = method.student(images)
             self.claim("student", student.previous, student.last, student.logits)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from scalekd.methods.base import Method
+from scalekd.methods.share import FeatureShare
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.planner.fake import student_of
 from scalekd.planner.hours import GIB, Device, Hours, gpu_hours
@@ -106,6 +107,7 @@ def estimate(
     utilisation: float,
     images: int,
     epochs: int,
+    share: FeatureShare,
 ) -> Estimate:
     """Estimate the cost of training a pair without running a real step.
 
@@ -120,6 +122,7 @@ def estimate(
         utilisation: Fraction of the device's peak that the run is assumed to reach, in (0, 1].
         images: Images per epoch.
         epochs: Number of epochs.
+        share: The images whose tokens a cache holds.
 
     Raises:
         UserError: If a factor is out of range, or even the smallest micro-batch does not fit in memory.
@@ -142,5 +145,5 @@ def estimate(
         memory=memory,
         device=device,
         hours=hours,
-        cache=None if method.teacher is None else storage(method.teacher, images, dtype),
+        cache=None if method.teacher is None else storage(method.teacher, images, dtype, share),
     )

@@ -10,6 +10,7 @@ import torch
 from scalekd.data.cache import Layout
 from scalekd.data.cache.store import size
 from scalekd.methods.outputs import TeacherLike
+from scalekd.methods.share import FeatureShare
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,18 @@ class Storage:
         )
 
 
-def storage(teacher: TeacherLike, images: int, dtype: torch.dtype) -> Storage:
+def storage(teacher: TeacherLike, images: int, dtype: torch.dtype, share: FeatureShare) -> Storage:
     """Predict the size of a cache, without the files' headers (less than 1 kB per file of up to 64 MiB).
 
     Args:
         teacher: The teacher.
         images: Number of images in the data.
         dtype: The autocast type.
+        share: The images that have tokens.
     """
-    return Storage(images, _bytes(teacher, dtype, "bf16"), _bytes(teacher, dtype, "int8"))
+    return Storage(images, _bytes(teacher, dtype, share, "bf16"), _bytes(teacher, dtype, share, "int8"))
 
 
-def _bytes(teacher: TeacherLike, dtype: torch.dtype, cache_format: Literal["bf16", "int8"]) -> int:
+def _bytes(teacher: TeacherLike, dtype: torch.dtype, share: FeatureShare, cache_format: Literal["bf16", "int8"]) -> int:
     tokens = teacher.tokens
-    return Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, cache_format).bytes_per_image
+    return Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, cache_format, share).bytes_per_image

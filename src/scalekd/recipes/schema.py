@@ -22,6 +22,7 @@ from scalekd.keys import (
 )
 from scalekd.methods.parts import resolve_parts
 from scalekd.methods.registry import METHODS, MethodKeys
+from scalekd.methods.share import FeatureShare
 from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
@@ -215,6 +216,20 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
         """Number of different augmentations of an image in the whole run."""
         return min(self.epochs, self.augmentation_epochs or self.epochs)
 
+    @property
+    def stored_share(self) -> FeatureShare:
+        """The images whose tokens a cache for this run holds: none if the method uses nothing but logits."""
+        return FeatureShare(0.0 if METHODS[self.method].logits_only else self.feature_share)
+
+    def share_fault(self, at_once: int) -> str:
+        """Return why `feature_share` does not fit the number of images at once; empty if it does."""
+        if FeatureShare(self.feature_share).count(at_once):
+            return ""
+        return (
+            f"feature_share: {self.feature_share:g} of {at_once} images at once is less than one image; "
+            f"set it to {1 / at_once:.4g} or more"
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _short_runs_warm_up_less(cls, keys: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +256,8 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
             part = getattr(self, key)
             if isinstance(part, int) and self.batch % part:
                 raise ValueError(f"{key}: {part} does not divide the batch of {self.batch}")
+        if fault := self.share_fault(self.micro_batch or self.batch):
+            raise ValueError(fault)
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from scalekd.data.cache.layout import Layout
 from scalekd.data.cache.store import Shard, TeacherCache, size
 from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, training_loader
 from scalekd.errors import UserError
@@ -78,7 +79,8 @@ class _Claims(Sampler[list[Key]]):
 
     def __init__(self, cache: TeacherCache, views: int, batch: int) -> None:
         self.cache, self.views, self.batch = cache, views, batch
-        self.held: deque[tuple[Shard, ExitStack]] = deque()
+        self.held: deque[tuple[Shard, ExitStack, int]] = deque()  # each with the number of images to compute
+        self.given: deque[list[Key]] = deque()  # batches that were handed out and have not arrived yet
         self.made = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -87,17 +89,22 @@ class _Claims(Sampler[list[Key]]):
             if not claim.enter_context(self.cache.claim(shard)):
                 claim.close()
                 continue
-            self.held.append((shard, claim))
             keys = [Key(shard.view, shard.first + offset) for offset in range(shard.images)]
-            yield from (keys[first : first + self.batch] for first in range(0, len(keys), self.batch))
+            # A shard for which nothing is stored is written too, so at least one of its images is computed.
+            keys = [key for key in keys if self.cache.layout.holds(key.image, key.epoch)] or keys[:1]
+            self.held.append((shard, claim, len(keys)))
+            for first in range(0, len(keys), self.batch):
+                self.given.append(keys[first : first + self.batch])
+                yield self.given[-1]
 
     def images_missing(self) -> int:
-        """Count the images of all shards that do not exist yet, including those that other processes are writing."""
-        return sum(shard.images for shard in self.cache.missing(self.views))
+        """Count the images to compute for all shards that do not exist yet, whichever process is writing them."""
+        layout = self.cache.layout
+        return sum(layout.stored(shard.view, shard.first, shard.images) for shard in self.cache.missing(self.views))
 
     def write(self, outputs: list[dict[str, Tensor]]) -> None:
         """Write the shard that was claimed first, and release its claim."""
-        shard, claim = self.held[0]
+        shard, claim, _ = self.held[0]
         tensors = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         self.cache.write(shard, tensors)
         self.held.popleft()
@@ -121,18 +128,25 @@ def _fill_free(
     outputs: list[dict[str, Tensor]] = []
     images = 0
     missing = claims.images_missing()
+    layout = claims.cache.layout
     for loaded in loader:
         corrupt.add(loaded.corrupt)
         count = len(loaded.images)
         padding = loaded.images[-1:].expand(claims.batch - count, -1, -1, -1)
-        teacher_outputs = teach(torch.cat([loaded.images, padding]))
-        outputs.append({name: tensor[:count] for name, tensor in claims.cache.layout.encode(teacher_outputs).items()})
+        tokens, logits = teach(torch.cat([loaded.images, padding]))
+        computed = TeacherOutputs(tokens[:count], None if logits is None else logits[:count])
+        outputs.append(layout.encode(computed, rows_with_tokens(layout, claims.given.popleft())))
         images += count
         missing -= count
-        if images == claims.held[0][0].images:
+        if images == claims.held[0][2]:
             claims.write(outputs)
             outputs, images = [], 0
         progress(count, missing)
+
+
+def rows_with_tokens(layout: Layout, keys: list[Key]) -> list[int]:
+    """Return the rows of a batch whose images have tokens in the cache."""
+    return [row for row, key in enumerate(keys) if layout.share.chosen(key.image, key.epoch)]
 
 
 def check_replayable(dataset: ReplayDataset, views: int) -> None:

@@ -15,6 +15,7 @@ from scalekd.data.split import Split, Store
 from scalekd.errors import UserError
 
 _FORMAT = 1
+_IF_ABSENT = {"feature_share": 1.0}  # settings that a description lacks if they have this value
 
 
 def list_images(split: Split) -> str:
@@ -66,7 +67,7 @@ def open_cache(caches: Path, identity: Identity, layout: Layout, views: int) -> 
             incomplete, or a shard is damaged (the message names it).
     """
     cache = identity.cache(caches, layout)
-    if not (cache.path / DESCRIPTION).is_file():
+    if not cache.exists:
         raise UserError(f"cache: {_nearest(caches, identity)}")
     check_shards(cache, views)
     missing = cache.missing(views)
@@ -97,20 +98,21 @@ def _nearest(caches: Path, identity: Identity) -> str:
     """Describe how the nearest existing cache differs from the one that is needed."""
     fix = "fill one with `scalekd cache` and the same flags"
     found: list[tuple[list[str], Path, dict[str, Any]]] = []
+    ours = _IF_ABSENT | identity.ingredients
     for description in sorted(caches.glob(f"*/{DESCRIPTION}")):
         try:
-            theirs = dict(json.loads(description.read_text(encoding="utf-8"))["ingredients"])
+            theirs = _IF_ABSENT | dict(json.loads(description.read_text(encoding="utf-8"))["ingredients"])
         except (OSError, ValueError, TypeError, KeyError):  # not a description of a cache
             continue
-        keys = sorted(identity.ingredients.keys() | theirs.keys())
-        found.append(([k for k in keys if theirs.get(k) != identity.ingredients.get(k)], description.parent, theirs))
+        keys = sorted(ours.keys() | theirs.keys())
+        found.append(([k for k in keys if theirs.get(k) != ours.get(k)], description.parent, theirs))
     if not found:
         return f"{caches} holds no cache; {fix}"
     differing, path, theirs = min(found, key=lambda entry: len(entry[0]))
     parts = [
         _compare_images(path, identity.listing)
         if key == "images"
-        else f"{key} {_brief(theirs.get(key))} (run: {_brief(identity.ingredients.get(key))})"
+        else f"{key} {_brief(theirs.get(key))} (run: {_brief(ours.get(key))})"
         for key in differing
     ]
     return f"{caches} holds no cache for this run; the nearest, {path.name}, has {', '.join(parts)}; {fix}"

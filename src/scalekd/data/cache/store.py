@@ -53,6 +53,11 @@ class TeacherCache:
     images: int
     layout: Layout
 
+    @property
+    def exists(self) -> bool:
+        """Whether the cache has been begun."""
+        return (self.path / DESCRIPTION).is_file()
+
     def shards(self, views: int) -> list[Shard]:
         """Return all shards of the first `views` views."""
         size = self.layout.images_per_shard
@@ -82,7 +87,7 @@ class TeacherCache:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             return f"is truncated or damaged ({error})"
-        if card != self._card(shard) or shapes != self.layout.shapes(shard.images):
+        if card != self._card(shard) or shapes != self.layout.shapes(shard.view, shard.first, shard.images):
             return "belongs to another cache or place"
         return None
 
@@ -92,7 +97,7 @@ class TeacherCache:
         about = {"ingredients": ingredients, "made with": {name: metadata.version(name) for name in _PACKAGES}}
         text = listing.encode(errors="surrogateescape")
         write_bytes(self.path / LISTING, gzip.compress(text, mtime=0), concurrently=True)
-        if not (self.path / DESCRIPTION).is_file():  # its versions are those that the first shards were made with
+        if not self.exists:  # its versions are those that the first shards were made with
             write_bytes(self.path / DESCRIPTION, json.dumps(about, indent=2).encode(), concurrently=True)
         for left in self.path.glob("view-*/*.lock"):  # by a process that was killed when its shard was written
             if left.with_suffix(".safetensors").is_file():

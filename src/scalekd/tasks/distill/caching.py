@@ -20,6 +20,7 @@ from scalekd.data.decoding import DECODING
 from scalekd.errors import UserError, printable
 from scalekd.hardware import Compute, pick_compute
 from scalekd.methods.outputs import TeacherOutputs
+from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare_teacher
 from scalekd.progress import image_bar, plain_lines
@@ -37,7 +38,9 @@ _SAMPLE = 8  # images that are compared with the live teacher
 _LEAST_COSINE = 0.99  # between cached and live tokens of an image
 
 
-def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
+def describe_cache(
+    recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype, share: FeatureShare
+) -> tuple[Identity, Layout]:
     """Return the identity of a recipe's cache (everything that its content depends on) and its layout.
 
     Args:
@@ -45,6 +48,7 @@ def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.
         teacher: The teacher as loaded: `hold_weights` must not have been called.
         split: The training images.
         dtype: The autocast type.
+        share: The images that have tokens.
     """
     augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _WITHOUT_EFFECT)
     identity = Identity(
@@ -60,11 +64,12 @@ def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.
             "seed": recipe.seed,
             "precision": str(dtype).removeprefix("torch."),
             "cache_format": recipe.cache_format,
+            **({"feature_share": share.share} if share.share < 1 else {}),  # caches of all tokens keep their names
         },
         list_images(split),
     )
     tokens = teacher.tokens
-    return identity, Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, recipe.cache_format)
+    return identity, Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, recipe.cache_format, share)
 
 
 def fill_cache(
@@ -94,7 +99,7 @@ def fill_cache(
     train, val = read_data(recipe)
     compute = pick_compute(recipe)
     teacher = build_teacher(recipe, val.classes)
-    identity, layout = describe_cache(recipe, teacher, train, compute.dtype)
+    identity, layout = describe_cache(recipe, teacher, train, compute.dtype, recipe.stored_share)
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
     for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
@@ -195,15 +200,19 @@ def compare_sample(
         UserError: If they disagree; names the image.
     """
     samples = _draw_sample(dataset, views)
-    at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache), 0, 1.0
+    at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache, cache.layout.share), 0, 1.0
     for first in range(0, len(samples), at_once):
         part = samples[first : first + at_once]
         images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
-        said = cache.layout.encode(_ask(teacher, Compute(device, cache.layout.dtype), images))
+        stored = cache.layout.encode(_ask(teacher, Compute(device, cache.layout.dtype), images), range(at_once))
         for row, (key, _) in enumerate(part):
             kept = reader(key)
-            live = cache.layout.decode({name: tensor[row] for name, tensor in said.items()})
-            cosine = F.cosine_similarity(kept.tokens.float(), live.tokens.float(), dim=-1).mean().item()
+            live = cache.layout.decode(stored, row, None if kept.tokens is None else row)
+            cosine = min(
+                F.cosine_similarity(one.float(), two.float(), dim=-1).mean().item()
+                for one, two in zip(kept, live, strict=True)
+                if one is not None and two is not None
+            )
             if not cosine > _LEAST_COSINE:
                 raise UserError(
                     f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "

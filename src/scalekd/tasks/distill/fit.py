@@ -20,6 +20,7 @@ from scalekd.engine.sharding import shard_trained
 from scalekd.evaluation import Accuracy
 from scalekd.hardware import autocast, keep_freed_memory
 from scalekd.methods.base import Method
+from scalekd.methods.share import FeatureShare
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import JsonLines, TensorBoardEvents
@@ -77,8 +78,10 @@ def _batches(run: Run, start: int) -> Any:
         count=run.context.processes.count,
         start=start,
         views=recipe.augmented_views,
+        share=FeatureShare(recipe.feature_share),
     )
-    dataset = training_images(recipe, run.train, None if run.cache is None else CacheReader(run.cache))
+    reader = None if run.cache is None else CacheReader(run.cache, recipe.stored_share)
+    dataset = training_images(recipe, run.train, reader)
     return training_loader(dataset, stream, recipe.workers, run.context.say)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scalekd.data import (
+    CachedOutputs,
     Key,
     ReplayDataset,
     Split,
@@ -21,7 +22,7 @@ from scalekd.data import (
     with_filled_classes,
 )
 from scalekd.errors import UserError
-from scalekd.methods.outputs import TeacherOutputs
+from scalekd.methods.share import FeatureShare
 from scalekd.recipes import Recipe
 
 
@@ -70,7 +71,7 @@ def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> Non
 
 
 def training_images(
-    recipe: Recipe, split: Split, cached_outputs: Callable[[Key], TeacherOutputs] | None = None
+    recipe: Recipe, split: Split, cached_outputs: Callable[[Key], CachedOutputs] | None = None
 ) -> ReplayDataset:
     """Return the dataset of a split with the recipe's augmentation.
 
@@ -96,6 +97,7 @@ def training_images(
         seed=recipe.seed,
         substitute=True,
         cached_outputs=cached_outputs,
+        share=FeatureShare(recipe.feature_share),
         max_pixels=recipe.max_pixels,
         patience=recipe.data_patience,
     )

@@ -20,6 +20,7 @@ from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError
 from scalekd.hardware import pick_compute
 from scalekd.methods.base import Method
+from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.progress import working
@@ -118,6 +119,8 @@ def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
         )
     _lay_out(methods, recipe, processes, device, dtype)
     at_once, notes = _images_at_once(recipes, methods, context, device, dtype)
+    if fault := recipe.share_fault(at_once):
+        raise UserError(fault)
     return Run(
         context=context,
         recipes=tuple(
@@ -166,10 +169,19 @@ def _check_processes(recipes: Sequence[Recipe], processes: Processes, device: to
 
 
 def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, dtype: torch.dtype) -> TeacherCache | None:
-    """Open the recipe's teacher cache; None if it names none or there is no teacher."""
+    """Open the recipe's teacher cache, or one with the tokens of all images; None if it names none or has no teacher.
+
+    Raises:
+        UserError: If there is neither; says how the nearest one differs from the recipe's own.
+    """
     if teacher is None or recipe.cache is None:
         return None
-    return open_cache(recipe.cache, *describe_cache(recipe, teacher, train, dtype), recipe.augmented_views)
+    own, layout = describe_cache(recipe, teacher, train, dtype, recipe.stored_share)
+    if not own.cache(recipe.cache, layout).exists:
+        whole, all_tokens = describe_cache(recipe, teacher, train, dtype, FeatureShare(1.0))
+        if whole.cache(recipe.cache, all_tokens).exists:
+            own, layout = whole, all_tokens
+    return open_cache(recipe.cache, own, layout, recipe.augmented_views)
 
 
 def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...]) -> Method:

@@ -143,7 +143,7 @@ class DistillationTask(Task):
                 images, labels = self._mixup(images, labels.clamp(min=0))
         outputs, teacher = batch.teacher_outputs, self.learners[0].method.teacher
         if outputs is None and teacher is not None and len(self.learners) > 1:
-            outputs = teacher(images)
+            outputs = self.learners[0].method.teach(images)
         return PreparedBatch(images, None if self._recipe.labels == "none" else labels, outputs)
 
     def losses(self, learner: StudentLearner, batch: PreparedBatch) -> StepLosses:
