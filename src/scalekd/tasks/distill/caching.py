@@ -72,6 +72,21 @@ def describe_cache(
     return identity, Layout(tokens.positions, tokens.channels, teacher.num_classes, dtype, recipe.cache_format, share)
 
 
+def find_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
+    """Return identity and layout of the cache that a recipe uses.
+
+    It is the recipe's own, which holds the tokens that the recipe needs, unless only a complete cache with the tokens
+    of all images exists. See `describe_cache` for the arguments.
+    """
+    assert recipe.cache is not None
+    own, layout = describe_cache(recipe, teacher, split, dtype, recipe.stored_share)
+    if own.cache(recipe.cache, layout).exists:
+        return own, layout
+    larger, all_tokens = describe_cache(recipe, teacher, split, dtype, FeatureShare(1.0))
+    cache = larger.cache(recipe.cache, all_tokens)
+    return (larger, all_tokens) if cache.exists and not cache.missing(recipe.augmented_views) else (own, layout)
+
+
 def fill_cache(
     recipe: Recipe, *, plan: bool = False, rebuild: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def fill_cache(
     train, val = read_data(recipe)
     compute = pick_compute(recipe)
     teacher = build_teacher(recipe, val.classes)
-    identity, layout = describe_cache(recipe, teacher, train, compute.dtype, recipe.stored_share)
+    identity, layout = find_cache(recipe, teacher, train, compute.dtype)
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
     for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):

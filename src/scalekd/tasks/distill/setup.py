@@ -20,14 +20,13 @@ from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError
 from scalekd.hardware import pick_compute
 from scalekd.methods.base import Method
-from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
 from scalekd.progress import working
 from scalekd.recipes import Recipe
 from scalekd.runs.group import naming
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, head_width
-from scalekd.tasks.distill.caching import describe_cache
+from scalekd.tasks.distill.caching import find_cache
 from scalekd.tasks.distill.inputs import evaluation_images, read_data
 from scalekd.tasks.distill.micro_batch import fitting_micro_batch
 from scalekd.tasks.distill.trial import random_losses
@@ -169,19 +168,10 @@ def _check_processes(recipes: Sequence[Recipe], processes: Processes, device: to
 
 
 def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, dtype: torch.dtype) -> TeacherCache | None:
-    """Open the recipe's teacher cache, or one with the tokens of all images; None if it names none or has no teacher.
-
-    Raises:
-        UserError: If there is neither; says how the nearest one differs from the recipe's own.
-    """
+    """Open the recipe's teacher cache; None if it names none or there is no teacher."""
     if teacher is None or recipe.cache is None:
         return None
-    own, layout = describe_cache(recipe, teacher, train, dtype, recipe.stored_share)
-    if not own.cache(recipe.cache, layout).exists:
-        whole, all_tokens = describe_cache(recipe, teacher, train, dtype, FeatureShare(1.0))
-        if whole.cache(recipe.cache, all_tokens).exists:
-            own, layout = whole, all_tokens
-    return open_cache(recipe.cache, own, layout, recipe.augmented_views)
+    return open_cache(recipe.cache, *find_cache(recipe, teacher, train, dtype), recipe.augmented_views)
 
 
 def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...]) -> Method:
