@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scalekd.errors import UserError
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.runs.logs import JsonLines
@@ -254,7 +255,7 @@ def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
     detector, recipe = tiny_detector(), Detection(backbone="resnet18", sizes=(64,), max_size=96, batch=2)
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     state = torch.get_rng_state()
-    try_training(detector, recipe, "resnet18")
+    try_training(detector, recipe, "resnet18", pick_compute(recipe))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
@@ -265,7 +266,7 @@ def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
     with pytest.raises(
         UserError, match=r"resnet18 cannot be trained on images \[2, 3, 64, 64\]: KeyError: 'auxiliary'"
     ):
-        try_training(detector, recipe, "resnet18")
+        try_training(detector, recipe, "resnet18", pick_compute(recipe))
 
 
 @pytest.mark.parametrize(

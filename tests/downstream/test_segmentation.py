@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from scalekd.data import Key
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.tasks.segmentation import Segmentation
@@ -214,7 +215,7 @@ def test_the_step_that_is_tried_changes_nothing(scenes: Path) -> None:
     segmenter = Segmenter(backbone, 3, decoder_channels=16)
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
     state = torch.get_rng_state()
-    try_training(segmenter, recipe)
+    try_training(segmenter, recipe, pick_compute(recipe))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in segmenter.state_dict().items())
     assert all(parameter.grad is None for parameter in segmenter.parameters())

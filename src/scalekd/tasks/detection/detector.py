@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from scalekd.data import seeded
-from scalekd.hardware import pick_compute
+from scalekd.hardware import Compute
 from scalekd.models.failure import naming_model
 from scalekd.models.fitting import load_weights
 from scalekd.models.weights import read_weights
@@ -71,19 +71,19 @@ def load_detector(path: str | Path, recipe: Detection | None = None) -> tuple[Fa
     return detector.eval(), card.classes
 
 
-def try_training(detector: FasterRCNN, recipe: Detection, backbone: str) -> None:
+def try_training(detector: FasterRCNN, recipe: Detection, backbone: str, compute: Compute) -> None:
     """Train a copy of a detector for one step on noise, so that what cannot be trained fails before a run starts.
 
     Args:
         detector: The detector. It and the random state are not changed.
         recipe: The run's settings.
         backbone: The backbone's name.
+        compute: Where and in which number format the detector will run.
 
     Raises:
         ModelError: If the step fails; names the backbone and the images' shape.
     """
     side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # batch norm needs two
-    compute = pick_compute(recipe)
     device = compute.device
     target = {
         "boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]),

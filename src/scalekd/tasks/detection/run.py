@@ -16,7 +16,7 @@ from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
-from scalekd.hardware import pick_compute, pick_device
+from scalekd.hardware import Compute, pick_compute
 from scalekd.models.weights import file_hash
 from scalekd.progress import plain_lines, watched
 from scalekd.runs.folder import RunFolder
@@ -55,17 +55,17 @@ def train(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    recipe = located(recipe)
-    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
+    recipe, compute = located(recipe), pick_compute(recipe)
+    with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
         learned, val = read_data(recipe, context.say)
         backbone = build_backbone(recipe)
         for line in _describe_masks(recipe, learned, val):
             context.say(line)
         detector = build(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
-        try_training(detector, recipe, backbone.name)
+        try_training(detector, recipe, backbone.name, compute)
         inputs = {"training data": learned.fingerprint, "validation data": val.fingerprint}
         prepare(context, recipe, backbone, inputs)
-        return _train(context, recipe, detector, learned, val)
+        return _train(context, recipe, detector, learned, val, compute=compute)
 
 
 def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
@@ -79,12 +79,11 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
     Raises:
         UserError: If there is no trained detector, or the data does not match the recipe or has other classes.
     """
-    output = Path(output)
-    folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
+    compute = pick_compute(recipe)
+    folder, (detector, classes) = RunFolder(Path(output)), load_detector(output, recipe)
     console = console or Console(stderr=True)
     say = plain_lines(console)
     val = read_validation(recipe, classes, say)
-    compute = pick_compute(recipe)
     corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val, masks=isinstance(detector, MaskRCNN))
     detector.to(compute.device)
     with torch.inference_mode():
@@ -114,11 +113,17 @@ def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> li
 
 
 def _train(
-    context: RunContext, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit
+    context: RunContext,
+    recipe: Detection,
+    detector: FasterRCNN,
+    learned: CocoSplit,
+    val: CocoSplit,
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
-    device, processes, steps = pick_device(recipe.accelerator), context.processes, len(learned) // recipe.batch
+    processes, steps = context.processes, len(learned) // recipe.batch
     checkpoint = find_checkpoint(context, recipe.epochs * steps)
-    learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), device)
+    learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), compute.device)
     task = DetectionTask(context, recipe, learner, val)
     intervals = Intervals(
         steps=recipe.epochs * steps,
@@ -133,7 +138,7 @@ def _train(
     masks = isinstance(detector, MaskRCNN)
     trained = fit(
         context,
-        recipe,
+        compute,
         task,
         intervals,
         lambda start: training_batches(learned, recipe, context.say, processes, masks=masks, start=start),
@@ -148,14 +153,20 @@ def _train(
         "backbone": detector.backbone.backbone.name,
         "detector": context.folder.detector.name,
     }
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(
-    task: DetectionTask, recipe: Detection, val: CocoSplit, context: RunContext, result: dict[str, Any]
+    task: DetectionTask,
+    recipe: Detection,
+    val: CocoSplit,
+    context: RunContext,
+    result: dict[str, Any],
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.final.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    draw(task.final.eval(), val, recipe, context.folder.pictures, compute=compute)
     result = result | {"sha256": file_hash(context.folder.detector)}
     write_json(context.folder.result, result)
     return result

@@ -16,7 +16,7 @@ from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
-from scalekd.hardware import pick_compute, pick_device
+from scalekd.hardware import Compute, pick_compute
 from scalekd.models.fitting import load_weights
 from scalekd.models.layout import choose_attention, choose_convolutions
 from scalekd.models.weights import file_hash, read_weights
@@ -59,10 +59,10 @@ def train(
         UserError: For any wrong input.
         Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    recipe = located(recipe)
+    recipe, compute = located(recipe), pick_compute(recipe)
     for name in (recipe.train_split, recipe.val_split):
         refuse_output_among_images(Path(output), folders_of(recipe, name))
-    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
+    with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
         if recipe.batch > len(pairs[0]):
             raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
@@ -75,13 +75,13 @@ def train(
         if not resume:  # a resumed run has already done so
             for split in pairs:
                 check_labels(split, recipe, context.say, context.console)
-        segmenter = _build(recipe, build_backbone(recipe, spread=True))
-        try_training(segmenter, recipe)
+        segmenter = _build(recipe, build_backbone(recipe, spread=True), compute)
+        try_training(segmenter, recipe, compute)
         for line in _describe(segmenter, pairs):
             context.say(line)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         prepare(context, recipe, segmenter.backbone, inputs)
-        return _train(context, recipe, segmenter, *pairs)
+        return _train(context, recipe, segmenter, *pairs, compute=compute)
 
 
 def _refuse_shared(train: Pairs, val: Pairs) -> None:
@@ -105,25 +105,28 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
     Raises:
         UserError: If there is no trained model, or the data does not match the recipe.
     """
-    output = Path(output)
-    folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
-    segmenter = load_segmenter(output)
     compute = pick_compute(recipe)
+    folder, pairs = RunFolder(Path(output)), read_pairs(recipe, recipe.val_split)
+    segmenter = load_segmenter(output, compute)
     console = console or Console(stderr=True)
     say = plain_lines(console)
     check_labels(pairs, recipe, say, console, fewest=1)
     corrupt = CorruptImages(recipe.max_corrupt, say)
-    segmenter.to(compute.device).eval()
+    segmenter.to(compute.device)
     batches = watched(testing_loader(pairs, recipe, say, Processes()), "measure", console)
     figures = measure(segmenter, batches, recipe, compute=compute, corrupt=corrupt)
     draw(segmenter, pairs, recipe, folder.pictures, compute=compute)
     return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
 
 
-def load_segmenter(path: str | Path) -> Segmenter:
+def load_segmenter(path: str | Path, compute: Compute | None = None) -> Segmenter:
     """Load the segmenter of a run, in eval mode; the backbone's own file is not needed.
 
     It takes images (RGB in [0, 1], `[B, 3, h, w]`) and returns `Scores`.
+
+    Args:
+        path: The run folder.
+        compute: Where and in which number format the segmenter will run. Default: as the run did.
 
     Raises:
         UserError: If there is no such run, or it has not saved a segmenter yet.
@@ -131,12 +134,13 @@ def load_segmenter(path: str | Path) -> Segmenter:
     folder = RunFolder(Path(path))
     recipe = load_as(Segmentation, folder.stored_keys(), {})
     state, card = read_weights(folder.segmenter)
-    segmenter = _build(recipe, Backbone.from_card(card_of(folder.segmenter, card, HEAD), spread=True))
+    backbone = Backbone.from_card(card_of(folder.segmenter, card, HEAD), spread=True)
+    segmenter = _build(recipe, backbone, compute or pick_compute(recipe))
     load_weights(segmenter, state, folder.segmenter)
     return segmenter.eval()
 
 
-def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
+def _build(recipe: Segmentation, backbone: Backbone, compute: Compute) -> Segmenter:
     segmenter = Segmenter(
         backbone,
         len(recipe.class_names),
@@ -144,9 +148,8 @@ def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
         dropout=recipe.dropout,
         auxiliary=recipe.auxiliary_weight > 0,
     )
-    device, dtype = pick_compute(recipe)
-    choose_attention(segmenter, device, dtype)
-    choose_convolutions(segmenter, device, dtype)
+    choose_attention(segmenter, *compute)
+    choose_convolutions(segmenter, *compute)
     if recipe.channels_last:
         segmenter.to(memory_format=torch.channels_last)
     return segmenter
@@ -163,10 +166,12 @@ def _describe(segmenter: Segmenter, pairs: list[Pairs]) -> list[str]:
     ]
 
 
-def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
-    device, processes = pick_device(recipe.accelerator), context.processes
+def _train(
+    context: RunContext, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs, *, compute: Compute
+) -> dict[str, Any]:
+    processes = context.processes
     checkpoint = find_checkpoint(context, recipe.steps)
-    learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), device)
+    learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), compute.device)
     task = SegmentationTask(context, recipe, learner)
     intervals = Intervals(
         steps=recipe.steps,
@@ -180,7 +185,7 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
     )
     facts = fit(
         context,
-        recipe,
+        compute,
         task,
         intervals,
         lambda start: training_loader(train, recipe, context.say, processes, start=start),
@@ -189,14 +194,20 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
     )
     assert task.figures is not None
     result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(
-    task: SegmentationTask, recipe: Segmentation, val: Pairs, context: RunContext, result: dict[str, Any]
+    task: SegmentationTask,
+    recipe: Segmentation,
+    val: Pairs,
+    context: RunContext,
+    result: dict[str, Any],
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.segmenter.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    draw(task.segmenter.eval(), val, recipe, context.folder.pictures, compute=compute)
     result = result | {"model": context.folder.segmenter.name, "sha256": file_hash(context.folder.segmenter)}
     write_json(context.folder.result, result)
     return result

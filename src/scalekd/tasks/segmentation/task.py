@@ -17,7 +17,7 @@ from scalekd.data import CorruptImages, seeded
 from scalekd.engine.context import RunContext
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
-from scalekd.hardware import pick_compute
+from scalekd.hardware import Compute
 from scalekd.models.failure import naming_model
 from scalekd.tasks.segmentation.data import SegmentationBatch
 from scalekd.tasks.segmentation.model import Segmenter
@@ -131,17 +131,18 @@ def segmentation_losses(model: nn.Module, images: Tensor, labels: Tensor, auxili
     return terms
 
 
-def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
+def try_training(segmenter: Segmenter, recipe: Segmentation, compute: Compute) -> None:
     """Train a copy of a segmenter for one step on noise, so that what cannot be trained fails before a run starts.
 
     Args:
         segmenter: The segmenter. It and the random state are not changed.
         recipe: The run's settings.
+        compute: Where and in which number format the segmenter will run.
 
     Raises:
         ModelError: If the step fails; names the backbone and the images' shape.
     """
-    compute, shape = pick_compute(recipe), (2, 3, recipe.crop, recipe.crop)  # UPerNet needs 2 images
+    shape = 2, 3, recipe.crop, recipe.crop  # UPerNet needs 2 images
     with seeded(recipe.seed), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
         trial = copy.deepcopy(segmenter).to(compute.device).train()
         images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=compute.device)
