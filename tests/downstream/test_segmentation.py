@@ -9,6 +9,7 @@ import camvid
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Cli, Outcome
 from downstream_data import COLOURS, write_scenes
 from PIL import Image
@@ -22,7 +23,7 @@ from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.tasks.segmentation import Segmentation
-from scalekd.tasks.segmentation.data import LabelledImages, training_transform
+from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, training_transform
 from scalekd.tasks.segmentation.files import read_pairs
 from scalekd.tasks.segmentation.model import Scores, Segmenter, predict
 from scalekd.tasks.segmentation.task import try_training
@@ -256,14 +257,22 @@ def test_images_and_labels_are_augmented_alike(scenes: Path) -> None:
         assert labelled.any()
 
 
-def test_figures_are_torchmetrics_own() -> None:
+def predicting(indices: Tensor) -> Any:
+    """Return a model that predicts these class indices `[B, h, w]` for any images."""
+    scores = F.one_hot(indices, 5).movedim(-1, 1).float()
+    return lambda _: Scores(scores, None)
+
+
+def test_figures_are_torchmetrics_own(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     predicted = torch.randint(0, 4, (2, 9, 9), generator=generator)
     labels = torch.randint(0, 3, (2, 9, 9), generator=generator)  # class 4 of 5 never occurs
     labels[0, 0] = 255
-    tally = Tally(5, torch.device("cpu"))
-    tally.add(predicted[:1], labels[:1].byte())
-    tally.add(predicted[1:], labels[1:].byte())
+    tally = Tally(settings(tmp_path, classes=[], num_classes=5), torch.device("cpu"))
+    for part in (slice(0, 1), slice(1, 2)):
+        batch = SegmentationBatch(torch.zeros(1, 3, 9, 9), labels[part].byte(), {})
+        tally.add(predicting(predicted[part]), batch)
+    tally.add(predicting(predicted), SegmentationBatch(torch.empty(0), torch.empty(0), {}))  # nothing was readable
     figures = tally.figures()
     own = MulticlassJaccardIndex(5, ignore_index=255, average=None)(predicted, labels)
     assert figures.iou[:4] == pytest.approx([100 * float(value) for value in own[:4]])

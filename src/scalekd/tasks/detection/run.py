@@ -16,7 +16,7 @@ from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
-from scalekd.hardware import Compute, pick_compute
+from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.models.weights import file_hash
 from scalekd.progress import plain_lines, watched
 from scalekd.runs.folder import RunFolder
@@ -90,7 +90,7 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
         for batch in watched(evaluation_batches(val, recipe, say, Processes()), "measure", console):
             corrupt.add(batch.corrupt)
             with compute.autocast():
-                tally.add(detector, batch._replace(images=[image.to(compute.device) for image in batch.images]))
+                tally.add(detector, to_device(batch, compute.device))
     draw(detector, val, recipe, folder.pictures, compute=compute)
     return {
         **{kind: asdict(measured) for kind, measured in tally.figures().items()},

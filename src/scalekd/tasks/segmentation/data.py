@@ -45,6 +45,11 @@ class SegmentationBatch(NamedTuple):
     corrupt: dict[str, str]
     wrong: str = ""
 
+    def refuse_wrong(self) -> None:
+        """Raise the error that a worker process found in a label image, if any."""
+        if self.wrong:
+            raise UserError(self.wrong)
+
 
 class LabelledImages(Dataset[SegmentationBatch]):
     """Dataset of a split's images with their labels, as batches of one.

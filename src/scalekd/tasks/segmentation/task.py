@@ -22,7 +22,7 @@ from scalekd.models.failure import naming_model
 from scalekd.tasks.segmentation.data import SegmentationBatch
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
-from scalekd.tasks.segmentation.testing import IntersectionOverUnion, Tally, classify
+from scalekd.tasks.segmentation.testing import IntersectionOverUnion, Tally
 from scalekd.tasks.transfer.backbone import save_whole
 from scalekd.tasks.transfer.task import TransferTask
 
@@ -56,23 +56,20 @@ class SegmentationTask(TransferTask):
         return self.final
 
     def loss_terms(self, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
-        _refuse_wrong_labels(batch)
+        batch.refuse_wrong()
         if not batch.images.numel():
             raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
         with naming_model("backbone", self.segmenter.backbone.name, batch.images.shape, "be trained on"):
             return segmentation_losses(model, batch.images, batch.labels, self._recipe.auxiliary_weight)
 
     def _new_tally(self) -> Tally:
-        return Tally(len(self._recipe.class_names), next(self.segmenter.parameters()).device)
+        return Tally(self._recipe, next(self.segmenter.parameters()).device)
 
     def start_validation(self) -> None:
         self._tally = self._new_tally()
 
     def validate(self, batch: SegmentationBatch, step: int) -> None:
-        _refuse_wrong_labels(batch)
-        if batch.images.numel():
-            predicted = classify(self.segmenter, batch.images, batch.labels.shape[-2:], self._recipe)
-            self._tally.add(predicted, batch.labels)
+        self._tally.add(self.segmenter, batch)
 
     def end_validation(self, step: int) -> None:
         self.figures = self._tally.figures()
@@ -100,12 +97,6 @@ class SegmentationTask(TransferTask):
                 resolution=self._recipe.crop,
                 classes=self._recipe.class_names,
             )
-
-
-def _refuse_wrong_labels(batch: SegmentationBatch) -> None:
-    """Raise the error that a worker process found in a label image of the batch, if any."""
-    if batch.wrong:
-        raise UserError(batch.wrong)
 
 
 def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
