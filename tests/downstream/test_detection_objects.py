@@ -218,8 +218,8 @@ def losses(masked: list[bool], fill: int, kind: type[RoIHeads] | None = None) ->
     """Compute the losses of a small Mask R-CNN for two objects; the second object's mask is filled with `fill`."""
     torch.manual_seed(0)
     backbone = Backbone("resnet18", pretrained=False, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16])
-    settings: dict[str, Any] = {"frozen_norm": True, "frozen_stem": False, "proposals": 64, "width": 16, "hidden": 32}
-    detector = build_detector(backbone, 2, sizes=(64,), max_size=96, **settings).train()
+    recipe = Detection(sizes=(64,), max_size=96, proposals=64, width=16, hidden=32)
+    detector = build_detector(recipe, backbone, 2).train()
     if kind is not None:
         detector.roi_heads.__class__ = kind
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)

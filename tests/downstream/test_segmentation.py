@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import Cli, Outcome
 from downstream_data import COLOURS, write_scenes
 from PIL import Image
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -26,7 +27,7 @@ from scalekd.tasks.segmentation import Segmentation
 from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, training_transform
 from scalekd.tasks.segmentation.files import read_pairs
 from scalekd.tasks.segmentation.model import Scores, Segmenter, predict
-from scalekd.tasks.segmentation.task import try_training
+from scalekd.tasks.segmentation.run import try_segmenter
 from scalekd.tasks.segmentation.testing import Tally, palette
 from scalekd.tasks.transfer.backbone import Backbone
 
@@ -195,18 +196,22 @@ def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_
     cli(*base, "--evaluate").refused("holds no run")
 
 
-def test_a_backbone_that_fails_in_training_mode_is_refused_before_the_run(
+def test_a_part_that_fails_in_training_mode_is_named_and_refused_before_the_run(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Backbone._read
 
-    def fail(backbone: Backbone, images: Tensor) -> list[Tensor]:
-        if backbone.training:
+    def fail(part: Any, images: Tensor) -> list[Tensor]:
+        if part.training:
             raise KeyError("aux")
-        return read(backbone, images)
+        return read(part, images)
 
     monkeypatch.setattr(Backbone, "_read", fail)
-    run().refused("backbone: resnet18 cannot be trained on images [2, 3, 32, 32]: KeyError: 'aux'")
+    reason = "resnet18 cannot be trained on images [2, 3, 32, 32]: KeyError: 'aux'"
+    run().refused(f"backbone: {reason}")
+    monkeypatch.setattr(Backbone, "_read", read)
+    monkeypatch.setattr(UPerNetDecoder, "forward", fail)
+    run().refused(f"segmentation: UPerNet on {reason}")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
@@ -216,7 +221,7 @@ def test_the_step_that_is_tried_changes_nothing(scenes: Path) -> None:
     segmenter = Segmenter(backbone, 3, decoder_channels=16)
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
     state = torch.get_rng_state()
-    try_training(segmenter, recipe, pick_compute(recipe))
+    try_segmenter(segmenter, recipe, pick_compute(recipe))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in segmenter.state_dict().items())
     assert all(parameter.grad is None for parameter in segmenter.parameters())

@@ -131,6 +131,20 @@ def collate(examples: list[Example]) -> DetectionBatch:
     return DetectionBatch([i for i, _, _ in good], [t for _, t, _ in good], [n for _, _, n in good], corrupt)
 
 
+def noise(recipe: Detection) -> DetectionBatch:
+    """Return a batch of noise in the smallest size that a recipe trains on, with one object of label 1 per image."""
+    side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # batch norm needs two
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    target = {
+        "boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]),
+        "labels": torch.ones(1, dtype=torch.int64),
+        "masks": torch.ones(1, side, side, dtype=torch.uint8),
+        "masked": torch.ones(1, dtype=torch.bool),
+    }
+    return DetectionBatch(list(images), [target] * count, list(range(count)), {})
+
+
 def training_batches(
     split: CocoSplit,
     recipe: Detection,

@@ -21,13 +21,15 @@ from scalekd.models.weights import file_hash
 from scalekd.progress import plain_lines, watched
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.coco import CocoSplit
-from scalekd.tasks.detection.data import evaluation_batches, training_batches
-from scalekd.tasks.detection.detector import build, load_detector, try_training
+from scalekd.tasks.detection.data import evaluation_batches, noise, training_batches
+from scalekd.tasks.detection.detector import load_detector
+from scalekd.tasks.detection.model import build_detector, detector_name
 from scalekd.tasks.detection.reading import facts, read_data, read_validation
 from scalekd.tasks.detection.schema import Detection
-from scalekd.tasks.detection.task import DetectionTask, step_schedule
+from scalekd.tasks.detection.task import DetectionTask, detection_losses, step_schedule
 from scalekd.tasks.detection.testing import Tally, draw
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
+from scalekd.tasks.transfer.trial import try_training
 
 
 def train(
@@ -61,8 +63,8 @@ def train(
         backbone = build_backbone(recipe)
         for line in _describe_masks(recipe, learned, val):
             context.say(line)
-        detector = build(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
-        try_training(detector, recipe, backbone.name, compute)
+        detector = build_detector(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
+        try_detector(detector, recipe, compute)
         inputs = {"training data": learned.fingerprint, "validation data": val.fingerprint}
         prepare(context, recipe, backbone, inputs)
         return _train(context, recipe, detector, learned, val, compute=compute)
@@ -99,6 +101,21 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
         "corrupt_images": sorted(corrupt.paths),
         "detector": folder.detector.name,
     }
+
+
+def try_detector(detector: FasterRCNN, recipe: Detection, compute: Compute) -> None:
+    """Train a copy of a detector for one step on noise; see `try_training`."""
+    batch = noise(recipe)
+    try_training(
+        detector,
+        detection_losses,
+        batch,
+        task=DetectionTask.name,
+        name=detector_name(detector),
+        shape=(len(batch.images), *batch.images[0].shape),
+        seed=recipe.seed,
+        compute=compute,
+    )
 
 
 def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> list[str]:

@@ -138,6 +138,13 @@ def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> An
     return part
 
 
+def noise(recipe: Segmentation) -> SegmentationBatch:
+    """Return two images of noise of the crop's size, with a class for each pixel."""
+    shape, generator = (2, 3, recipe.crop, recipe.crop), torch.Generator().manual_seed(recipe.seed)  # UPerNet needs two
+    images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, generator=generator)
+    return SegmentationBatch(images, images[:, 0] % len(recipe.class_names), {})
+
+
 def training_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes, *, start: int = 0
 ) -> SteadyLoader[SegmentationBatch, Key]:

@@ -24,14 +24,15 @@ from scalekd.progress import plain_lines, watched
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
-from scalekd.tasks.segmentation.data import testing_loader, training_loader
+from scalekd.tasks.segmentation.data import noise, testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, folders_of, read_pairs
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
-from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
+from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, segmentation_losses
 from scalekd.tasks.segmentation.testing import IntersectionOverUnion, draw, measure
 from scalekd.tasks.transfer.backbone import Backbone, card_of
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
+from scalekd.tasks.transfer.trial import try_training
 
 
 def train(
@@ -76,7 +77,7 @@ def train(
             for split in pairs:
                 check_labels(split, recipe, context.say, context.console)
         segmenter = _build(recipe, build_backbone(recipe, spread=True), compute)
-        try_training(segmenter, recipe, compute)
+        try_segmenter(segmenter, recipe, compute)
         for line in _describe(segmenter, pairs):
             context.say(line)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
@@ -153,6 +154,21 @@ def _build(recipe: Segmentation, backbone: Backbone, compute: Compute) -> Segmen
     if recipe.channels_last:
         segmenter.to(memory_format=torch.channels_last)
     return segmenter
+
+
+def try_segmenter(segmenter: Segmenter, recipe: Segmentation, compute: Compute) -> None:
+    """Train a copy of a segmenter for one step on noise; see `try_training`."""
+    batch = noise(recipe)
+    try_training(
+        segmenter,
+        partial(segmentation_losses, auxiliary_weight=recipe.auxiliary_weight),
+        batch,
+        task=SegmentationTask.name,
+        name=segmenter.name,
+        shape=batch.images.shape,
+        seed=recipe.seed,
+        compute=compute,
+    )
 
 
 def _describe(segmenter: Segmenter, pairs: list[Pairs]) -> list[str]:
