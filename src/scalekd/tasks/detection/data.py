@@ -20,6 +20,7 @@ from scalekd.data.steady import SteadyLoader
 from scalekd.engine.processes import Processes
 from scalekd.tasks.detection.coco import CocoSplit, Picture
 from scalekd.tasks.detection.schema import Detection
+from scalekd.tasks.transfer.readable import first_readable
 
 Target = dict[str, Tensor]
 
@@ -81,22 +82,20 @@ class CocoDataset(Dataset[Example]):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Example:
-        corrupt: dict[str, str] = {}
-        for offset in range(len(self) if self.learning else 1):
-            index = (key.image + offset) % len(self)
-            picture = self.split.pictures[index]
-            try:
-                reading = partial(read_picture, picture, self._max_pixels)
-                image = self._patience.read(picture.path.parent, reading)
-            except UnreadableImageError as error:
-                corrupt[str(picture.path)] = str(error)
-                continue
-            target = picture.target(masks=self.masks) if self.learning else {}
-            with seeded(self.seed, key.epoch, index):
-                if random.random() < self.flip:
-                    image, target = flipped(image, target)
-            return Example(image, target, index, corrupt)
-        return Example(None, {}, -1, corrupt)
+        found, reasons = first_readable(self._read, key.image, len(self), substitute=self.learning)
+        corrupt = {str(self.split.pictures[index].path): reason for index, reason in reasons.items()}
+        if found is None:
+            return Example(None, {}, -1, corrupt)
+        index, image = found
+        target = self.split.pictures[index].target(masks=self.masks) if self.learning else {}
+        with seeded(self.seed, key.epoch, index):
+            if random.random() < self.flip:
+                image, target = flipped(image, target)
+        return Example(image, target, index, corrupt)
+
+    def _read(self, index: int) -> Tensor:
+        picture = self.split.pictures[index]
+        return self._patience.read(picture.path.parent, partial(read_picture, picture, self._max_pixels))
 
 
 def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
