@@ -134,7 +134,7 @@ def test_one_file_for_all_images_is_parted_as_the_docs_show(
 ) -> None:
     file = export(tmp_path)
     name = str(file.relative_to(tmp_path))
-    with pytest.raises(UserError, match="5 of its 5 images are training images"):
+    with pytest.raises(UserError, match="5 of its 5 images are also training images"):
         learned(tmp_path, (name, name), crowds="objects")
     convert["part"](file)
     if export is cvat:

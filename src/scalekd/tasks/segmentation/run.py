@@ -11,7 +11,7 @@ from rich.console import Console
 
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
-from scalekd.data.overlap import refuse_output_among_images, shared_files
+from scalekd.data.overlap import refuse_output_among_images
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
@@ -32,6 +32,7 @@ from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedul
 from scalekd.tasks.segmentation.testing import IntersectionOverUnion, draw, measure
 from scalekd.tasks.transfer.backbone import Backbone, card_of
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
+from scalekd.tasks.transfer.splits import refuse_large_batch, refuse_shared
 from scalekd.tasks.transfer.trial import try_training
 
 
@@ -65,11 +66,10 @@ def train(
         refuse_output_among_images(Path(output), folders_of(recipe, name))
     with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
-        if recipe.batch > len(pairs[0]):
-            raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
+        refuse_large_batch(recipe.batch, len(pairs[0]))
         if not recipe.class_names:
             raise UserError("num_classes: none is given; pass --num-classes (or the names, as classes in a recipe)")
-        _refuse_shared(*pairs)
+        refuse_shared(pairs[0].images, pairs[1].images, "remove them from one of the splits")
         share = recipe.batch // context.processes.count
         if min(recipe.micro_batch or share, share) < 2:
             raise UserError(f"batch: UPerNet's batch norms need at least 2 images at once in each process, not {share}")
@@ -83,16 +83,6 @@ def train(
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         prepare(context, recipe, segmenter.backbone, inputs)
         return _train(context, recipe, segmenter, *pairs, compute=compute)
-
-
-def _refuse_shared(train: Pairs, val: Pairs) -> None:
-    """Check that no validation image is among the training images."""
-    shared = shared_files(map(Path, train.images), map(Path, val.images))
-    if shared:
-        raise UserError(
-            f"val_split: {len(shared)} of its {len(val)} images are also training images, the first {shared[0]}: "
-            "figures would be those of training; remove them from one of the splits"
-        )
 
 
 def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
