@@ -40,22 +40,11 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train a detector on a student's maps according to the recipe, and measure it.
-
-    Args:
-        recipe: The run's settings, `backbone` and `data` among them.
-        output: The run folder (see `RunFolder`).
-        resume: Whether to resume the run in `output`.
-        overwrite: Whether to delete a run that is in `output`.
-        console: Where to print; standard error by default.
+    """Train a detector; see `scalekd.commands.transfer.Runs` for the arguments and errors.
 
     Returns:
         The content of `result.json`: average precisions of boxes and, if learned, of masks, overall and per class;
         which data could not be used as is.
-
-    Raises:
-        UserError: For any wrong input.
-        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
     recipe, compute = located(recipe), pick_compute(recipe)
     with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
@@ -71,16 +60,7 @@ def train(
 
 
 def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the detector of a run, and draw its pictures again.
-
-    Args:
-        recipe: The run's settings; data and image sizes may differ.
-        output: The run folder.
-        console: Where the progress bar is shown.
-
-    Raises:
-        UserError: If there is no trained detector, or the data does not match the recipe or has other classes.
-    """
+    """Measure the detector of a run; see `scalekd.commands.transfer.Runs`. Data and image sizes may differ."""
     compute = pick_compute(recipe)
     folder, (detector, classes) = RunFolder(Path(output)), load_detector(output, recipe)
     console = console or Console(stderr=True)

@@ -44,22 +44,11 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train UPerNet on a student's maps according to the recipe, and measure it.
-
-    Args:
-        recipe: The run's settings, `data` and `backbone` among them.
-        output: The run folder (see `RunFolder`).
-        resume: Whether to resume the run in `output`.
-        overwrite: Whether to delete a run that is in `output`.
-        console: Where to print; standard error by default.
+    """Train UPerNet; see `scalekd.commands.transfer.Runs` for the arguments and errors.
 
     Returns:
         The content of `result.json`: mIoU, the number of classes that it averages, IoU per class and pixel accuracy in
         percent, the weights' hash, time.
-
-    Raises:
-        UserError: For any wrong input.
-        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
     recipe, compute = located(recipe), pick_compute(recipe)
     for name in (recipe.train_split, recipe.val_split):
@@ -86,16 +75,7 @@ def train(
 
 
 def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the model of a run, and draw its pictures again.
-
-    Args:
-        recipe: The run's settings; those of testing may differ.
-        output: The run folder.
-        console: Where the progress bar is shown.
-
-    Raises:
-        UserError: If there is no trained model, or the data does not match the recipe.
-    """
+    """Measure the segmenter of a run; see `scalekd.commands.transfer.Runs`. Data and the keys of testing may differ."""
     compute = pick_compute(recipe)
     folder, pairs = RunFolder(Path(output)), read_pairs(recipe, recipe.val_split)
     segmenter = load_segmenter(output, compute)
