@@ -198,7 +198,7 @@ def test_what_is_left_out_is_told_of_each_split_in_its_own_words(tmp_path: Path)
     write_split(tmp_path, {}, BOX, {"iscrowd": 1}, {"bbox": [5, 5, 0.5, 9]}, {"image_id": 9}, split="val2017")
     learned, val = read_data(recipe(tmp_path), lines.append)
     assert facts(learned, training=True)["remarks"] == {
-        "objects without a mask, of which boxes alone are learned": 1,
+        "objects without a mask: only their boxes are learned": 1,
         "crowds not trained on (see crowds)": 1,
         "boxes below a pixel not trained on": 1,
         "boxes clipped to their image": 1,
@@ -209,7 +209,7 @@ def test_what_is_left_out_is_told_of_each_split_in_its_own_words(tmp_path: Path)
         "annotations of images that the file does not list left out": 1,
     }
     assert "training" in lines[0]
-    assert "2 images, 5 objects; 1 objects without a mask, of which" in lines[0]
+    assert "2 images, 5 objects; 1 objects without a mask: only" in lines[0]
     assert "validation" in lines[1]
     assert "1 crowds ignored" in lines[1]
 

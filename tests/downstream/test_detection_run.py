@@ -96,7 +96,7 @@ def test_boxes_alone_train_a_box_detector_of_the_same_recipe(cli: Cli, coco: Pat
     assert result["data"]["training"] == {
         "images": 4,
         "annotations": 3,
-        "remarks": {"objects without a mask, of which boxes alone are learned": 3},
+        "remarks": {"objects without a mask: only their boxes are learned": 3},
     }
     assert not any("mask" in name for line in lines(run) for name in line)
     assert len(list((run / "pictures").iterdir())) == 2

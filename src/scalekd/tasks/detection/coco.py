@@ -36,8 +36,8 @@ class Remark(Enum):
     CROWD = ("crowds not trained on (see crowds)", "crowds ignored (see crowds)")
     SMALL = ("boxes below a pixel not trained on", None)
     CLIPPED = ("boxes clipped to their image", None)
-    UNMASKED = ("objects without a mask, of which boxes alone are learned", "objects without a mask, in box AP alone")
-    LINE = ("masks without area, of which boxes alone are learned", "masks without area, in box AP alone")
+    UNMASKED = ("objects without a mask: only their boxes are learned", "objects without a mask, in box AP alone")
+    LINE = ("masks without area: only their boxes are learned", "masks without area, in box AP alone")
 
     def __init__(self, training: str, evaluation: str | None) -> None:
         self.training, self.evaluation = training, evaluation

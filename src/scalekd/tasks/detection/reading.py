@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from scalekd.errors import UserError
-from scalekd.tasks.detection.categories import labels_by_name, learned_classes, tell_differences
+from scalekd.tasks.detection.categories import labels_by_name, learned_classes, report_absent_classes
 from scalekd.tasks.detection.coco import CocoSplit, Remark, build_split, read_source
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.transfer.splits import refuse_large_batch, refuse_shared
 
-Say = Callable[[str], object]
 
-
-def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
+def read_data(recipe: Detection, say: Callable[[str], object]) -> tuple[CocoSplit, CocoSplit]:
     """Read the training and validation images, and report a line on each split.
 
     Raises:
@@ -31,13 +29,13 @@ def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
     ]
     _describe(splits[0], say, training=True)
     _describe(splits[1], say, training=False)
-    tell_differences(val.file, val.content, classes, say)
+    report_absent_classes(val.file, val.content, classes, say)
     training, validation = ([picture.path for picture in split.pictures] for split in splits)
     refuse_shared(training, validation, "split them into two files (see docs/transfer-detection.md)")
     return _learned(splits[0], recipe, say), splits[1]
 
 
-def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> CocoSplit:
+def read_validation(recipe: Detection, classes: Sequence[str], say: Callable[[str], object]) -> CocoSplit:
     """Read the validation images for a detector of these classes.
 
     Raises:
@@ -47,7 +45,7 @@ def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> Coco
     labels = labels_by_name(source.file, source.content, classes, "the detector was trained for")
     val = build_split(source, labels, classes, crowds=recipe.crowds)
     _describe(val, say, training=False)
-    tell_differences(source.file, source.content, classes, say)
+    report_absent_classes(source.file, source.content, classes, say)
     return val
 
 
@@ -67,7 +65,7 @@ def _remarks(split: CocoSplit, *, training: bool) -> dict[str, int]:
     return {text: count for text, count in texts if text is not None}
 
 
-def _describe(split: CocoSplit, say: Say, *, training: bool) -> None:
+def _describe(split: CocoSplit, say: Callable[[str], object], *, training: bool) -> None:
     """Report a line on the content of a split.
 
     Raises:
@@ -96,7 +94,7 @@ def _why_nothing(split: CocoSplit, *, training: bool) -> str:
     return f"none of the {split.annotations} annotations can be {done}: {counted}"
 
 
-def _learned(train: CocoSplit, recipe: Detection, say: Say) -> CocoSplit:
+def _learned(train: CocoSplit, recipe: Detection, say: Callable[[str], object]) -> CocoSplit:
     """Select the training images, with or without empty ones, and check that there are enough for the recipe.
 
     Raises:

@@ -87,7 +87,7 @@ def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | Non
     batches = watched(testing_loader(pairs, recipe, say, Processes()), "measure", console)
     figures = measure(segmenter, batches, recipe, compute=compute, corrupt=corrupt)
     draw(segmenter, pairs, recipe, folder.pictures, compute=compute)
-    return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
+    return _rounded(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
 
 
 def load_segmenter(path: str | Path, compute: Compute | None = None) -> Segmenter:
@@ -179,7 +179,7 @@ def _train(
         checkpoint=checkpoint,
     )
     assert task.figures is not None
-    result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
+    result = {**_rounded(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
     return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
@@ -199,7 +199,8 @@ def _conclude(
     return result
 
 
-def _in_words(figures: IntersectionOverUnion, recipe: Segmentation) -> dict[str, Any]:
+def _rounded(figures: IntersectionOverUnion, recipe: Segmentation) -> dict[str, Any]:
+    """Return the figures as `result.json` holds them."""
     iou = {
         name: None if value is None else round(value, 3)
         for name, value in zip(recipe.class_names, figures.iou, strict=True)
