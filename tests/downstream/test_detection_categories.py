@@ -52,7 +52,7 @@ def test_an_unused_parent_of_others_is_left_out_with_a_line(
 ) -> None:
     train, val, lines = read(tmp_path, rows, rows, (used, used))
     assert train.classes == val.classes == ("fish", "trap")
-    assert train.pictures[0].target()["labels"].tolist() == [1, 2]
+    assert train.images[0].target()["labels"].tolist() == [1, 2]
     told = [line for line in lines if "has no objects" in line]
     assert len(told) == len(rows) - 2
     assert all("left out" in line for line in told)

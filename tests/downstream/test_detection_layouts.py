@@ -142,7 +142,7 @@ def test_one_file_for_all_images_is_parted_as_the_docs_show(
             learned(tmp_path, ("instances_train", "instances_val"))
     train, val = learned(tmp_path, ("instances_train", "instances_val"), crowds="objects")
     assert (len(train), len(val)) == (4, 1)
-    assert {picture.path.name for picture in (*train.pictures, *val.pictures)} == set(NAMES)
+    assert {image.path.name for image in (*train.images, *val.images)} == set(NAMES)
     assert train.masked == (export is cvat)
     assert train.objects[0].label == 1
 

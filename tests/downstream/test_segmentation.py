@@ -26,9 +26,9 @@ from scalekd.recipes import load_as, transfer_names
 from scalekd.tasks.segmentation import Segmentation
 from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, training_transform
 from scalekd.tasks.segmentation.files import read_pairs
+from scalekd.tasks.segmentation.measuring import Tally, palette
 from scalekd.tasks.segmentation.model import Scores, Segmenter, predict
 from scalekd.tasks.segmentation.run import try_segmenter
-from scalekd.tasks.segmentation.testing import Tally, palette
 from scalekd.tasks.transfer.backbone import Backbone
 
 TINY = (

@@ -30,7 +30,7 @@ def read_data(recipe: Detection, say: Callable[[str], object]) -> tuple[CocoSpli
     _describe(splits[0], say, training=True)
     _describe(splits[1], say, training=False)
     report_absent_classes(val.file, val.content, classes, say)
-    training, validation = ([picture.path for picture in split.pictures] for split in splits)
+    training, validation = ([image.path for image in split.images] for split in splits)
     refuse_shared(training, validation, "split them into two files (see docs/transfer-detection.md)")
     return _learned(splits[0], recipe, say), splits[1]
 

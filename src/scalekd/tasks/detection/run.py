@@ -23,11 +23,11 @@ from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import evaluation_batches, noise, training_batches
 from scalekd.tasks.detection.detector import load_detector
+from scalekd.tasks.detection.measuring import Tally, draw
 from scalekd.tasks.detection.model import build_detector, detector_name
 from scalekd.tasks.detection.reading import facts, read_data, read_validation
 from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.detection.task import DetectionTask, detection_losses, step_schedule
-from scalekd.tasks.detection.testing import Tally, draw
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
 from scalekd.tasks.transfer.trial import try_training
 

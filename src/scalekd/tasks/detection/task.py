@@ -20,9 +20,9 @@ from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import DetectionBatch
 from scalekd.tasks.detection.detector import save_detector
 from scalekd.tasks.detection.evaluation import AveragePrecision
+from scalekd.tasks.detection.measuring import Tally, scaled
 from scalekd.tasks.detection.model import detector_name
 from scalekd.tasks.detection.schema import Detection
-from scalekd.tasks.detection.testing import Tally, scaled
 from scalekd.tasks.transfer.task import TransferTask
 
 _ONE = {"boxes": "box", "masks": "mask"}

@@ -26,10 +26,10 @@ from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.data import noise, testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, folders_of, read_pairs
+from scalekd.tasks.segmentation.measuring import IntersectionOverUnion, draw, measure
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
 from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, segmentation_losses
-from scalekd.tasks.segmentation.testing import IntersectionOverUnion, draw, measure
 from scalekd.tasks.transfer.backbone import Backbone, card_of
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
 from scalekd.tasks.transfer.splits import refuse_large_batch, refuse_shared

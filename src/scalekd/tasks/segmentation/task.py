@@ -17,9 +17,9 @@ from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
 from scalekd.models.failure import naming_model
 from scalekd.tasks.segmentation.data import SegmentationBatch
+from scalekd.tasks.segmentation.measuring import IntersectionOverUnion, Tally
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
-from scalekd.tasks.segmentation.testing import IntersectionOverUnion, Tally
 from scalekd.tasks.transfer.backbone import save_whole
 from scalekd.tasks.transfer.task import TransferTask
 
