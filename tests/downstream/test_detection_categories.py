@@ -40,7 +40,7 @@ def read(
         (
             [(0, "fish", "none"), (1, "fish", "fish"), (2, "trap", "fish")],
             [1, 2],
-        ),  # Roboflow: project called as a class
+        ),  # Roboflow: the project has the name of a class
         ([(0, "my-project", "none"), (1, "fish", "my-project"), (2, "trap", "my-project")], [1, 2]),
         ([(1, "fish", "animals"), (2, "trap", "tools"), (8, "animals", None), (9, "tools", "animals")], [1, 2]),
         ([("p", "all", ""), ("x", "fish", "all"), ("y", "trap", "all")], ["x", "y"]),

@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a split of two images with the given annotations; categories 2 and 7, names a and b."""
+    """Return a function that writes a split of two images; its categories are 2 and 7, named a and b."""
     return partial(write_split, tmp_path)
 
 
@@ -196,7 +196,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @pytest.fixture
 def valid(write: Write) -> tuple[Path, str]:
-    """A folder, and the content of its annotation file."""
+    """Return a folder and the content of its annotation file."""
     root = write({}, {"category_id": 7, "segmentation": uncompressed(np.ones((HEIGHT, WIDTH)))})
     return root, (root / "annotations" / "instances_train2017.json").read_text()
 
