@@ -1,4 +1,4 @@
-"""Small files of annotations in COCO's format, and reading them as a run does."""
+"""Writes small annotation files in COCO's format, and reads them as a run does."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CATEGORIES = [{"id": 7, "name": "b"}, {"id": 2, "name": "a"}]
 
 
 def silent(line: str) -> None:
-    """Passes over what a run says."""
+    """Ignore the lines that a run prints."""
 
 
 def write_image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    """An image of noise, in a folder that is made."""
+    """Write an image of noise; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path)
 
 
 def write_split(root: Path, *annotations: dict[str, Any], split: str = "train2017", **parts: Any) -> Path:
-    """Two images, 3 and 8, with variations of one object; its keys that are `...` are taken out. Gives `root`."""
+    """Write two images, 3 and 8, with variations of one object, without its keys that are `...`; return `root`."""
     images = [{"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT} for number in (3, 8)]
     for image in images:
         write_image(root / split / str(image["file_name"]))
@@ -42,12 +42,12 @@ def write_split(root: Path, *annotations: dict[str, Any], split: str = "train201
 
 
 def read_split(root: Path, split: str = "train2017", **options: Any) -> CocoSplit:
-    """A split by itself, its classes its own."""
+    """Read one split with its own classes."""
     source = read_source(root, split)
     classes = learned_classes(source.file, source.content, source.content, silent)
     return build_split(source, labels_by_name(source.file, source.content, classes, "itself"), classes, **options)
 
 
 def remarks(split: CocoSplit) -> dict[str, int]:
-    """What was counted, by name."""
+    """Return the counted remarks by name."""
     return {remark.name: count for remark, count in split.remarks.items()}

@@ -13,7 +13,7 @@ COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 
 
 def write_coco(root: Path) -> Path:
-    """4 training and 2 validation images with a bright square or a dark one each, but for one without any."""
+    """Write 4 training and 2 validation images with a bright or dark square each; one training image has none."""
     (root / "annotations").mkdir(parents=True)
     generator = np.random.default_rng(0)
     for split, count in (("train2017", 4), ("val2017", 2)):
@@ -50,7 +50,7 @@ def write_coco(root: Path) -> Path:
 
 
 def write_scenes(folder: Path) -> Path:
-    """8 training and 3 validation images, 48x40, of three classes, in ADE20K's layout."""
+    """Write 8 training and 3 validation images of 48x40 with three classes, in ADE20K's layout."""
     generator = np.random.default_rng(0)
     for split, count in (("training", 8), ("validation", 3)):
         for number in range(count):
@@ -59,7 +59,7 @@ def write_scenes(folder: Path) -> Path:
 
 
 def _write_scene(data: Path, split: str, number: int, generator: np.random.Generator) -> None:
-    """Three stripes in random order, each in its class's colour; some pixels at the top have no label."""
+    """Write three stripes in random order, each in its class's colour; the top four rows have no label."""
     order = generator.permutation(3)
     numbers = np.repeat(order, 16)[None].repeat(40, 0).astype(np.uint8)
     pixels = np.array(COLOURS, np.uint8)[numbers] + generator.integers(0, 30, (40, 48, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ from scalekd.models import Classifier
 
 @pytest.fixture
 def run(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> Cli:
-    """A `distill` that would work, with further flags."""
+    """Run a valid `distill` command with further flags."""
 
     def call(*more: str | Path) -> Outcome:
         base = ("--data", data, "--output", tmp_path / "run", "--teacher", teacher_file, "--no-check-teacher")
@@ -47,7 +47,7 @@ def test_an_unknown_flag_is_named(run: Cli, cli: Cli) -> None:
     run("--wd", "0.1").refused("did you mean '--weight-decay'?")
     run("--no-chek-teacher").refused("did you mean '--no-check-teacher'?")
     assert "did you mean" not in run("--xyzw", "3").err
-    assert "did you mean" not in cli("report", "--runs", "3").err  # its arguments, no flag
+    assert "did you mean" not in cli("report", "--runs", "3").err  # its positional arguments are not suggested
 
 
 def test_an_unknown_recipe_suggests_the_nearest(run: Cli) -> None:
@@ -263,7 +263,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(cli: Cli, data: Path, teacher_
     for output in (new, mine):
         cli(*base, "--output", output).refused("vit_tny")
     assert not new.parent.exists()
-    assert (mine / "kept").is_dir()  # what was there stays
+    assert (mine / "kept").is_dir()  # the existing folder is kept
     cli(*base, "--student", "resnet18", "--output", new).refused("vit_tny")
     assert not new.parent.exists()
     cli("adapt", teacher_file, "--data", tmp_path / "nowhere", "--output", new).refused("nowhere")

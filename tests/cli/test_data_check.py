@@ -34,7 +34,7 @@ def test_whole_data_is_counted_and_ends_with_0(cli: Cli, data: Path) -> None:
 
 @pytest.fixture
 def spoilt(data: Path) -> Path:
-    """A corrupt, two equal and a leaked file, another mode, and names with what a terminal would act on."""
+    """Data with corrupt, equal and leaked files, another pixel mode, and a name with terminal control characters."""
     train = data / "train"
     (train / "red" / "0.png").write_bytes((train / "red" / "0.png").read_bytes()[:300])
     (train / "red" / "1.png").write_bytes(b"")
@@ -62,7 +62,7 @@ def test_what_is_wrong_is_listed_and_ends_with_1(cli: Cli, spoilt: Path) -> None
 
 
 def test_empty_and_single_classes_are_told_however_the_labels_are_used(cli: Cli, data: Path) -> None:
-    """The rest of the data is looked at all the same; a run refuses each of them."""
+    """A run refuses each of them; the check reads the rest of the data anyway."""
     (data / "val" / "violet").mkdir()
     for labels in ("folders", "none"):
         outcome = cli("data", "check", data, "--workers", "0", "--labels", labels)
@@ -112,7 +112,7 @@ def test_a_leak_from_unlabelled_images_is_found(cli: Cli, data: Path) -> None:
 
 
 class Deadly(Files):
-    """Files whose first reader in a process of its own dies."""
+    """Files that kill the first worker process that reads them."""
 
     def open(self, index: int) -> str:
         if torch.utils.data.get_worker_info() is not None and not (self.root / "died").exists():
@@ -121,7 +121,7 @@ class Deadly(Files):
         return super().open(index)
 
 
-@pytest.mark.slow  # torch looks after its processes every five seconds
+@pytest.mark.slow  # torch checks its processes every five seconds
 def test_a_killed_process_is_replaced(data: Path) -> None:
     split = read_split(data, "train")
     split = Split(Deadly(split.root, split.store.names), split.labels, split.classes)

@@ -1,4 +1,4 @@
-"""`--help`: whole at any width, true about its defaults, and with examples that hold."""
+"""`--help` is complete at any width, states the true defaults, and its examples work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 
 
 def examples(text: str) -> list[str]:
-    """The commands that a help ends with, continuation lines joined."""
+    """Return the example commands at the end of a help text, with continuation lines joined."""
     _, _, shown = text.partition("\nExamples:\n")
     return [line.strip() for line in shown.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def defaults(text: str) -> dict[str, str]:
-    """Each option's default as the help names it."""
+    """Return each option's default as the help states it."""
     options = re.split(r"\n  --", " ".join(text.partition("Options:")[2].split(" ")))
     found = {}
     for option in options:
@@ -69,14 +69,14 @@ def test_the_defaults_shown_are_those_that_hold(cli: Cli, data: Path, teacher_fi
         values = held[key] if isinstance(held[key], list) else [held[key]]
         assert [float(part) for part in shown[key.replace("_", "-")].split(",")] == values, key
     assert defaults(cli("predict", "--help").out)["batch"] == "32"
-    assert "precision" not in defaults(cli("report", "--help").out)  # the run's
+    assert "precision" not in defaults(cli("report", "--help").out)  # its default is the run's
 
 
 def test_a_flag_without_effect_is_neither_offered_nor_obeyed(cli: Cli, teacher_file: Path, tmp_path: Path) -> None:
     offered = cli("cache", "--help").out
     for flag in ("--lr", "--student", "--softmax-scale", "--devices"):
         assert flag not in offered
-    cli("cache", "--lr", "0.1", "--student", "resnet18").refused("cache: no folder is given")  # as `distill` takes them
+    cli("cache", "--lr", "0.1", "--student", "resnet18").refused("cache: no folder is given")  # accepted as in distill
     adapt = ("adapt", teacher_file, "--data", tmp_path, "--output", tmp_path / "out")
     cli(*adapt, "--epochs", "3").refused("epochs", "--mode finetune")
     cli(*adapt, "--warmup-epochs", "1").refused("--warmup-epochs", "--mode finetune")

@@ -1,4 +1,4 @@
-"""Arguments that nobody means: each ends at once, in one line."""
+"""Absurd arguments: each command ends at once with one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ODD = ("", "x" * 10_000, "\udc80", "\x1b[31m\n", "pipe.safetensors", "zero.safet
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with things that are no files."""
+    """Change to a folder that contains things that are not regular files."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.safetensors")
     Path("zero.safetensors").symlink_to("/dev/zero")
@@ -51,7 +51,7 @@ def test_what_is_no_file_is_refused_by_every_command(
         assert len(outcome.err) < 5000
 
 
-FREE = {"teacher", "teacher_weights", "cache", "unlabelled_split", "teacher_args", "student_args"}  # any text may do
+FREE = {"teacher", "teacher_weights", "cache", "unlabelled_split", "teacher_args", "student_args"}  # any text is valid
 KEYS = [key for key, field in Recipe.model_fields.items() if field.annotation is not bool and key not in FREE]
 
 
@@ -61,5 +61,5 @@ def test_absurd_values_are_refused_for_every_key(cli: Cli, data: Path, tmp_path:
     for value in ("-1e300", "nan", "\x1b[31m"):
         cli(*run, f"--{key.replace('_', '-')}={value}").refused()
     outcome = cli(*run, f"--{key.replace('_', '-')}={'9' * 30}")
-    if outcome.code != 0:  # a weight, say, may be that large
+    if outcome.code != 0:  # some keys, such as weights of losses, may be that large
         outcome.refused()

@@ -1,4 +1,4 @@
-"""What commands take as a model, what they say of its weights and classes, and whether their advice is true."""
+"""What commands accept as a model, what they report on its weights and classes, and whether their advice works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = ("--batch", "6", "--workers", "0", "--precision", "float32")
 
 @pytest.fixture
 def cnn_file(tmp_path: Path) -> Path:
-    """A CNN's weights with the three classes of the data, in another order than the folders'."""
+    """Save a CNN with the three classes of the data, in another order than the folders."""
     torch.manual_seed(0)
     path = tmp_path / "cnn.safetensors"
     Classifier("resnet18", pretrained=False, num_classes=3, resolution=32, **TINY_CNN).save(path, CLASSES[::-1])
@@ -27,7 +27,7 @@ def cnn_file(tmp_path: Path) -> Path:
 
 
 def test_a_part_of_the_classes_is_measured_by_name(cli: Cli, data: Path, cnn_file: Path) -> None:
-    """Two of three classes at a time: each image is then judged twice, as it is among all."""
+    """Each pair of the three classes is measured, so each image twice, with the result that it has among all."""
     whole = json.loads(cli("evaluate", cnn_file, "--data", data, *QUICK, "--json").out)
     right = 0
     for kept in (("blue", "green"), ("blue", "red"), ("green", "red")):
@@ -45,7 +45,7 @@ def test_a_part_of_the_classes_is_measured_by_name(cli: Cli, data: Path, cnn_fil
 
 
 def test_a_test_set_of_one_class_is_measured(cli: Cli, data: Path, cnn_file: Path) -> None:
-    """Its three accuracies are those of the classes, whose mean is that of all."""
+    """The mean of the three classes' accuracies is the accuracy on all images."""
     whole = json.loads(cli("evaluate", cnn_file, "--data", data, *QUICK, "--json").out)
     alone = []
     for name in CLASSES:
@@ -73,7 +73,7 @@ def test_imagenets_ids_are_a_part_of_a_timm_models_classes(cli: Cli, data: Path,
 
 
 def test_advice_for_other_classes_can_be_followed(cli: Cli, data: Path, cnn_file: Path, tmp_path: Path) -> None:
-    """A CNN's file: `adapt` fits a head, and does not call it a teacher. A CNN's name: `distill` trains it."""
+    """For a CNN's weights file `adapt` fits a head without calling it a teacher; a CNN's name is for `distill`."""
     for name in CLASSES:
         (data / "val" / name).rename(data / "val" / f"my-{name}")
         (data / "train" / name).rename(data / "train" / f"my-{name}")
@@ -96,7 +96,7 @@ def test_advice_for_other_classes_can_be_followed(cli: Cli, data: Path, cnn_file
 
 
 def test_a_run_says_how_its_models_weights_were_read(cli: Cli, data: Path, tmp_path: Path) -> None:
-    """A teacher by its folder with a prefix before its keys, at its default of 240 px; a start with another head."""
+    """A teacher whose keys have a prefix, at its default of 320 px; a student that starts from another head."""
     vit = TINY_VIT | {"img_size": 320}
     start = timm.create_model("resnet18", num_classes=10, **TINY_CNN).state_dict()
     save_file(start, tmp_path / "start.safetensors")
@@ -118,7 +118,7 @@ def test_a_run_says_how_its_models_weights_were_read(cli: Cli, data: Path, tmp_p
 
 
 def test_folders_teach(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
-    """The folder of `adapt` teaches, and its file's hash is kept; a run's without end, or of a CNN, is refused."""
+    """The folder of `adapt` can be a teacher, and its hash is recorded; a CNN's or an unfinished run is refused."""
     folder = tmp_path / "adapted"
     folder.mkdir()
     shutil.copyfile(teacher_file, folder / "teacher.safetensors")

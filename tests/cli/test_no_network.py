@@ -1,4 +1,4 @@
-"""Nothing phones home: a whole run asks for no address and opens no connection."""
+"""A whole run resolves no address and opens no connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY_RUN
 
-# Every question and connection is written down and refused; what is local (a pair of sockets, a file's) is none.
+# Records and refuses every look-up and connection, except local ones (socket pairs, Unix sockets).
 _WATCH = """
 import os, socket, sys
 def refuse(event, arguments):
@@ -27,7 +27,7 @@ sys.addaudithook(refuse)
 
 @pytest.fixture
 def watched(tmp_path: Path) -> dict[str, str]:
-    """An environment in which every python process writes down whom it asks."""
+    """Return an environment in which every python process records its look-ups and connections."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(_WATCH)
     path = os.pathsep.join([str(tmp_path / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -47,7 +47,7 @@ def test_the_watch_sees_a_connection(watched: dict[str, str], tmp_path: Path) ->
 def test_a_run_asks_nobody(watched: dict[str, str], data: Path, teacher_file: Path, tmp_path: Path) -> None:
     alone = ["unshare", "--user", "--map-root-user", "--net"]  # a network without interfaces
     if shutil.which("unshare") is None or run([*alone, "true"], watched).returncode:
-        alone = []  # this machine gives none; the watch has to do
+        alone = []  # this machine allows none; only the watch is used
     command = [*alone, sys.executable, "-m", "scalekd", "distill", "--teacher", str(teacher_file), "--no-check-teacher"]
     ended = run(
         [*command, "--data", str(data), "--output", str(tmp_path / "run"), *TINY_RUN, "--workers", "1"], watched

@@ -1,4 +1,4 @@
-"""Classes of images, from a run's weights, a timm folder and an ONNX file alike."""
+"""`scalekd predict` returns the same classes from a run's weights, a timm folder and an ONNX file."""
 
 from __future__ import annotations
 

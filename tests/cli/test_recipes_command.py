@@ -1,4 +1,4 @@
-"""`scalekd recipes`, and every shipped recipe tried out at full size."""
+"""`scalekd recipes`; every shipped recipe is tried at full size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def checked(outcome: Outcome) -> None:
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     assert all(math.isfinite(value) for value in found["losses"].values())
-    # Weights that begin at zero (the last norm of a residual block, say) keep what feeds them still for one step.
+    # Weights that start at zero, as in a residual block's last norm, give the layers before them no gradient at first.
     assert found["student_parameters_moved"] > found["student_parameters"] / 2
 
 

@@ -1,4 +1,4 @@
-"""Help, versions, recipes and every refused argument answer without torch: seen by the modules that they import."""
+"""Help, versions, recipes and refusals import no torch; the tests list the modules of a fresh process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# What takes seconds or hundreds of megabytes to import, and what nothing here needs.
+# Packages that take seconds or hundreds of megabytes to import, or that these commands never need.
 HEAVY = {
     "torch", "torchvision", "timm", "torchmetrics", "numpy", "scipy", "sklearn", "PIL", "safetensors", "tensorboard",
     "huggingface_hub", "jinja2", "datasets", "onnx", "onnxruntime", "segmentation_models_pytorch", "lightning",
@@ -56,7 +56,7 @@ REFUSED = {
     "transfer segmentation --output out --recipe nowhere": "no recipe 'nowhere'",
     "transfer segmentation --output out --evaluate --resume": "evaluate: measures the run",
 }
-# Runs the command line and prints what is imported at its end, whatever the end is.
+# Runs the command line and prints the imported modules at the end, also after an error.
 WATCHED = """
 import sys
 sys.argv[0] = "scalekd"
@@ -69,7 +69,7 @@ finally:
 
 
 def answer(line: str, folder: Path) -> tuple[int, str, set[str]]:
-    """Exit code, everything printed, and the packages that were imported."""
+    """Return the exit code, everything that was printed, and the imported packages."""
     command = [sys.executable, "-c", WATCHED, *shlex.split(line)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)

@@ -23,8 +23,8 @@ from scalekd.data.sources import read_unlabelled
 from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.runs.folder import RunFolder
-from scalekd.tasks.detection.coco import Picture
-from scalekd.tasks.detection.data import read_picture
+from scalekd.tasks.detection.coco import AnnotatedImage
+from scalekd.tasks.detection.data import read_annotated
 from scalekd.tasks.segmentation.values import read_values
 
 EVERY = range(1, 9)
@@ -200,7 +200,7 @@ def test_every_source_gives_upright_pictures(tmp_path: Path, keep: Callable[[Pat
 def test_detection_compares_the_upright_size_with_the_annotations(tmp_path: Path, orientation: int) -> None:
     shown, path = picture(23, 14), tmp_path / "x.png"
     path.write_bytes(stored(shown, orientation))
-    assert torch.equal(read_picture(Picture(1, path, width=23, height=14)), F.pil_to_tensor(shown))
+    assert torch.equal(read_annotated(AnnotatedImage(1, path, width=23, height=14)), F.pil_to_tensor(shown))
 
 
 @pytest.mark.parametrize("orientation", [4, 6, 8])

@@ -40,7 +40,7 @@ def read(
         (
             [(0, "fish", "none"), (1, "fish", "fish"), (2, "trap", "fish")],
             [1, 2],
-        ),  # Roboflow: project called as a class
+        ),  # Roboflow: the project has the name of a class
         ([(0, "my-project", "none"), (1, "fish", "my-project"), (2, "trap", "my-project")], [1, 2]),
         ([(1, "fish", "animals"), (2, "trap", "tools"), (8, "animals", None), (9, "tools", "animals")], [1, 2]),
         ([("p", "all", ""), ("x", "fish", "all"), ("y", "trap", "all")], ["x", "y"]),
@@ -52,7 +52,7 @@ def test_an_unused_parent_of_others_is_left_out_with_a_line(
 ) -> None:
     train, val, lines = read(tmp_path, rows, rows, (used, used))
     assert train.classes == val.classes == ("fish", "trap")
-    assert train.pictures[0].target()["labels"].tolist() == [1, 2]
+    assert train.images[0].target()["labels"].tolist() == [1, 2]
     told = [line for line in lines if "has no objects" in line]
     assert len(told) == len(rows) - 2
     assert all("left out" in line for line in told)

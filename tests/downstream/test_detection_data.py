@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a split of two images with the given annotations; categories 2 and 7, names a and b."""
+    """Return a function that writes a split of two images; its categories are 2 and 7, named a and b."""
     return partial(write_split, tmp_path)
 
 
@@ -33,7 +33,7 @@ read = read_split
 def test_category_ids_with_gaps_become_labels_from_one(write: Write) -> None:
     split = read(write({}, {"category_id": 7}))
     assert split.classes == ("a", "b")
-    assert split.pictures[0].target()["labels"].tolist() == [1, 2]
+    assert split.images[0].target()["labels"].tolist() == [1, 2]
 
 
 def uncompressed(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_polygons_and_both_run_length_encodings_give_the_same_mask(write: Write)
     compressed["counts"] = getattr(compressed["counts"], "decode", lambda: compressed["counts"])()
     masks = (POLYGON, uncompressed(wanted), compressed)
     split = read(write(*({"segmentation": mask} for mask in masks)))
-    target = split.pictures[0].target()
+    target = split.images[0].target()
     assert target["masks"].dtype == torch.uint8
     for mask in target["masks"]:
         assert np.array_equal(mask.numpy(), wanted)
@@ -63,7 +63,7 @@ def test_polygons_and_both_run_length_encodings_give_the_same_mask(write: Write)
 
 def test_crowds_are_kept_for_the_evaluation_and_not_trained_on(write: Write) -> None:
     split = read(write({"iscrowd": 1}, {}))
-    assert len(split.pictures[0].target()["boxes"]) == 1
+    assert len(split.images[0].target()["boxes"]) == 1
     for truth in (split.box_truth, split.mask_truth):
         assert [annotation["iscrowd"] for annotation in truth.dataset["annotations"]] == [1, 0]
     assert remarks(split) == {"CROWD": 1}
@@ -76,7 +76,7 @@ def test_boxes_are_clipped_to_their_image_or_left_out_and_counted(write: Write) 
     sliver = {"bbox": [5, 5, 0.5, 9]}
     line = {"segmentation": [[1, 1, 9, 9]]}
     split = read(write({}, beyond, without_area, outside, sliver, line))
-    boxes = split.pictures[0].target()["boxes"].tolist()
+    boxes = split.images[0].target()["boxes"].tolist()
     assert boxes == [[4, 5, 14, 13], [30, 20, WIDTH, HEIGHT], [4, 5, 14, 13]]
     assert remarks(split) == {"CLIPPED": 1, "FLAT": 2, "SMALL": 1, "LINE": 1}
     assert [annotation["id"] for annotation in split.box_truth.dataset["annotations"]] == [1, 2, 3, 4]
@@ -85,11 +85,11 @@ def test_boxes_are_clipped_to_their_image_or_left_out_and_counted(write: Write) 
 
 def test_images_without_objects_have_empty_targets_and_can_be_left_out(write: Write) -> None:
     split = read(write({}))
-    target = split.pictures[1].target()
+    target = split.images[1].target()
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].shape == (0, HEIGHT, WIDTH)
     assert len(split) == 2
-    assert [picture.path.name for picture in split.without_empty().pictures] == ["3.png"]
+    assert [image.path.name for image in split.without_empty().images] == ["3.png"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_image_of_another_size_than_stated_is_replaced_in_training_and_left_o
     Image.new("RGB", (HEIGHT, WIDTH)).save(root / "train2017" / "3.png")
     split = read(root)
     replaced = CocoDataset(split, learning=True)[Key(0, 0)]
-    assert replaced.number == 1
+    assert replaced.image_index == 1
     assert "30x40, the annotations say 40x30" in replaced.corrupt[str(root / "train2017" / "3.png")]
     batch = collate([CocoDataset(split)[Key(0, 0)]])
     assert batch.images == []
@@ -196,7 +196,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @pytest.fixture
 def valid(write: Write) -> tuple[Path, str]:
-    """A folder, and the content of its annotation file."""
+    """Return a folder and the content of its annotation file."""
     root = write({}, {"category_id": 7, "segmentation": uncompressed(np.ones((HEIGHT, WIDTH)))})
     return root, (root / "annotations" / "instances_train2017.json").read_text()
 
@@ -222,7 +222,7 @@ def test_a_corrupt_file_is_refused_in_one_line_or_read(valid: tuple[Path, str], 
     except UserError as error:
         refused = str(error)
     else:
-        targets = [picture.target() for picture in split.pictures if picture.width * picture.height < 10**4]
+        targets = [image.target() for image in split.images if image.width * image.height < 10**4]
         assert all(target["labels"].max() <= len(split.classes) for target in targets if len(target["labels"]))
         return
     assert "\n" not in refused

@@ -16,7 +16,7 @@ KINDS: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm")
 
 @pytest.fixture
 def truth() -> COCO:
-    """4 images, one of them empty; 15 objects of three categories: polygons, both run-length encodings, a crowd."""
+    """Return 4 images, 15 objects of three categories: polygons, both run-length encodings, a crowd. One is empty."""
     content = json.loads((FILES / "truth.json").read_text())
     for number, annotation in enumerate(content["annotations"], 1):
         annotation["id"] = number

@@ -134,7 +134,7 @@ def test_one_file_for_all_images_is_parted_as_the_docs_show(
 ) -> None:
     file = export(tmp_path)
     name = str(file.relative_to(tmp_path))
-    with pytest.raises(UserError, match="5 of its 5 images are training images"):
+    with pytest.raises(UserError, match="5 of its 5 images are also training images"):
         learned(tmp_path, (name, name), crowds="objects")
     convert["part"](file)
     if export is cvat:
@@ -142,7 +142,7 @@ def test_one_file_for_all_images_is_parted_as_the_docs_show(
             learned(tmp_path, ("instances_train", "instances_val"))
     train, val = learned(tmp_path, ("instances_train", "instances_val"), crowds="objects")
     assert (len(train), len(val)) == (4, 1)
-    assert {picture.path.name for picture in (*train.pictures, *val.pictures)} == set(NAMES)
+    assert {image.path.name for image in (*train.images, *val.images)} == set(NAMES)
     assert train.masked == (export is cvat)
     assert train.objects[0].label == 1
 

@@ -36,7 +36,7 @@ BOX = {"bbox": [20, 10, 12, 9], "area": 108, "segmentation": []}
 )
 def test_an_object_without_a_mask_is_a_box_in_training_and_truth(tmp_path: Path, mask: Any, counted: str) -> None:
     split = read_split(write_split(tmp_path, {}, BOX | {"segmentation": mask}))
-    target = split.pictures[0].target()
+    target = split.images[0].target()
     assert target["boxes"].tolist() == [[4, 5, 14, 13], [20, 10, 32, 19]]
     assert target["masked"].tolist() == [True, False]
     assert not target["masks"][1].any()
@@ -87,7 +87,7 @@ def test_a_box_that_is_not_given_is_that_of_its_mask(tmp_path: Path, box: Any) -
     encoding["counts"] = getattr(encoding["counts"], "decode", lambda: encoding["counts"])()
     masks = [POLYGON, encoding, POLYGON[0]]  # the last as one polygon without a list around it
     split = read_split(write_split(tmp_path, *({"bbox": box, "area": ..., "segmentation": mask} for mask in masks)))
-    assert split.pictures[0].target()["boxes"].tolist() == [[4, 5, 14, 13]] * 3
+    assert split.images[0].target()["boxes"].tolist() == [[4, 5, 14, 13]] * 3
     assert [entry["area"] for entry in split.box_truth.dataset["annotations"]] == [80] * 3
     nothing = read_split(write_split(tmp_path, {}, {"bbox": box, "segmentation": []}))
     assert remarks(nothing) == {"NOWHERE": 1}
@@ -109,8 +109,8 @@ def test_ids_may_be_numbers_or_texts_and_annotations_may_write_them_in_another_w
     root = write_split(tmp_path, said, said | {"category_id": two}, images=images, categories=categories)
     split = read_split(root)
     assert split.classes == ("a", "b")
-    assert [len(picture.instances) for picture in split.pictures] == [0, 2]
-    assert split.pictures[1].target()["labels"].tolist() == [1, 2]
+    assert [len(image.instances) for image in split.images] == [0, 2]
+    assert split.images[1].target()["labels"].tolist() == [1, 2]
     assert average_precision(split.box_truth, [], "bbox").per_class == {"a": 0, "b": 0}
 
 
@@ -119,8 +119,8 @@ def test_ids_may_be_numbers_or_texts_and_annotations_may_write_them_in_another_w
 )
 def test_sizes_may_be_texts_or_missing(tmp_path: Path, size: dict[str, Any]) -> None:
     images = [{"id": 3, "file_name": "3.png"} | size]
-    picture = read_split(write_split(tmp_path, {}, images=images)).pictures[0]
-    assert (picture.width, picture.height) == (WIDTH, HEIGHT)
+    image = read_split(write_split(tmp_path, {}, images=images)).images[0]
+    assert (image.width, image.height) == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("area", [..., None, 0, "80"])
@@ -148,7 +148,7 @@ def test_a_file_of_a_windows_program_is_read(tmp_path: Path) -> None:
 def test_crowds_can_be_taken_as_objects(tmp_path: Path) -> None:
     root = write_split(tmp_path, {"iscrowd": 1})
     split = read_split(root, crowds="objects")
-    assert len(split.pictures[0].target()["boxes"]) == 1
+    assert len(split.images[0].target()["boxes"]) == 1
     assert split.mask_truth.dataset["annotations"][0]["iscrowd"] == 0
     assert remarks(split) == {}
     assert remarks(read_split(root)) == {"CROWD": 1}
@@ -198,7 +198,7 @@ def test_what_is_left_out_is_told_of_each_split_in_its_own_words(tmp_path: Path)
     write_split(tmp_path, {}, BOX, {"iscrowd": 1}, {"bbox": [5, 5, 0.5, 9]}, {"image_id": 9}, split="val2017")
     learned, val = read_data(recipe(tmp_path), lines.append)
     assert facts(learned, training=True)["remarks"] == {
-        "objects without a mask, of which boxes alone are learned": 1,
+        "objects without a mask: only their boxes are learned": 1,
         "crowds not trained on (see crowds)": 1,
         "boxes below a pixel not trained on": 1,
         "boxes clipped to their image": 1,
@@ -209,7 +209,7 @@ def test_what_is_left_out_is_told_of_each_split_in_its_own_words(tmp_path: Path)
         "annotations of images that the file does not list left out": 1,
     }
     assert "training" in lines[0]
-    assert "2 images, 5 objects; 1 objects without a mask, of which" in lines[0]
+    assert "2 images, 5 objects; 1 objects without a mask: only" in lines[0]
     assert "validation" in lines[1]
     assert "1 crowds ignored" in lines[1]
 
@@ -218,8 +218,8 @@ def losses(masked: list[bool], fill: int, kind: type[RoIHeads] | None = None) ->
     """Compute the losses of a small Mask R-CNN for two objects; the second object's mask is filled with `fill`."""
     torch.manual_seed(0)
     backbone = Backbone("resnet18", pretrained=False, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16])
-    settings: dict[str, Any] = {"frozen_norm": True, "frozen_stem": False, "proposals": 64, "width": 16, "hidden": 32}
-    detector = build_detector(backbone, 2, sizes=(64,), max_size=96, **settings).train()
+    recipe = Detection(sizes=(64,), max_size=96, proposals=64, width=16, hidden=32)
+    detector = build_detector(recipe, backbone, 2).train()
     if kind is not None:
         detector.roi_heads.__class__ = kind
     masks = torch.zeros(2, 64, 64, dtype=torch.uint8)

@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scalekd.errors import UserError
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.runs.logs import JsonLines
 from scalekd.tasks.detection import Detection
-from scalekd.tasks.detection.detector import load_detector, try_training
+from scalekd.tasks.detection.detector import load_detector
 from scalekd.tasks.detection.model import build_detector
+from scalekd.tasks.detection.run import try_detector
 from scalekd.tasks.transfer.backbone import Backbone
 
 TINY: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -94,7 +96,7 @@ def test_boxes_alone_train_a_box_detector_of_the_same_recipe(cli: Cli, coco: Pat
     assert result["data"]["training"] == {
         "images": 4,
         "annotations": 3,
-        "remarks": {"objects without a mask, of which boxes alone are learned": 3},
+        "remarks": {"objects without a mask: only their boxes are learned": 3},
     }
     assert not any("mask" in name for line in lines(run) for name in line)
     assert len(list((run / "pictures").iterdir())) == 2
@@ -166,11 +168,14 @@ def test_unreadable_images_are_left_out_of_the_figures_and_are_not_all_there_is(
     cli("transfer", "detection", "--data", coco, "--output", tmp_path / "none", *SETTINGS).refused("no image", "read")
 
 
+def small(**changes: Any) -> Detection:
+    return Detection(sizes=(64,), max_size=96, width=16, hidden=32, proposals=16, batch=2, **changes)
+
+
 def tiny_detector(**changes: Any) -> Any:
     torch.manual_seed(0)
-    options: dict[str, Any] = {"frozen_norm": True, "frozen_stem": False, "proposals": 16} | changes
     backbone = Backbone("resnet18", pretrained=False, **TINY)
-    return build_detector(backbone, 2, sizes=(64,), max_size=96, width=16, hidden=32, **options)
+    return build_detector(small(**changes), backbone, 2)
 
 
 def test_an_image_without_objects_has_a_finite_loss() -> None:
@@ -243,7 +248,7 @@ def test_wrong_input_ends_in_one_line(cli: Cli, coco: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
+def test_a_part_that_fails_when_trained_is_named_and_refused_before_the_run(
     cli: Cli, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image of 32 pixels has one value per channel at stride 32, on which batch norm cannot be trained."""
@@ -251,21 +256,27 @@ def test_a_backbone_that_fails_when_trained_is_refused_before_the_run(
     outcome = cli("transfer", "detection", "--data", coco, "--output", tmp_path / "run", *SETTINGS, *flags)
     outcome.refused("backbone: resnet18 cannot be trained on images [1, 3, 32, 32]", "more than 1 value per channel")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-    detector, recipe = tiny_detector(), Detection(backbone="resnet18", sizes=(64,), max_size=96, batch=2)
+    detector, recipe = tiny_detector(), small()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     state = torch.get_rng_state()
-    try_training(detector, recipe, "resnet18")
+    try_detector(detector, recipe, pick_compute(recipe))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
     def fail(*_: object) -> None:
         raise KeyError("auxiliary")
 
-    monkeypatch.setattr(Backbone, "forward", fail)
-    with pytest.raises(
-        UserError, match=r"resnet18 cannot be trained on images \[2, 3, 64, 64\]: KeyError: 'auxiliary'"
-    ):
-        try_training(detector, recipe, "resnet18")
+    because = r"resnet18 cannot be trained on images \[2, 3, 64, 64\]: KeyError: 'auxiliary'"
+    parts = {
+        Backbone: ("_read", "backbone: "),
+        type(detector.rpn): ("forward", "detection: Mask R-CNN on "),
+        type(detector.roi_heads.mask_head): ("forward", "detection: Mask R-CNN on "),
+    }
+    for part, (method, named) in parts.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(part, method, fail)
+            with pytest.raises(UserError, match=f"^{named}{because}"):
+                try_detector(detector, recipe, pick_compute(recipe))
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,26 @@ import camvid
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Cli, Outcome
 from downstream_data import COLOURS, write_scenes
 from PIL import Image
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from scalekd.data import Key
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
+from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.recipes import load_as, transfer_names
 from scalekd.tasks.segmentation import Segmentation
-from scalekd.tasks.segmentation.data import LabelledImages, training_transform
+from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, training_transform
 from scalekd.tasks.segmentation.files import read_pairs
+from scalekd.tasks.segmentation.measuring import Tally, palette
 from scalekd.tasks.segmentation.model import Scores, Segmenter, predict
-from scalekd.tasks.segmentation.task import try_training
-from scalekd.tasks.segmentation.testing import Tally, palette
+from scalekd.tasks.segmentation.run import try_segmenter
 from scalekd.tasks.transfer.backbone import Backbone
 
 TINY = (
@@ -193,18 +196,22 @@ def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_
     cli(*base, "--evaluate").refused("holds no run")
 
 
-def test_a_backbone_that_fails_in_training_mode_is_refused_before_the_run(
+def test_a_part_that_fails_in_training_mode_is_named_and_refused_before_the_run(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Backbone._read
 
-    def fail(backbone: Backbone, images: Tensor) -> list[Tensor]:
-        if backbone.training:
+    def fail(part: Any, images: Tensor) -> list[Tensor]:
+        if part.training:
             raise KeyError("aux")
-        return read(backbone, images)
+        return read(part, images)
 
     monkeypatch.setattr(Backbone, "_read", fail)
-    run().refused("backbone: resnet18 cannot be trained on images [2, 3, 32, 32]: KeyError: 'aux'")
+    reason = "resnet18 cannot be trained on images [2, 3, 32, 32]: KeyError: 'aux'"
+    run().refused(f"backbone: {reason}")
+    monkeypatch.setattr(Backbone, "_read", read)
+    monkeypatch.setattr(UPerNetDecoder, "forward", fail)
+    run().refused(f"segmentation: UPerNet on {reason}")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
@@ -214,7 +221,7 @@ def test_the_step_that_is_tried_changes_nothing(scenes: Path) -> None:
     segmenter = Segmenter(backbone, 3, decoder_channels=16)
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
     state = torch.get_rng_state()
-    try_training(segmenter, recipe)
+    try_segmenter(segmenter, recipe, pick_compute(recipe))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in segmenter.state_dict().items())
     assert all(parameter.grad is None for parameter in segmenter.parameters())
@@ -255,14 +262,22 @@ def test_images_and_labels_are_augmented_alike(scenes: Path) -> None:
         assert labelled.any()
 
 
-def test_figures_are_torchmetrics_own() -> None:
+def predicting(indices: Tensor) -> Any:
+    """Return a model that predicts these class indices `[B, h, w]` for any images."""
+    scores = F.one_hot(indices, 5).movedim(-1, 1).float()
+    return lambda _: Scores(scores, None)
+
+
+def test_figures_are_torchmetrics_own(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     predicted = torch.randint(0, 4, (2, 9, 9), generator=generator)
     labels = torch.randint(0, 3, (2, 9, 9), generator=generator)  # class 4 of 5 never occurs
     labels[0, 0] = 255
-    tally = Tally(5, torch.device("cpu"))
-    tally.add(predicted[:1], labels[:1].byte())
-    tally.add(predicted[1:], labels[1:].byte())
+    tally = Tally(settings(tmp_path, classes=[], num_classes=5), torch.device("cpu"))
+    for part in (slice(0, 1), slice(1, 2)):
+        batch = SegmentationBatch(torch.zeros(1, 3, 9, 9), labels[part].byte(), {})
+        tally.add(predicting(predicted[part]), batch)
+    tally.add(predicting(predicted), SegmentationBatch(torch.empty(0), torch.empty(0), {}))  # nothing was readable
     figures = tally.figures()
     own = MulticlassJaccardIndex(5, ignore_index=255, average=None)(predicted, labels)
     assert figures.iou[:4] == pytest.approx([100 * float(value) for value in own[:4]])

@@ -22,7 +22,7 @@ from scalekd.recipes import load_as
 from scalekd.tasks.segmentation import Segmentation, counting
 from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.files import Pairs, read_pairs
-from scalekd.tasks.segmentation.testing import palette
+from scalekd.tasks.segmentation.measuring import palette
 from scalekd.tasks.segmentation.values import Coding
 
 Mask = NDArray[Any]

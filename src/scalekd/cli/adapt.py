@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.errors import UserError, printable
-from scalekd.recipes import ListKeys, Recipe, load
+from scalekd.cli.options import AsJson, Flags, with_recipe_flags
+from scalekd.errors import UserError
+from scalekd.recipes import ListKeys, load
 
 _PROBE = {"batch": 64, "warmup_epochs": 0}
 _FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
@@ -42,7 +41,7 @@ def adapt(
     ] = "probe",
     resume: Annotated[bool, typer.Option("--resume", help="Resume the fine-tuning in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result in the output folder.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     flags: Flags,
 ) -> None:
     r"""Fit a head for your classes to a teacher, and save a file for `distill --teacher`.
@@ -59,30 +58,9 @@ def adapt(
     idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
     if mode == "probe" and idle:
         raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
-    below = _FINETUNE if mode == "finetune" else _PROBE
-    if not resume:  # refuses wrong values before torch is imported; a resumed run has its own keys below them
-        load(None, below | flags | {"teacher": teacher})
-    from scalekd.models.folders import TEACHER
-    from scalekd.runs.folder import RunFolder
-    from scalekd.tasks import adapt as adaptation
+    defaults = _FINETUNE if mode == "finetune" else _PROBE
+    if not resume:  # refuses wrong values before torch is imported; a resumed run has its own keys
+        load(None, defaults | flags | {"teacher": teacher})
+    from scalekd.commands.adapt import run
 
-    run = RunFolder(output)
-    if resume and run.exists:
-        run.check_given(Recipe, flags)
-        below = run.stored_keys()
-    recipe = load(None, below | flags | {"teacher": teacher})
-    resolution = recipe.resolution if "resolution" in below | flags else None
-    file = output / TEACHER
-    if file.exists() and not (overwrite or resume):
-        raise UserError(f"output: {file} exists; add --overwrite to replace it")
-    if mode == "finetune":
-        result = adaptation.finetune(
-            recipe, output, resolution=resolution, resume=resume, overwrite=overwrite, console=None
-        )
-    else:
-        result = adaptation.probe(recipe, output, resolution=resolution)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    role, use = ("teacher", "--teacher") if result["teaches"] else ("student", "`scalekd evaluate` and `export` of")
-    typer.echo(f"{role}   top1 {result['top1']:.2f}% on the validation images; use it with {use} {printable(file)}")
+    run(teacher, output, flags, defaults, mode=mode, resume=resume, overwrite=overwrite, as_json=as_json)

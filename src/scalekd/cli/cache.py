@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.cli.options import Flags, RecipeName, with_recipe_flags
 from scalekd.errors import printable
 from scalekd.recipes import DataKeys, ListKeys, Recipe, load
 
@@ -33,7 +33,7 @@ _OTHERS = set(Recipe.model_fields) - _OWN
 )
 def cache(
     *,
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
+    recipe: RecipeName = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only print how large it will be.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Delete truncated and foreign shards and compute them again.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.cli.options import AsJson, Flags, Overwrite, RecipeName, Resume, with_recipe_flags
 from scalekd.cli.running import train_or_evaluate
 from scalekd.tasks.detection import GROUPS, Detection
 
@@ -22,14 +22,14 @@ _COLUMNS = {"boxes": "box AP", "masks": "mask AP"}
 def detection(
     *,
     output: Annotated[Path, typer.Option(help="Folder for weights, logs, pictures and checkpoints.")],
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
+    recipe: RecipeName = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     evaluate: Annotated[
         bool,
         typer.Option("--evaluate", help="Only measure the detector in the output folder."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     flags: Flags,
 ) -> None:
     r"""Train Mask R-CNN on a student's features, and measure its average precision on boxes and masks.

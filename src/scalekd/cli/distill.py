@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import Flags, with_recipe_flags
+from scalekd.cli.options import AsJson, Flags, Overwrite, RecipeName, Resume, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import load
 
@@ -22,11 +22,11 @@ _STUDENT = (
 def distill(
     *,
     output: Annotated[Path | None, typer.Option(help="Folder for weights, logs and checkpoints.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")] = None,
+    recipe: RecipeName = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only try the recipe: random weights, one step on 2 generated images.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
+    resume: Resume = False,
     auto_resume: Annotated[
         bool,
         typer.Option(
@@ -35,8 +35,8 @@ def distill(
             "schedulers that run the same command again.",
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
     student: Annotated[list[str] | None, typer.Option(help=_STUDENT, rich_help_panel="Student")] = None,
     flags: Flags,
 ) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import MODEL, Flags, parse_mapping, with_recipe_flags
+from scalekd.cli.options import MODEL, AsJson, Flags, ModelArgs, Weights, parse_mapping, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import DATA_KEYS, load
 
@@ -30,13 +29,13 @@ from scalekd.recipes import DATA_KEYS, load
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL)],
     *,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")] = None,
-    model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
+    weights: Weights = None,
+    model_args: ModelArgs = "{}",
     knn: Annotated[
         bool, typer.Option("--knn", help="Classify by nearest neighbours of frozen features instead.")
     ] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Fit a linear probe on frozen features instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     flags: Flags,
 ) -> None:
     """Measure top-1 and top-5 accuracy on a split (val by default).

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from scalekd.cli.options import MODEL, Flags, with_recipe_flags
+from scalekd.cli.options import MODEL, AsJson, Flags, Weights, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import DATA_KEYS, load
 
@@ -39,7 +39,7 @@ def export(
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="Folder or file to write. Default: in RUN/export.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")] = None,
+    weights: Weights = None,
     opset: Annotated[int | None, typer.Option(help="onnx: opset version. Default: torch's choice.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="onnx: also write FILE.int8.onnx, calibrated on training images.")
@@ -47,7 +47,7 @@ def export(
     hub: Annotated[str | None, typer.Option("--push-to-hub", help="timm: upload the folder as USER/NAME.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository on the hub private.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     flags: Flags,
 ) -> None:
     """Write a model in another format, and check on validation images that its answers are the same.

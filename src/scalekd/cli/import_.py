@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import parse_mapping
+from scalekd.cli.options import ModelArgs, parse_mapping
 from scalekd.errors import UserError
 from scalekd.recipes import load
 
@@ -17,7 +17,7 @@ def import_(
     *,
     model: Annotated[str, typer.Option(help="timm name of the model in it, such as resnet50d.")],
     output: Annotated[Path, typer.Option(help=".safetensors file to write.")],
-    model_args: Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")] = "{}",
+    model_args: ModelArgs = "{}",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
 ) -> None:
     """Convert a checkpoint of the authors' framework to plain timm weights.
@@ -34,10 +34,6 @@ def import_(
     if output.exists() and not overwrite:
         raise UserError(f"output: {output} exists; add --overwrite to replace it")
     arguments = load(None, {"student_args": parse_mapping("model_args", model_args)}).student_args
-    from scalekd.export.official import import_checkpoint
-    from scalekd.progress import working
+    from scalekd.commands.import_ import run
 
-    with working(f"reading {checkpoint}"):
-        classifier = import_checkpoint(checkpoint, model, **arguments)
-    digest = classifier.save(output)
-    typer.echo(f"imported  {classifier}; weights in {output}, SHA-256 {digest[:16]}")
+    run(checkpoint, model, output, arguments)

@@ -1,9 +1,10 @@
-"""Every recipe key as a flag of a command."""
+"""Options that several commands share, and every recipe key as a flag of a command."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,6 +18,13 @@ from scalekd.recipes.text import parse
 
 Flags = dict[str, Any]
 MODEL = "Folder of a run, of adapt or of timm, a weights file, or a timm name."
+
+RecipeName = Annotated[str | None, typer.Option(help="A shipped recipe's name or a YAML file.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete a run in the output folder first.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Weights = Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")]
+ModelArgs = Annotated[str, typer.Option(help="Further arguments of timm.create_model, as YAML.")]
 
 
 def with_recipe_flags(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scalekd.cli.options import MODEL, Flags, with_recipe_flags
+from scalekd.cli.options import MODEL, Flags, Weights, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import load
 
@@ -29,7 +29,7 @@ def predict(
     ],
     *,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each image.")] = 5,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file with weights for a timm name.")] = None,
+    weights: Weights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, one per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, index, probability.")] = False,
     flags: Flags,

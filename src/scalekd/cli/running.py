@@ -1,28 +1,14 @@
-"""Shared body of the `transfer` commands: train a run, or measure an existing one. The commands print the result."""
+"""Shared start of the `transfer` commands: the arguments' check. The commands print the result."""
 
 from __future__ import annotations
 
-import sys
-from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
-
-import typer
+from typing import Any
 
 from scalekd.cli.options import Flags
-from scalekd.engine.launched import launched
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.tasks.transfer.keys import Transfer
-
-
-class Runs(Protocol):
-    """Interface of a task's module, such as `scalekd.tasks.detection.run`."""
-
-    def train(self, recipe: Any, output: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]: ...
-
-    def evaluate(self, recipe: Any, output: Path) -> dict[str, Any]: ...
 
 
 def train_or_evaluate(
@@ -58,19 +44,6 @@ def train_or_evaluate(
         raise UserError("evaluate: measures the run in the output folder; leave out --recipe, --resume and --overwrite")
     if not (evaluate or resume):  # refuses wrong values without torch; an existing run has its own keys
         load_as(schema, recipe, flags)
-    from scalekd.commands.launch import launch
-    from scalekd.engine.processes import joined
-    from scalekd.runs.folder import RunFolder
+    from scalekd.commands.transfer import run
 
-    runs: Runs = import_module(f"scalekd.tasks.{task}.run")  # raises if it needs an extra that is not installed
-    if resume:
-        RunFolder(output).check_given(schema, flags)
-    stored = RunFolder(output).stored_keys() if evaluate or (resume and recipe is None) else recipe
-    settings = load_as(schema, stored, flags, partial(typer.echo, err=True))
-    if evaluate:
-        return runs.evaluate(settings, output)
-    if settings.devices > 1 and not launched():
-        raise SystemExit(launch(settings.devices, sys.argv[1:]))
-    with joined() as processes:
-        result = runs.train(settings, output, resume=resume, overwrite=overwrite)
-        return result if processes.first else None
+    return run(task, schema, output, flags, recipe=recipe, resume=resume, overwrite=overwrite, evaluate=evaluate)

@@ -171,7 +171,7 @@ def _write(
     """Write the export (for timm, with unfolded weights); return a function that runs the written file."""
     if format_ == "timm":
         digest = write_timm_folder(named.classifier, target, named.weights)
-        (target / "README.md").write_text(model_card(named.classifier, digest, _left(named)), encoding="utf-8")
+        (target / "README.md").write_text(model_card(named.classifier, digest, _records(named)), encoding="utf-8")
         plain = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
         config = timm.data.resolve_model_data_config(plain)
         mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -190,14 +190,14 @@ def _card(named: Named) -> Card:
     return stored or named.classifier.card()
 
 
-def _left(named: Named) -> dict[str, Any] | None:
+def _records(named: Named) -> dict[str, Any] | None:
     """Return what the run recorded in addition to its weights: inputs, environment, result and recipe."""
     if named.run is None:
         return None
     run = named.run
     files = {"inputs": run.inputs, "environment": run.environment, "result": run.result}
-    left = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
-    return left | {"recipe": run.stored_keys()}
+    records = {key: json.loads(file.read_text("utf-8")) if file.is_file() else {} for key, file in files.items()}
+    return records | {"recipe": run.stored_keys()}
 
 
 def _calibration_images(classifier: Classifier, recipe: Recipe, images: Images) -> list[Tensor]:

@@ -94,17 +94,17 @@ def _open(
     classifier = read_model(model, weights).classifier.to(compute.device)
     prepare_classifier(classifier, *compute, channels_last=channels_last)
 
-    def run(batch: Tensor) -> Tensor:
+    def answer(batch: Tensor) -> Tensor:
         with compute.autocast():
             return classifier(batch.to(compute.device, non_blocking=True)).float().cpu()  # type: ignore[no-any-return]
 
-    return classifier, run
+    return classifier, answer
 
 
 @torch.inference_mode()
 def _predictions(
     classifier: Classifier | OnnxClassifier,
-    run: Callable[[Tensor], Tensor],
+    answer: Callable[[Tensor], Tensor],
     files: list[str],
     recipe: Recipe,
     missing: dict[str, str],
@@ -123,7 +123,7 @@ def _predictions(
     for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
         missing |= batch.corrupt
         if len(batch.images):
-            yield from zip(batch.labels.tolist(), run(batch.images), strict=True)
+            yield from zip(batch.labels.tolist(), answer(batch.images), strict=True)
 
 
 def _best(logits: Tensor, top: int, classes: Sequence[str]) -> list[Prediction]:

@@ -23,6 +23,7 @@ from scalekd.report.charts import Cell, Chart
 from scalekd.report.curves import distance_charts, learning_charts, spectrum_cells, spectrum_chart
 from scalekd.report.measure import Figures
 from scalekd.report.record import Record
+from scalekd.report.table import comparison_table
 
 _MOST_CLASSES = 40  # a confusion matrix of more classes cannot be read
 _MISTAKES = 10
@@ -130,7 +131,7 @@ def render_page(records: Sequence[Record], figures: Sequence[Figures]) -> str:
         _Run(f"run-{number}", record, found, [] if many else learning_charts([record]))
         for number, (record, found) in enumerate(pairs)
     ]
-    titles, rows = words.table(pairs)
+    titles, rows = comparison_table(pairs)
     style, script = (_text(name) for name in ("page.css", "page.js"))
     return (
         _environment()
@@ -181,7 +182,7 @@ def _policy(style: str, script: str) -> str:
 def render_markdown(records: Sequence[Record], figures: Sequence[Figures]) -> str:
     """Render a short Markdown summary, for a pull request; it contains no paths of this machine."""
     pairs: list[Any] = list(zip(records, figures, strict=True))
-    titles, rows = words.table(pairs)
+    titles, rows = comparison_table(pairs)
     lines = [_row(titles), _row(["---"] * len(titles)), *(_row([text for text, _ in row]) for row in rows)]
     for record, found in pairs:
         lines += ["", f"**{_plain(record.name)}.** {_plain(' '.join(words.summary(record, found)))}"]

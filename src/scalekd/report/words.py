@@ -1,11 +1,10 @@
-"""Writes the sentences, facts and table cells of a report."""
+"""Writes the sentences and facts of a report."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from scalekd.methods.registry import METHODS
 from scalekd.planner import StepFlops
@@ -142,7 +141,7 @@ def _measure(value: float, unit: str) -> str:
     return f"{amount(value)}{'' if value >= 1e3 else ' '}{unit}"
 
 
-def _parts(record: Record, flops: StepFlops) -> dict[str, int]:
+def step_parts(record: Record, flops: StepFlops) -> dict[str, int]:
     """Return the FLOPs of a training step for one image by part; a cached teacher takes none."""
     teacher = 0 if record.keys.get("cache") else flops.teacher
     parts = {"teacher": teacher, "student": flops.student, "projectors": flops.cap, "tail": flops.tail}
@@ -150,7 +149,7 @@ def _parts(record: Record, flops: StepFlops) -> dict[str, int]:
 
 
 def _operations(record: Record, flops: StepFlops) -> dict[str, str]:
-    parts = _parts(record, flops)
+    parts = step_parts(record, flops)
     step = sum(parts.values())
     shares = ", ".join(f"{name} {value / step:.0%}" for name, value in parts.items())
     return {
@@ -184,33 +183,3 @@ def commands(record: Record) -> list[str]:
     if record.finished:
         return [again]
     return [f"scalekd distill --resume --output {shlex.quote(str(record.folder.path))}   # resumes it", again]
-
-
-def table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
-    """Build a table that compares runs.
-
-    Returns:
-        The column titles, and for each run the cells as pairs of text and sort key.
-    """
-    titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %",
-              "images viewed", "time", "FLOPs"]  # fmt: skip
-    return titles, [_row(record, found) for record, found in pairs]
-
-
-def _row(record: Record, figures: Figures) -> list[tuple[str, Any]]:
-    def number(value: float | None, form: str = "{:.2f}") -> tuple[str, Any]:
-        return ("-", "") if value is None else (form.format(value), value)
-
-    done, flops = record.epochs_done, figures.flops
-    teacher = "-" if record.method == "none" else model_name(record, "teacher")
-    state = "finished" if record.finished else "unfinished"
-    total = None if flops is None else sum(_parts(record, flops).values()) * record.samples
-    return [
-        (record.name, record.name), (state, state), (record.method, record.method), (teacher, teacher),
-        (model_name(record, "student"), model_name(record, "student")),
-        number(record.keys.get("seed"), "{}"),
-        number(done, "{:.3g}"), number(record.last("val/top1")), number(record.last("val/top5")),
-        number(record.teacher_top1), number(record.samples, "{:,}"),
-        ("-", "") if record.seconds is None else (duration(record.seconds), record.seconds),
-        ("-", "") if total is None else (amount(total), total),
-    ]  # fmt: skip

@@ -9,10 +9,8 @@ from pathlib import Path
 from scalekd.errors import UserError
 from scalekd.tasks.detection.annotations import Content, Id
 
-Say = Callable[[str], object]
 
-
-def learned_classes(file: Path, content: Content, also: Content, say: Say) -> tuple[str, ...]:
+def learned_classes(file: Path, content: Content, also: Content, say: Callable[[str], object]) -> tuple[str, ...]:
     """Return the classes of a training file, in the order of their ids.
 
     A category without objects that is the parent of others is left out: for example Roboflow's first category, which
@@ -67,7 +65,7 @@ def labels_by_name(file: Path, content: Content, classes: Sequence[str], of: str
     return {category: labels[name] for category, name in names.items() if name in labels}
 
 
-def tell_differences(file: Path, content: Content, classes: Sequence[str], say: Say) -> None:
+def report_absent_classes(file: Path, content: Content, classes: Sequence[str], say: Callable[[str], object]) -> None:
     """Report the classes that a validation file does not list; they cannot be measured."""
     listed = {category["name"] for category in content["categories"]}
     absent = [name for name in classes if name not in listed]

@@ -36,8 +36,8 @@ class Remark(Enum):
     CROWD = ("crowds not trained on (see crowds)", "crowds ignored (see crowds)")
     SMALL = ("boxes below a pixel not trained on", None)
     CLIPPED = ("boxes clipped to their image", None)
-    UNMASKED = ("objects without a mask, of which boxes alone are learned", "objects without a mask, in box AP alone")
-    LINE = ("masks without area, of which boxes alone are learned", "masks without area, in box AP alone")
+    UNMASKED = ("objects without a mask: only their boxes are learned", "objects without a mask, in box AP alone")
+    LINE = ("masks without area: only their boxes are learned", "masks without area, in box AP alone")
 
     def __init__(self, training: str, evaluation: str | None) -> None:
         self.training, self.evaluation = training, evaluation
@@ -71,10 +71,10 @@ class Instance:
 
 
 @dataclass
-class Picture:
+class AnnotatedImage:
     """An image with its objects."""
 
-    number: int  # from 1, in the order of the ids
+    coco_id: int  # id for COCO's evaluation: from 1, in the order of the file's ids
     path: Path
     width: int
     height: int
@@ -110,25 +110,25 @@ class CocoSplit:
 
     Attributes:
         file: The annotation file.
-        pictures: The images, in the file's order.
+        images: The images, in the file's order.
         classes: Class names, label 1 first.
         annotations: Number of annotations in the file.
         remarks: Numbers of annotations that are not used as is, by reason.
     """
 
     file: Path
-    pictures: list[Picture]
+    images: list[AnnotatedImage]
     classes: tuple[str, ...]
     annotations: int
     remarks: Counter[Remark]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def objects(self) -> list[Instance]:
         """All objects."""
-        return [instance for picture in self.pictures for instance in picture.instances]
+        return [instance for image in self.images for instance in image.instances]
 
     @property
     def masked(self) -> bool:
@@ -154,20 +154,20 @@ class CocoSplit:
         """A text that changes if the split's content changes: counts and the hash of the annotation file."""
         bare = sum(instance.trained and instance.mask is None for instance in self.objects)
         more = f", {bare} objects without a mask" if bare else ""
-        return f"{len(self.pictures)} images{more}, {self.file.name} {file_hash(self.file)}"
+        return f"{len(self.images)} images{more}, {self.file.name} {file_hash(self.file)}"
 
     def without_empty(self) -> CocoSplit:
         """Return the split without images that have no object to train on."""
-        kept = [p for p in self.pictures if any(instance.trained for instance in p.instances)]
-        return replace(self, pictures=kept)
+        kept = [p for p in self.images if any(instance.trained for instance in p.instances)]
+        return replace(self, images=kept)
 
     def _truth(self, kind: Literal["bbox", "segm"]) -> COCO:
         entries: list[dict[str, Any]] = []
-        for picture in self.pictures:
-            for instance in picture.instances:
+        for image in self.images:
+            for instance in image.instances:
                 entry = {
                     "id": len(entries) + 1,
-                    "image_id": picture.number,
+                    "image_id": image.coco_id,
                     "category_id": instance.label,
                     "bbox": instance.stated,
                     "area": instance.area,
@@ -177,7 +177,7 @@ class CocoSplit:
                     entry["segmentation"] = instance.mask or [_corners(instance.box)]
                     entry["iscrowd"] = int(instance.crowd or instance.mask is None)
                 entries.append(entry)
-        images = [{"id": p.number, "width": p.width, "height": p.height} for p in self.pictures]
+        images = [{"id": p.coco_id, "width": p.width, "height": p.height} for p in self.images]
         categories = [{"id": label, "name": name} for label, name in enumerate(self.classes, 1)]
         return COCO({"images": images, "annotations": entries, "categories": categories})
 
@@ -218,25 +218,25 @@ def build_split(
             image file is missing.
     """
     content, remarks = source.content, Counter[Remark]()
-    pictures = _pictures(content["images"], source)
+    images = _annotated_images(content["images"], source)
     for annotation in content["annotations"]:
-        picture, label = pictures.get(annotation["image_id"]), labels.get(annotation["category_id"])
+        image, label = images.get(annotation["image_id"]), labels.get(annotation["category_id"])
         where = f"{source.file}: annotation {annotation.get('id', '(no id)')}"
         if label is None:
             listed = ", ".join(map(str, list(labels)[:10]))
             named = f"category {annotation['category_id']}, which the file does not list"
             raise UserError(f"data: {where} is of {named}; it lists {listed}; fix the file")
-        if picture is None:
+        if image is None:
             remarks[Remark.UNLISTED] += 1
             continue
         crowd = bool(annotation.get("iscrowd")) and crowds == "ignore"
-        instance = _instance(annotation, picture, label, crowd=crowd, where=where, remarks=remarks)
+        instance = _instance(annotation, image, label, crowd=crowd, where=where, remarks=remarks)
         if instance is not None:
-            picture.instances.append(instance)
-    return CocoSplit(source.file, list(pictures.values()), tuple(classes), len(content["annotations"]), remarks)
+            image.instances.append(instance)
+    return CocoSplit(source.file, list(images.values()), tuple(classes), len(content["annotations"]), remarks)
 
 
-def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]:
+def _annotated_images(images: Sequence[ImageEntry], source: Source) -> dict[Id, AnnotatedImage]:
     """Return the images by id.
 
     Raises:
@@ -253,7 +253,7 @@ def _pictures(images: Sequence[ImageEntry], source: Source) -> dict[Id, Picture]
         )
     ordered = sorted(paths, key=lambda number: (isinstance(number, str), number))
     ranks = {number: rank for rank, number in enumerate(ordered, 1)}
-    return {i["id"]: Picture(ranks[i["id"]], paths[i["id"]], *_size(i, paths[i["id"]])) for i in images}
+    return {i["id"]: AnnotatedImage(ranks[i["id"]], paths[i["id"]], *_size(i, paths[i["id"]])) for i in images}
 
 
 def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
@@ -271,16 +271,16 @@ def _size(image: ImageEntry, path: Path) -> tuple[int, int]:
 
 
 def _instance(
-    annotation: AnnotationEntry, picture: Picture, label: int, *, crowd: bool, where: str, remarks: Counter[Remark]
+    annotation: AnnotationEntry, image: AnnotatedImage, label: int, *, crowd: bool, where: str, remarks: Counter[Remark]
 ) -> Instance | None:
     """Build an object from an annotation; None if it cannot be used. Counts what is not used as is in `remarks`."""
     given = annotation.get("segmentation")
-    mask = None if given is None else usable_mask(given, picture.height, picture.width, where)
-    stated = annotation.get("bbox") or (mask and box_of(mask, picture.height, picture.width))
+    mask = None if given is None else usable_mask(given, image.height, image.width, where)
+    stated = annotation.get("bbox") or (mask and box_of(mask, image.height, image.width))
     if not stated:
         remarks[Remark.NOWHERE] += 1
         return None
-    box, beyond = _clipped(stated, picture)
+    box, beyond = _clipped(stated, image)
     if box is None:
         remarks[Remark.FLAT] += 1
         return None
@@ -296,15 +296,15 @@ def _instance(
     return instance
 
 
-def _clipped(bbox: list[float], picture: Picture) -> tuple[tuple[float, float, float, float] | None, float]:
+def _clipped(bbox: list[float], image: AnnotatedImage) -> tuple[tuple[float, float, float, float] | None, float]:
     """Clip a box `[x, y, width, height]` to its image.
 
     Returns:
         The corners (None if no area is left), and by how many pixels the box exceeded the image at most.
     """
     x, y, width, height = bbox
-    left, right = max(x, 0.0), min(x + width, float(picture.width))
-    upper, lower = max(y, 0.0), min(y + height, float(picture.height))
+    left, right = max(x, 0.0), min(x + width, float(image.width))
+    upper, lower = max(y, 0.0), min(y + height, float(image.height))
     if left >= right or upper >= lower:
         return None, 0.0
     return (left, upper, right, lower), max(left - x, upper - y, x + width - right, y + height - lower)

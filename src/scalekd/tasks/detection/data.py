@@ -18,8 +18,9 @@ from scalekd.data.loader import steady_loader
 from scalekd.data.patience import Patience
 from scalekd.data.steady import SteadyLoader
 from scalekd.engine.processes import Processes
-from scalekd.tasks.detection.coco import CocoSplit, Picture
+from scalekd.tasks.detection.coco import AnnotatedImage, CocoSplit
 from scalekd.tasks.detection.schema import Detection
+from scalekd.tasks.transfer.readable import first_readable
 
 Target = dict[str, Tensor]
 
@@ -30,13 +31,13 @@ class Example(NamedTuple):
     Attributes:
         image: `[3, h, w]`, uint8; None if it could not be read.
         target: Its training target; empty in evaluation.
-        number: Index of the image in the split.
+        image_index: Index of the image in the split.
         corrupt: Reasons by path of the files that could not be read.
     """
 
     image: Tensor | None
     target: Target
-    number: int
+    image_index: int
     corrupt: dict[str, str]
 
 
@@ -45,7 +46,7 @@ class DetectionBatch(NamedTuple):
 
     images: list[Tensor]
     targets: list[Target]
-    numbers: list[int]
+    indices: list[int]
     corrupt: dict[str, str]
 
 
@@ -81,33 +82,31 @@ class CocoDataset(Dataset[Example]):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Example:
-        corrupt: dict[str, str] = {}
-        for offset in range(len(self) if self.learning else 1):
-            index = (key.image + offset) % len(self)
-            picture = self.split.pictures[index]
-            try:
-                reading = partial(read_picture, picture, self._max_pixels)
-                image = self._patience.read(picture.path.parent, reading)
-            except UnreadableImageError as error:
-                corrupt[str(picture.path)] = str(error)
-                continue
-            target = picture.target(masks=self.masks) if self.learning else {}
-            with seeded(self.seed, key.epoch, index):
-                if random.random() < self.flip:
-                    image, target = flipped(image, target)
-            return Example(image, target, index, corrupt)
-        return Example(None, {}, -1, corrupt)
+        found, reasons = first_readable(self._read, key.image, len(self), substitute=self.learning)
+        corrupt = {str(self.split.images[index].path): reason for index, reason in reasons.items()}
+        if found is None:
+            return Example(None, {}, -1, corrupt)
+        index, image = found
+        target = self.split.images[index].target(masks=self.masks) if self.learning else {}
+        with seeded(self.seed, key.epoch, index):
+            if random.random() < self.flip:
+                image, target = flipped(image, target)
+        return Example(image, target, index, corrupt)
+
+    def _read(self, index: int) -> Tensor:
+        annotated = self.split.images[index]
+        return self._patience.read(annotated.path.parent, partial(read_annotated, annotated, self._max_pixels))
 
 
-def read_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_annotated(annotated: AnnotatedImage, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read an image as `[3, h, w]`, uint8.
 
     Raises:
         UnreadableImageError: If its file is corrupt, or its size differs from the annotations.
     """
-    with open_image(partial(str, picture.path), max_pixels) as image:
-        if image.size != (picture.width, picture.height):
-            stated = f"{picture.width}x{picture.height}"
+    with open_image(partial(str, annotated.path), max_pixels) as image:
+        if image.size != (annotated.width, annotated.height):
+            stated = f"{annotated.width}x{annotated.height}"
             raise UnreadableImageError(f"it is {image.width}x{image.height}, the annotations say {stated}")
         return read(image)
 
@@ -126,9 +125,23 @@ def flipped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 def collate(examples: list[Example]) -> DetectionBatch:
     """Join the readable examples into a batch; images keep their sizes."""
-    good = [(e.image, e.target, e.number) for e in examples if e.image is not None]
+    good = [(e.image, e.target, e.image_index) for e in examples if e.image is not None]
     corrupt = {path: reason for e in examples for path, reason in e.corrupt.items()}
     return DetectionBatch([i for i, _, _ in good], [t for _, t, _ in good], [n for _, _, n in good], corrupt)
+
+
+def noise(recipe: Detection) -> DetectionBatch:
+    """Return a batch of noise in the smallest size that a recipe trains on, with one object of label 1 per image."""
+    side, count = min(recipe.sizes), min(recipe.micro_batch or recipe.batch, 2)  # batch norm needs two
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    target = {
+        "boxes": torch.tensor([[0.0, 0.0, side / 2, side / 2]]),
+        "labels": torch.ones(1, dtype=torch.int64),
+        "masks": torch.ones(1, side, side, dtype=torch.uint8),
+        "masked": torch.ones(1, dtype=torch.bool),
+    }
+    return DetectionBatch(list(images), [target] * count, list(range(count)), {})
 
 
 def training_batches(

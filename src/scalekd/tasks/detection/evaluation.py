@@ -29,22 +29,22 @@ class AveragePrecision:
     per_class: dict[str, float | None]
 
 
-def as_results(outputs: Sequence[dict[str, Tensor]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+def as_results(outputs: Sequence[dict[str, Tensor]], coco_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Convert the outputs of torchvision's detectors to COCO's results; a category's id is its label.
 
     Args:
         outputs: For each image `boxes` `[N, 4]` (corners), `scores` `[N]`, `labels` `[N]`, and `masks`
             `[N, 1, h, w]` if the detector predicts them.
-        numbers: The id of each image.
+        coco_ids: The id of each image.
     """
     results = []
-    for output, number in zip(outputs, numbers, strict=True):
+    for output, coco_id in zip(outputs, coco_ids, strict=True):
         boxes, scores = output["boxes"].cpu(), output["scores"].cpu().tolist()
         sides = (boxes[:, 2:] - boxes[:, :2]).tolist()
         corners, labels = boxes[:, :2].tolist(), output["labels"].tolist()
         for index, score in enumerate(scores):
             result = {
-                "image_id": number,
+                "image_id": coco_id,
                 "category_id": labels[index],
                 "score": score,
                 "bbox": corners[index] + sides[index],

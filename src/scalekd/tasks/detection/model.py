@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from scalekd.errors import UserError
+from scalekd.tasks.detection.schema import Detection
 from scalekd.tasks.transfer.backbone import Backbone
 
 _ANCHOR = 8  # side of an anchor, in cells of its map
@@ -118,58 +118,41 @@ class _PartlyMaskedHeads(RoIHeads):  # type: ignore[misc]
         return [], {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": mask}
 
 
-def build_detector(
-    backbone: Backbone,
-    num_classes: int,
-    *,
-    sizes: Sequence[int],
-    max_size: int,
-    frozen_norm: bool,
-    frozen_stem: bool,
-    proposals: int,
-    width: int = 256,
-    hidden: int = 1024,
-    masks: bool = True,
-) -> FasterRCNN:
+def build_detector(recipe: Detection, backbone: Backbone, num_classes: int, *, masks: bool = True) -> FasterRCNN:
     """Build Mask R-CNN with the settings of mmdetection's `mask-rcnn_r50_fpn`, as far as torchvision supports them.
 
-    Without masks it is Faster R-CNN, which differs only in the missing mask head.
+    Without masks it is Faster R-CNN, which differs only in the missing mask head. All weights outside the backbone are
+    random, drawn from torch's global generator.
 
     In training mode the detector maps images (RGB in [0, 1], each `[3, h, w]`) and targets to losses by name; in eval
     mode it maps images to boxes, scores, labels and masks. With masks, `masked` `[N]` in the targets says which objects
     have one.
 
     Args:
+        recipe: The run's settings: the keys of `ModelKeys`, image sizes and proposals.
         backbone: Computes the feature maps.
         num_classes: Number of classes without the background, which is label 0.
-        sizes: Short sides in pixels that images are resized to. In training one is drawn for each image; evaluation
-            uses the last one.
-        max_size: Longest side in pixels.
-        frozen_norm: Whether the backbone's batch norms keep their statistics.
-        frozen_stem: Whether the backbone's layers up to the first map keep their weights.
-        proposals: Boxes per image that the heads are trained on.
-        width: Channels of the pyramid and of the mask head.
-        hidden: Width of the box head.
-        masks: Whether to train and predict masks.
+        masks: Whether to train and predict masks; they must be wanted by the recipe and exist in the data.
     """
-    if frozen_stem:
+    width = recipe.width
+    if recipe.frozen_stem:
         freeze_stem(backbone)
     names = [str(index) for index in range(len(backbone.strides))]
     strides = [*backbone.strides, 2 * backbone.strides[-1]]
     anchors = AnchorGenerator(tuple((_ANCHOR * stride,) for stride in strides), (_RATIOS,) * len(strides))
     options = {
-        "backbone": Pyramid(backbone, width, frozen_norm),
-        "min_size": tuple(sizes),
-        "max_size": max_size,
+        "backbone": Pyramid(backbone, width, recipe.frozen_norm),
+        "min_size": recipe.sizes,  # evaluation uses the last one
+        "max_size": recipe.max_size,
         "image_mean": backbone.mean.flatten().tolist(),  # so that padding with zeros has the mean colour
         "image_std": [1.0, 1.0, 1.0],
         "rpn_anchor_generator": anchors,
         "rpn_head": _ProposalHead(width, len(_RATIOS)),
         "rpn_post_nms_top_n_train": 1000,
         "box_roi_pool": MultiScaleRoIAlign(names, 7, sampling_ratio=0),
-        "box_head": TwoMLPHead(width * 7 * 7, hidden),
-        "box_batch_size_per_image": proposals,
-        "box_predictor": _BoxPredictor(hidden, num_classes + 1),
+        "box_head": TwoMLPHead(width * 7 * 7, recipe.hidden),
+        "box_batch_size_per_image": recipe.proposals,
+        "box_predictor": _BoxPredictor(recipe.hidden, num_classes + 1),
     }
     if not masks:
         return FasterRCNN(**options)
@@ -181,6 +164,12 @@ def build_detector(
     )
     detector.roi_heads.__class__ = _PartlyMaskedHeads  # torchvision does not accept another class
     return detector
+
+
+def detector_name(detector: FasterRCNN) -> str:
+    """Return a detector's name for messages: `Mask R-CNN on resnet18`."""
+    kind = "Mask R-CNN" if isinstance(detector, MaskRCNN) else "Faster R-CNN"
+    return f"{kind} on {detector.backbone.backbone.name}"
 
 
 def freeze_stem(backbone: Backbone) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from scalekd.tasks.detection.coco import Picture
+from scalekd.tasks.detection.coco import AnnotatedImage
 from scalekd.tasks.detection.data import Target
 
 _SCORE = 0.5  # predictions with a lower score are not drawn
@@ -33,13 +33,15 @@ def draw(image: Tensor, objects: Target, classes: Sequence[str]) -> Tensor:
     return boxed
 
 
-def write_comparison(path: Path, image: Tensor, picture: Picture, output: Target, classes: Sequence[str]) -> None:
+def write_comparison(
+    path: Path, image: Tensor, annotated: AnnotatedImage, output: Target, classes: Sequence[str]
+) -> None:
     """Write an image twice, side by side: with its annotations and with its predictions of score 0.5 or more.
 
     Args:
         path: PNG file to write.
         image: `[3, h, w]`, uint8.
-        picture: The image's annotations.
+        annotated: The image's annotations.
         output: The detector's output for it.
         classes: Class names, label 1 first.
     """
@@ -47,6 +49,6 @@ def write_comparison(path: Path, image: Tensor, picture: Picture, output: Target
     found = {name: value[sure].cpu() for name, value in output.items()}
     if "masks" in found:
         found["masks"] = found["masks"][:, 0] > _MASK
-    annotated = picture.target(masks="masks" in found)
-    sides = [draw(image, annotated, classes), draw(image, found, classes)]
+    targets = annotated.target(masks="masks" in found)
+    sides = [draw(image, targets, classes), draw(image, found, classes)]
     F.to_pil_image(torch.cat(sides, dim=2)).save(path)

@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scalekd.data.overlap import shared_files
 from scalekd.errors import UserError
-from scalekd.tasks.detection.categories import labels_by_name, learned_classes, tell_differences
+from scalekd.tasks.detection.categories import labels_by_name, learned_classes, report_absent_classes
 from scalekd.tasks.detection.coco import CocoSplit, Remark, build_split, read_source
 from scalekd.tasks.detection.schema import Detection
+from scalekd.tasks.transfer.splits import refuse_large_batch, refuse_shared
 
-Say = Callable[[str], object]
 
-
-def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
+def read_data(recipe: Detection, say: Callable[[str], object]) -> tuple[CocoSplit, CocoSplit]:
     """Read the training and validation images, and report a line on each split.
 
     Raises:
@@ -31,12 +29,13 @@ def read_data(recipe: Detection, say: Say) -> tuple[CocoSplit, CocoSplit]:
     ]
     _describe(splits[0], say, training=True)
     _describe(splits[1], say, training=False)
-    tell_differences(val.file, val.content, classes, say)
-    _refuse_shared(*splits)
+    report_absent_classes(val.file, val.content, classes, say)
+    training, validation = ([image.path for image in split.images] for split in splits)
+    refuse_shared(training, validation, "split them into two files (see docs/transfer-detection.md)")
     return _learned(splits[0], recipe, say), splits[1]
 
 
-def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> CocoSplit:
+def read_validation(recipe: Detection, classes: Sequence[str], say: Callable[[str], object]) -> CocoSplit:
     """Read the validation images for a detector of these classes.
 
     Raises:
@@ -46,7 +45,7 @@ def read_validation(recipe: Detection, classes: Sequence[str], say: Say) -> Coco
     labels = labels_by_name(source.file, source.content, classes, "the detector was trained for")
     val = build_split(source, labels, classes, crowds=recipe.crowds)
     _describe(val, say, training=False)
-    tell_differences(source.file, source.content, classes, say)
+    report_absent_classes(source.file, source.content, classes, say)
     return val
 
 
@@ -66,7 +65,7 @@ def _remarks(split: CocoSplit, *, training: bool) -> dict[str, int]:
     return {text: count for text, count in texts if text is not None}
 
 
-def _describe(split: CocoSplit, say: Say, *, training: bool) -> None:
+def _describe(split: CocoSplit, say: Callable[[str], object], *, training: bool) -> None:
     """Report a line on the content of a split.
 
     Raises:
@@ -95,16 +94,7 @@ def _why_nothing(split: CocoSplit, *, training: bool) -> str:
     return f"none of the {split.annotations} annotations can be {done}: {counted}"
 
 
-def _refuse_shared(train: CocoSplit, val: CocoSplit) -> None:
-    shared = shared_files((picture.path for picture in train.pictures), (picture.path for picture in val.pictures))
-    if shared:
-        raise UserError(
-            f"val_split: {len(shared)} of its {len(val)} images are training images too, the first {shared[0]}: "
-            "validation would measure training images; split them into two files (see docs/transfer-detection.md)"
-        )
-
-
-def _learned(train: CocoSplit, recipe: Detection, say: Say) -> CocoSplit:
+def _learned(train: CocoSplit, recipe: Detection, say: Callable[[str], object]) -> CocoSplit:
     """Select the training images, with or without empty ones, and check that there are enough for the recipe.
 
     Raises:
@@ -113,8 +103,7 @@ def _learned(train: CocoSplit, recipe: Detection, say: Say) -> CocoSplit:
     learned = train if recipe.empty_images else train.without_empty()
     if len(learned) < len(train):
         say(f"data      {len(train) - len(learned)} training images without objects are left out; see empty_images")
-    if recipe.batch > len(learned):
-        raise UserError(f"batch: {recipe.batch} is larger than the {len(learned)} training images; set it lower")
+    refuse_large_batch(recipe.batch, len(learned))
     steps = len(learned) // recipe.batch * recipe.epochs
     if recipe.warmup_steps >= steps:
         raise UserError(f"warmup_steps: {recipe.warmup_steps} must be less than the {steps} steps of the run")

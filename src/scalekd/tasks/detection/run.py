@@ -16,18 +16,20 @@ from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
-from scalekd.hardware import pick_compute, pick_device
+from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.models.weights import file_hash
 from scalekd.progress import plain_lines, watched
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.detection.coco import CocoSplit
-from scalekd.tasks.detection.data import evaluation_batches, training_batches
-from scalekd.tasks.detection.detector import build, load_detector, try_training
+from scalekd.tasks.detection.data import evaluation_batches, noise, training_batches
+from scalekd.tasks.detection.detector import load_detector
+from scalekd.tasks.detection.measuring import Tally, draw
+from scalekd.tasks.detection.model import build_detector, detector_name
 from scalekd.tasks.detection.reading import facts, read_data, read_validation
 from scalekd.tasks.detection.schema import Detection
-from scalekd.tasks.detection.task import DetectionTask, step_schedule
-from scalekd.tasks.detection.testing import Tally, draw
+from scalekd.tasks.detection.task import DetectionTask, detection_losses, step_schedule
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
+from scalekd.tasks.transfer.trial import try_training
 
 
 def train(
@@ -38,60 +40,39 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train a detector on a student's maps according to the recipe, and measure it.
-
-    Args:
-        recipe: The run's settings, `backbone` and `data` among them.
-        output: The run folder (see `RunFolder`).
-        resume: Whether to resume the run in `output`.
-        overwrite: Whether to delete a run that is in `output`.
-        console: Where to print; standard error by default.
+    """Train a detector; see `scalekd.commands.transfer.Runs` for the arguments and errors.
 
     Returns:
         The content of `result.json`: average precisions of boxes and, if learned, of masks, overall and per class;
         which data could not be used as is.
-
-    Raises:
-        UserError: For any wrong input.
-        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    recipe = located(recipe)
-    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
+    recipe, compute = located(recipe), pick_compute(recipe)
+    with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
         learned, val = read_data(recipe, context.say)
         backbone = build_backbone(recipe)
         for line in _describe_masks(recipe, learned, val):
             context.say(line)
-        detector = build(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
-        try_training(detector, recipe, backbone.name)
+        detector = build_detector(recipe, backbone, len(val.classes), masks=recipe.masks and learned.masked)
+        try_detector(detector, recipe, compute)
         inputs = {"training data": learned.fingerprint, "validation data": val.fingerprint}
         prepare(context, recipe, backbone, inputs)
-        return _train(context, recipe, detector, learned, val)
+        return _train(context, recipe, detector, learned, val, compute=compute)
 
 
 def evaluate(recipe: Detection, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the detector of a run, and draw its pictures again.
-
-    Args:
-        recipe: The run's settings; data and image sizes may differ.
-        output: The run folder.
-        console: Where the progress bar is shown.
-
-    Raises:
-        UserError: If there is no trained detector, or the data does not match the recipe or has other classes.
-    """
-    output = Path(output)
-    folder, (detector, classes) = RunFolder(output), load_detector(output, recipe)
+    """Measure the detector of a run; see `scalekd.commands.transfer.Runs`. Data and image sizes may differ."""
+    compute = pick_compute(recipe)
+    folder, (detector, classes) = RunFolder(Path(output)), load_detector(output, recipe)
     console = console or Console(stderr=True)
     say = plain_lines(console)
     val = read_validation(recipe, classes, say)
-    compute = pick_compute(recipe)
     corrupt, tally = CorruptImages(recipe.max_corrupt, say), Tally(val, masks=isinstance(detector, MaskRCNN))
     detector.to(compute.device)
     with torch.inference_mode():
         for batch in watched(evaluation_batches(val, recipe, say, Processes()), "measure", console):
             corrupt.add(batch.corrupt)
             with compute.autocast():
-                tally.add(detector, batch._replace(images=[image.to(compute.device) for image in batch.images]))
+                tally.add(detector, to_device(batch, compute.device))
     draw(detector, val, recipe, folder.pictures, compute=compute)
     return {
         **{kind: asdict(measured) for kind, measured in tally.figures().items()},
@@ -100,6 +81,21 @@ def evaluate(recipe: Detection, output: str | Path, *, console: Console | None =
         "corrupt_images": sorted(corrupt.paths),
         "detector": folder.detector.name,
     }
+
+
+def try_detector(detector: FasterRCNN, recipe: Detection, compute: Compute) -> None:
+    """Train a copy of a detector for one step on noise; see `try_training`."""
+    batch = noise(recipe)
+    try_training(
+        detector,
+        detection_losses,
+        batch,
+        task=DetectionTask.name,
+        name=detector_name(detector),
+        shape=(len(batch.images), *batch.images[0].shape),
+        seed=recipe.seed,
+        compute=compute,
+    )
 
 
 def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> list[str]:
@@ -114,11 +110,17 @@ def _describe_masks(recipe: Detection, learned: CocoSplit, val: CocoSplit) -> li
 
 
 def _train(
-    context: RunContext, recipe: Detection, detector: FasterRCNN, learned: CocoSplit, val: CocoSplit
+    context: RunContext,
+    recipe: Detection,
+    detector: FasterRCNN,
+    learned: CocoSplit,
+    val: CocoSplit,
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
-    device, processes, steps = pick_device(recipe.accelerator), context.processes, len(learned) // recipe.batch
+    processes, steps = context.processes, len(learned) // recipe.batch
     checkpoint = find_checkpoint(context, recipe.epochs * steps)
-    learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), device)
+    learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), compute.device)
     task = DetectionTask(context, recipe, learner, val)
     intervals = Intervals(
         steps=recipe.epochs * steps,
@@ -133,7 +135,7 @@ def _train(
     masks = isinstance(detector, MaskRCNN)
     trained = fit(
         context,
-        recipe,
+        compute,
         task,
         intervals,
         lambda start: training_batches(learned, recipe, context.say, processes, masks=masks, start=start),
@@ -148,14 +150,20 @@ def _train(
         "backbone": detector.backbone.backbone.name,
         "detector": context.folder.detector.name,
     }
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(
-    task: DetectionTask, recipe: Detection, val: CocoSplit, context: RunContext, result: dict[str, Any]
+    task: DetectionTask,
+    recipe: Detection,
+    val: CocoSplit,
+    context: RunContext,
+    result: dict[str, Any],
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.final.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    draw(task.final.eval(), val, recipe, context.folder.pictures, compute=compute)
     result = result | {"sha256": file_hash(context.folder.detector)}
     write_json(context.folder.result, result)
     return result

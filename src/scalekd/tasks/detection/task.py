@@ -20,8 +20,9 @@ from scalekd.tasks.detection.coco import CocoSplit
 from scalekd.tasks.detection.data import DetectionBatch
 from scalekd.tasks.detection.detector import save_detector
 from scalekd.tasks.detection.evaluation import AveragePrecision
+from scalekd.tasks.detection.measuring import Tally, scaled
+from scalekd.tasks.detection.model import detector_name
 from scalekd.tasks.detection.schema import Detection
-from scalekd.tasks.detection.testing import Tally, scaled
 from scalekd.tasks.transfer.task import TransferTask
 
 _ONE = {"boxes": "box", "masks": "mask"}
@@ -49,16 +50,14 @@ class DetectionTask(TransferTask):
         self.figures: dict[str, AveragePrecision] = {}
         self.seen = 0
         self._context, self._recipe, self._val = context, recipe, val
-        self._masks, self._backbone = isinstance(learner.model, MaskRCNN), self.final.backbone.backbone.name
+        self._masks, self._named = isinstance(learner.model, MaskRCNN), detector_name(self.final)
         self._tally = Tally(val, masks=self._masks)
 
     def loss_terms(self, model: nn.Module, batch: DetectionBatch) -> dict[str, Tensor]:
         if not batch.images:
             raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
-        shape = (len(batch.images), *batch.images[0].shape)
-        with naming_model("backbone", self._backbone, shape, "be trained on"):
-            losses: dict[str, Tensor] = model(scaled(batch.images), batch.targets)
-        return {name.removeprefix("loss_"): value for name, value in losses.items()}
+        with naming_model(self.name, self._named, (len(batch.images), *batch.images[0].shape), "be trained on"):
+            return detection_losses(model, batch)
 
     def start_validation(self) -> None:
         self._tally = Tally(self._val, masks=self._masks)
@@ -93,6 +92,12 @@ class DetectionTask(TransferTask):
     def save(self, *, measured: bool) -> None:
         if self._context.processes.first:
             save_detector(self._context.folder.detector, self.final, self._recipe, self._val.classes)
+
+
+def detection_losses(model: nn.Module, batch: DetectionBatch) -> dict[str, Tensor]:
+    """Compute the losses of a detector on a batch."""
+    losses: dict[str, Tensor] = model(scaled(batch.images), batch.targets)
+    return {name.removeprefix("loss_"): value for name, value in losses.items()}
 
 
 def step_schedule(recipe: Detection, steps_per_epoch: int, optimizer: Optimizer) -> Scheduler:

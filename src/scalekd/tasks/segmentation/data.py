@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
-from scalekd.data.decoding import UnreadableImageError, open_image, read
+from scalekd.data.decoding import open_image, read
 from scalekd.data.loader import steady_loader
 from scalekd.data.patience import DataGoneError, Patience
 from scalekd.data.steady import SteadyLoader
@@ -24,6 +24,7 @@ from scalekd.errors import UserError
 from scalekd.tasks.segmentation.files import Pairs
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
 from scalekd.tasks.segmentation.values import Coding
+from scalekd.tasks.transfer.readable import first_readable
 
 _MEAN = [round(255 * share) for share in IMAGENET_DEFAULT_MEAN]
 
@@ -44,6 +45,11 @@ class SegmentationBatch(NamedTuple):
     labels: Tensor
     corrupt: dict[str, str]
     wrong: str = ""
+
+    def refuse_wrong(self) -> None:
+        """Raise the error that a worker process found in a label image, if any."""
+        if self.wrong:
+            raise UserError(self.wrong)
 
 
 class LabelledImages(Dataset[SegmentationBatch]):
@@ -66,25 +72,25 @@ class LabelledImages(Dataset[SegmentationBatch]):
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> SegmentationBatch:
-        corrupt: dict[str, str] = {}
-        for offset in range(len(self) if self.substitute else 1):
-            index = (key.image + offset) % len(self)
-            try:
-                pixels, numbers = self._patience.read(self.pairs.root, partial(self._read, index))
-            except UnreadableImageError as error:
-                corrupt[str(self.pairs.images[index])] = f"or {self.pairs.labels[index]}: {error}"
-                continue
-            except DataGoneError:
-                raise
-            except UserError as error:  # wrong content of a label image; the main process raises it
-                return SegmentationBatch(torch.empty(0), torch.empty(0), {}, str(error))
-            with seeded(self.seed, key.epoch, index):
-                pixels, numbers = self.transform(pixels, numbers)
-            return SegmentationBatch(pixels[None], numbers[None], corrupt)
-        return SegmentationBatch(torch.empty(0), torch.empty(0), corrupt)
+        try:
+            found, reasons = first_readable(self._read, key.image, len(self), substitute=self.substitute)
+        except DataGoneError:
+            raise
+        except UserError as error:  # wrong content of a label image; the main process raises it
+            return SegmentationBatch(torch.empty(0), torch.empty(0), {}, str(error))
+        corrupt = {str(self.pairs.images[i]): f"or {self.pairs.labels[i]}: {reason}" for i, reason in reasons.items()}
+        if found is None:
+            return SegmentationBatch(torch.empty(0), torch.empty(0), corrupt)
+        index, (pixels, numbers) = found
+        with seeded(self.seed, key.epoch, index):
+            pixels, numbers = self.transform(pixels, numbers)
+        return SegmentationBatch(pixels[None], numbers[None], corrupt)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Read an image `[3, h, w]` and its labels `[h, w]`."""
+        return self._patience.read(self.pairs.root, partial(self._decode, index))
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        """Decode an image `[3, h, w]` and its labels `[h, w]`."""
         with open_image(partial(str, self.pairs.images[index]), self._max_pixels) as opened:
             pixels = read(opened)
         return pixels, torch.from_numpy(self._coding.read(self.pairs.labels[index]))
@@ -131,6 +137,13 @@ def _crop(crop: v2.RandomCrop, share: float, image: Tensor, label: Tensor) -> An
         if counts.max() <= share * counts.sum() and counts.any():
             break
     return part
+
+
+def noise(recipe: Segmentation) -> SegmentationBatch:
+    """Return two images of noise of the crop's size, with a class for each pixel."""
+    shape, generator = (2, 3, recipe.crop, recipe.crop), torch.Generator().manual_seed(recipe.seed)  # UPerNet needs two
+    images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, generator=generator)
+    return SegmentationBatch(images, images[:, 0] % len(recipe.class_names), {})
 
 
 def training_loader(

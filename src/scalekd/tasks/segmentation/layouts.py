@@ -45,7 +45,7 @@ def _roboflow(data: Path) -> str:
 
 
 def _train_and_val(splits: list[str]) -> tuple[str, str]:
-    """Choose the training and validation splits by their names; if the names do not tell, the first and second."""
+    """Choose the training and validation splits by their names; otherwise the first two."""
     train = next((split for split in splits if split.startswith("train")), splits[0])
     others = [split for split in splits if split != train]
     val = next((split for split in others if split.startswith("val")), others[0] if others else train)
@@ -91,7 +91,7 @@ def _without_masks(data: Path) -> str:
         )
     if (data / "annotations.xml").is_file():
         return f"{data} holds CVAT's polygons (annotations.xml); export the task as 'Segmentation mask'"
-    if any(islice((path for path in data.rglob("labels/**/*.txt")), 1)):
+    if any(islice(data.rglob("labels/**/*.txt"), 1)):
         return f"{data} holds YOLO's labels, boxes or polygons as text; draw the polygons as label images"
     labels = next(islice(data.rglob("*.json"), 1), None)
     if labels is not None:

@@ -66,6 +66,11 @@ class Segmenter(nn.Module):
             if part is not None:
                 initialization.initialize_decoder(part)
 
+    @property
+    def name(self) -> str:
+        """Name for messages: `UPerNet on resnet18`."""
+        return f"UPerNet on {self.backbone.name}"
+
     def forward(self, images: Tensor) -> Scores:
         """Compute class scores of each pixel for RGB images in [0, 1] `[B, 3, h, w]` of any size."""
         maps = self.backbone(images)

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
-from scalekd.data.overlap import refuse_output_among_images, shared_files
+from scalekd.data.overlap import refuse_output_among_images
 from scalekd.engine.context import RunContext, find_checkpoint
 from scalekd.engine.loop import Intervals
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
-from scalekd.hardware import pick_compute, pick_device
+from scalekd.hardware import Compute, pick_compute
 from scalekd.models.fitting import load_weights
 from scalekd.models.layout import choose_attention, choose_convolutions
 from scalekd.models.weights import file_hash, read_weights
@@ -24,14 +24,16 @@ from scalekd.progress import plain_lines, watched
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.segmentation.counting import check_labels
-from scalekd.tasks.segmentation.data import testing_loader, training_loader
+from scalekd.tasks.segmentation.data import noise, testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, folders_of, read_pairs
+from scalekd.tasks.segmentation.measuring import IntersectionOverUnion, draw, measure
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
-from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, try_training
-from scalekd.tasks.segmentation.testing import IntersectionOverUnion, draw, measure
+from scalekd.tasks.segmentation.task import HEAD, SegmentationTask, poly_schedule, segmentation_losses
 from scalekd.tasks.transfer.backbone import Backbone, card_of
 from scalekd.tasks.transfer.running import build_backbone, build_learner, fit, located, prepare, transfer_context
+from scalekd.tasks.transfer.splits import refuse_large_batch, refuse_shared
+from scalekd.tasks.transfer.trial import try_training
 
 
 def train(
@@ -42,88 +44,60 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Train UPerNet on a student's maps according to the recipe, and measure it.
-
-    Args:
-        recipe: The run's settings, `data` and `backbone` among them.
-        output: The run folder (see `RunFolder`).
-        resume: Whether to resume the run in `output`.
-        overwrite: Whether to delete a run that is in `output`.
-        console: Where to print; standard error by default.
+    """Train UPerNet; see `scalekd.commands.transfer.Runs` for the arguments and errors.
 
     Returns:
         The content of `result.json`: mIoU, the number of classes that it averages, IoU per class and pixel accuracy in
         percent, the weights' hash, time.
-
-    Raises:
-        UserError: For any wrong input.
-        Interrupted: If a signal stopped the run; in training, the checkpoint is written.
     """
-    recipe = located(recipe)
+    recipe, compute = located(recipe), pick_compute(recipe)
     for name in (recipe.train_split, recipe.val_split):
         refuse_output_among_images(Path(output), folders_of(recipe, name))
-    with transfer_context(recipe, output, resume=resume, overwrite=overwrite, console=console) as context:
+    with transfer_context(recipe, output, compute, resume=resume, overwrite=overwrite, console=console) as context:
         pairs = [read_pairs(recipe, split) for split in (recipe.train_split, recipe.val_split)]
-        if recipe.batch > len(pairs[0]):
-            raise UserError(f"batch: {recipe.batch} is larger than the {len(pairs[0])} training images; set it to less")
+        refuse_large_batch(recipe.batch, len(pairs[0]))
         if not recipe.class_names:
             raise UserError("num_classes: none is given; pass --num-classes (or the names, as classes in a recipe)")
-        _refuse_shared(*pairs)
+        refuse_shared(pairs[0].images, pairs[1].images, "remove them from one of the splits")
         share = recipe.batch // context.processes.count
         if min(recipe.micro_batch or share, share) < 2:
             raise UserError(f"batch: UPerNet's batch norms need at least 2 images at once in each process, not {share}")
         if not resume:  # a resumed run has already done so
             for split in pairs:
                 check_labels(split, recipe, context.say, context.console)
-        segmenter = _build(recipe, build_backbone(recipe, spread=True))
-        try_training(segmenter, recipe)
+        segmenter = _build(recipe, build_backbone(recipe, spread=True), compute)
+        try_segmenter(segmenter, recipe, compute)
         for line in _describe(segmenter, pairs):
             context.say(line)
         inputs = {"training data": pairs[0].fingerprint, "validation data": pairs[1].fingerprint}
         prepare(context, recipe, segmenter.backbone, inputs)
-        return _train(context, recipe, segmenter, *pairs)
-
-
-def _refuse_shared(train: Pairs, val: Pairs) -> None:
-    """Check that no validation image is among the training images."""
-    shared = shared_files(map(Path, train.images), map(Path, val.images))
-    if shared:
-        raise UserError(
-            f"val_split: {len(shared)} of its {len(val)} images are also training images, the first {shared[0]}: "
-            "figures would be those of training; remove them from one of the splits"
-        )
+        return _train(context, recipe, segmenter, *pairs, compute=compute)
 
 
 def evaluate(recipe: Segmentation, output: str | Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Measure the model of a run, and draw its pictures again.
-
-    Args:
-        recipe: The run's settings; those of testing may differ.
-        output: The run folder.
-        console: Where the progress bar is shown.
-
-    Raises:
-        UserError: If there is no trained model, or the data does not match the recipe.
-    """
-    output = Path(output)
-    folder, pairs = RunFolder(output), read_pairs(recipe, recipe.val_split)
-    segmenter = load_segmenter(output)
+    """Measure the segmenter of a run; see `scalekd.commands.transfer.Runs`. Data and the keys of testing may differ."""
     compute = pick_compute(recipe)
+    folder, pairs = RunFolder(Path(output)), read_pairs(recipe, recipe.val_split)
+    segmenter = load_segmenter(output, compute)
     console = console or Console(stderr=True)
     say = plain_lines(console)
     check_labels(pairs, recipe, say, console, fewest=1)
     corrupt = CorruptImages(recipe.max_corrupt, say)
-    segmenter.to(compute.device).eval()
+    segmenter.to(compute.device)
     batches = watched(testing_loader(pairs, recipe, say, Processes()), "measure", console)
     figures = measure(segmenter, batches, recipe, compute=compute, corrupt=corrupt)
     draw(segmenter, pairs, recipe, folder.pictures, compute=compute)
-    return _in_words(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
+    return _rounded(figures, recipe) | {"corrupt_images": sorted(corrupt.paths)}
 
 
-def load_segmenter(path: str | Path) -> Segmenter:
+def load_segmenter(path: str | Path, compute: Compute | None = None) -> Segmenter:
     """Load the segmenter of a run, in eval mode; the backbone's own file is not needed.
 
     It takes images (RGB in [0, 1], `[B, 3, h, w]`) and returns `Scores`.
+
+    Args:
+        path: The run folder.
+        compute: Where and in which number format the segmenter will run. Default: as the run did.
 
     Raises:
         UserError: If there is no such run, or it has not saved a segmenter yet.
@@ -131,12 +105,13 @@ def load_segmenter(path: str | Path) -> Segmenter:
     folder = RunFolder(Path(path))
     recipe = load_as(Segmentation, folder.stored_keys(), {})
     state, card = read_weights(folder.segmenter)
-    segmenter = _build(recipe, Backbone.from_card(card_of(folder.segmenter, card, HEAD), spread=True))
+    backbone = Backbone.from_card(card_of(folder.segmenter, card, HEAD), spread=True)
+    segmenter = _build(recipe, backbone, compute or pick_compute(recipe))
     load_weights(segmenter, state, folder.segmenter)
     return segmenter.eval()
 
 
-def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
+def _build(recipe: Segmentation, backbone: Backbone, compute: Compute) -> Segmenter:
     segmenter = Segmenter(
         backbone,
         len(recipe.class_names),
@@ -144,12 +119,26 @@ def _build(recipe: Segmentation, backbone: Backbone) -> Segmenter:
         dropout=recipe.dropout,
         auxiliary=recipe.auxiliary_weight > 0,
     )
-    device, dtype = pick_compute(recipe)
-    choose_attention(segmenter, device, dtype)
-    choose_convolutions(segmenter, device, dtype)
+    choose_attention(segmenter, *compute)
+    choose_convolutions(segmenter, *compute)
     if recipe.channels_last:
         segmenter.to(memory_format=torch.channels_last)
     return segmenter
+
+
+def try_segmenter(segmenter: Segmenter, recipe: Segmentation, compute: Compute) -> None:
+    """Train a copy of a segmenter for one step on noise; see `try_training`."""
+    batch = noise(recipe)
+    try_training(
+        segmenter,
+        partial(segmentation_losses, auxiliary_weight=recipe.auxiliary_weight),
+        batch,
+        task=SegmentationTask.name,
+        name=segmenter.name,
+        shape=batch.images.shape,
+        seed=recipe.seed,
+        compute=compute,
+    )
 
 
 def _describe(segmenter: Segmenter, pairs: list[Pairs]) -> list[str]:
@@ -163,10 +152,12 @@ def _describe(segmenter: Segmenter, pairs: list[Pairs]) -> list[str]:
     ]
 
 
-def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs) -> dict[str, Any]:
-    device, processes = pick_device(recipe.accelerator), context.processes
+def _train(
+    context: RunContext, recipe: Segmentation, segmenter: Segmenter, train: Pairs, val: Pairs, *, compute: Compute
+) -> dict[str, Any]:
+    processes = context.processes
     checkpoint = find_checkpoint(context, recipe.steps)
-    learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), device)
+    learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), compute.device)
     task = SegmentationTask(context, recipe, learner)
     intervals = Intervals(
         steps=recipe.steps,
@@ -180,7 +171,7 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
     )
     facts = fit(
         context,
-        recipe,
+        compute,
         task,
         intervals,
         lambda start: training_loader(train, recipe, context.say, processes, start=start),
@@ -188,21 +179,28 @@ def _train(context: RunContext, recipe: Segmentation, segmenter: Segmenter, trai
         checkpoint=checkpoint,
     )
     assert task.figures is not None
-    result = {**_in_words(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result))
+    result = {**_rounded(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
+    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(
-    task: SegmentationTask, recipe: Segmentation, val: Pairs, context: RunContext, result: dict[str, Any]
+    task: SegmentationTask,
+    recipe: Segmentation,
+    val: Pairs,
+    context: RunContext,
+    result: dict[str, Any],
+    *,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Draw pictures and write the result."""
-    draw(task.segmenter.eval(), val, recipe, context.folder.pictures, compute=pick_compute(recipe))
+    draw(task.segmenter.eval(), val, recipe, context.folder.pictures, compute=compute)
     result = result | {"model": context.folder.segmenter.name, "sha256": file_hash(context.folder.segmenter)}
     write_json(context.folder.result, result)
     return result
 
 
-def _in_words(figures: IntersectionOverUnion, recipe: Segmentation) -> dict[str, Any]:
+def _rounded(figures: IntersectionOverUnion, recipe: Segmentation) -> dict[str, Any]:
+    """Return the figures as `result.json` holds them."""
     iou = {
         name: None if value is None else round(value, 3)
         for name, value in zip(recipe.class_names, figures.iou, strict=True)

@@ -152,7 +152,7 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
         if self.num_classes and self.classes and self.num_classes != len(self.classes):
             raise ValueError(f"num_classes: {self.num_classes}, but {len(self.classes)} classes are named")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: give each name once")
+            raise ValueError("classes: a name occurs twice")
         if self.classes and not 2 <= len(self.classes) <= _MOST_CLASSES:
             raise ValueError(f"classes: {len(self.classes)} are named; there must be 2 to {_MOST_CLASSES}")
         if self.window_stride and self.window_stride > (self.window or 0):

@@ -23,8 +23,8 @@ def suggest_flags(values: set[int], recipe: Segmentation, *, coloured: bool, sur
 
 def _of_zero(seen: list[int], recipe: Segmentation) -> str:
     """Suggest the other reading of 0 if it fits the values seen (without 255); empty otherwise."""
-    count, fewest = len(recipe.class_names), 2
-    if len(seen) < fewest:
+    count = len(recipe.class_names)
+    if len(seen) < 2:  # one value fits either reading
         return ""
     if recipe.zero_is_unlabelled and seen[0] == 0 and seen[-1] < count:
         return f"if 0 is {recipe.class_names[0]!r}, pass --no-zero-is-unlabelled"

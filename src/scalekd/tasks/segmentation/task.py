@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scalekd.data import CorruptImages, seeded
+from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext
 from scalekd.engine.learner import Learner
 from scalekd.errors import UserError
-from scalekd.hardware import pick_compute
 from scalekd.models.failure import naming_model
 from scalekd.tasks.segmentation.data import SegmentationBatch
+from scalekd.tasks.segmentation.measuring import IntersectionOverUnion, Tally
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import IGNORED, Segmentation
-from scalekd.tasks.segmentation.testing import IntersectionOverUnion, Tally, classify
 from scalekd.tasks.transfer.backbone import save_whole
 from scalekd.tasks.transfer.task import TransferTask
 
@@ -56,23 +53,20 @@ class SegmentationTask(TransferTask):
         return self.final
 
     def loss_terms(self, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
-        _refuse_wrong_labels(batch)
+        batch.refuse_wrong()
         if not batch.images.numel():
             raise UserError("data: no image of a batch can be read; max_corrupt says how many may be unreadable")
-        with naming_model("backbone", self.segmenter.backbone.name, batch.images.shape, "be trained on"):
-            return segmentation_losses(model, batch.images, batch.labels, self._recipe.auxiliary_weight)
+        with naming_model(self.name, self.segmenter.name, batch.images.shape, "be trained on"):
+            return segmentation_losses(model, batch, auxiliary_weight=self._recipe.auxiliary_weight)
 
     def _new_tally(self) -> Tally:
-        return Tally(len(self._recipe.class_names), next(self.segmenter.parameters()).device)
+        return Tally(self._recipe, next(self.segmenter.parameters()).device)
 
     def start_validation(self) -> None:
         self._tally = self._new_tally()
 
     def validate(self, batch: SegmentationBatch, step: int) -> None:
-        _refuse_wrong_labels(batch)
-        if batch.images.numel():
-            predicted = classify(self.segmenter, batch.images, batch.labels.shape[-2:], self._recipe)
-            self._tally.add(predicted, batch.labels)
+        self._tally.add(self.segmenter, batch)
 
     def end_validation(self, step: int) -> None:
         self.figures = self._tally.figures()
@@ -102,12 +96,6 @@ class SegmentationTask(TransferTask):
             )
 
 
-def _refuse_wrong_labels(batch: SegmentationBatch) -> None:
-    """Raise the error that a worker process found in a label image of the batch, if any."""
-    if batch.wrong:
-        raise UserError(batch.wrong)
-
-
 def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
     """Build the learning-rate schedule by optimiser steps: linear warm-up, then polynomial decay."""
     return PolyLRScheduler(
@@ -122,32 +110,13 @@ def poly_schedule(recipe: Segmentation, optimizer: Optimizer) -> Scheduler:
     )
 
 
-def segmentation_losses(model: nn.Module, images: Tensor, labels: Tensor, auxiliary_weight: float) -> dict[str, Tensor]:
-    """Compute the losses of a segmenter on images `[B, 3, h, w]`, uint8, and labels `[B, h, w]`."""
-    scores = model(images.float() / 255)
-    terms = {"decoder": cross_entropy(scores.logits, labels)}
+def segmentation_losses(model: nn.Module, batch: SegmentationBatch, *, auxiliary_weight: float) -> dict[str, Tensor]:
+    """Compute the losses of a segmenter on a batch."""
+    scores = model(batch.images.float() / 255)
+    terms = {"decoder": cross_entropy(scores.logits, batch.labels)}
     if scores.auxiliary is not None:
-        terms["auxiliary"] = auxiliary_weight * cross_entropy(scores.auxiliary, labels)
+        terms["auxiliary"] = auxiliary_weight * cross_entropy(scores.auxiliary, batch.labels)
     return terms
-
-
-def try_training(segmenter: Segmenter, recipe: Segmentation) -> None:
-    """Train a copy of a segmenter for one step on noise, so that what cannot be trained fails before a run starts.
-
-    Args:
-        segmenter: The segmenter. It and the random state are not changed.
-        recipe: The run's settings.
-
-    Raises:
-        ModelError: If the step fails; names the backbone and the images' shape.
-    """
-    compute, shape = pick_compute(recipe), (2, 3, recipe.crop, recipe.crop)  # UPerNet needs 2 images
-    with seeded(recipe.seed), naming_model("backbone", segmenter.backbone.name, shape, "be trained on"):
-        trial = copy.deepcopy(segmenter).to(compute.device).train()
-        images = torch.randint(0, IGNORED, shape, dtype=torch.uint8, device=compute.device)
-        with compute.autocast():
-            terms = segmentation_losses(trial, images, images[:, 0] % len(recipe.class_names), recipe.auxiliary_weight)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError, first_line
+from scalekd.models.failure import naming_model
 from scalekd.models.fitting import load_weights
 from scalekd.models.image_model import ImageModel
 from scalekd.models.sources import create, is_timm
@@ -99,11 +100,15 @@ class Backbone(nn.Module):
 
         Images are RGB in [0, 1]. `H` and `W` are `h` and `w` rounded up to multiples of 32; images are padded at the
         right and bottom with the mean colour.
+
+        Raises:
+            ModelError: If the model's own code fails.
         """
-        images = (images - self.mean) / self.std
-        height, width = images.shape[-2:]
-        maps = self._read(F.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
-        return [scale(features) for scale, features in zip(self.scales, maps, strict=True)]
+        with naming_model("backbone", self.name, images.shape, "be trained on" if self.training else "run on"):
+            images = (images - self.mean) / self.std
+            height, width = images.shape[-2:]
+            maps = self._read(F.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+            return [scale(features) for scale, features in zip(self.scales, maps, strict=True)]
 
     def _read(self, images: Tensor) -> list[Tensor]:
         """Compute the model's own map for each of the four maps; in tiles if the model's input size is fixed."""

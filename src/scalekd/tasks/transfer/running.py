@@ -23,7 +23,7 @@ from scalekd.engine.loop import Intervals, Loop
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
-from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype
+from scalekd.hardware import Compute, keep_freed_memory
 from scalekd.models.weights import file_hash
 from scalekd.runs.checkpoints import Checkpoint
 from scalekd.runs.group import RunGroup
@@ -37,13 +37,14 @@ R = TypeVar("R", bound=Transfer)
 
 @contextmanager
 def transfer_context(
-    recipe: Transfer, output: str | Path, *, resume: bool, overwrite: bool, console: Console | None
+    recipe: Transfer, output: str | Path, compute: Compute, *, resume: bool, overwrite: bool, console: Console | None
 ) -> Iterator[RunContext]:
     """Return the run context after checking the run folder and processes.
 
     Args:
         recipe: The run's settings, from `located`.
         output: The run folder.
+        compute: Where and in which number format the model will run.
         resume: Whether to resume the run in `output`.
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
@@ -54,7 +55,7 @@ def transfer_context(
     with run_context(RunGroup(output), recipe.devices, resume=resume, console=console) as context:
         processes = context.processes
         processes.first_says(lambda: context.group.check([recipe], resume=resume, overwrite=overwrite))
-        check_devices(processes, recipe.accelerator, pick_device(recipe.accelerator))
+        check_devices(processes, recipe.accelerator, compute.device)
         if recipe.batch % (processes.count * (recipe.micro_batch or 1)):
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {processes.count} processes")
         yield context
@@ -157,7 +158,7 @@ def build_learner(
 
 def fit(
     context: RunContext,
-    recipe: Transfer,
+    compute: Compute,
     task: TransferTask,
     intervals: Intervals,
     training: Callable[[int], Iterable[Any]],
@@ -169,7 +170,7 @@ def fit(
 
     Args:
         context: The run's surroundings.
-        recipe: The run's settings.
+        compute: Where and in which number format the model runs.
         task: What is trained.
         intervals: What happens at which step.
         training: Returns this process's micro-batches, starting with a given one.
@@ -179,8 +180,7 @@ def fit(
     Returns:
         The part of the result that describes the training: steps, samples, seconds and so on.
     """
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
+    device, dtype = compute
     keep_freed_memory()
     loop = Loop(task, intervals, context, device=device, dtype=dtype, command=f"transfer {task.name}")
     return loop.run(training, validation, checkpoint) | {

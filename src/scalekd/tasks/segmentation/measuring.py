@@ -14,8 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import draw_segmentation_masks, save_image
 
 from scalekd.data import CorruptImages, Key
-from scalekd.errors import UserError
-from scalekd.hardware import Compute
+from scalekd.hardware import Compute, to_device
 from scalekd.tasks.segmentation.data import LabelledImages, SegmentationBatch, testing_transform
 from scalekd.tasks.segmentation.files import Pairs
 from scalekd.tasks.segmentation.model import Segmenter, predict
@@ -51,14 +50,27 @@ class IntersectionOverUnion:
 
 
 class Tally:
-    """Counts pixels by class and prediction, batch by batch."""
+    """Counts a segmenter's pixels on a split by class and prediction, batch by batch.
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self._counts = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED).to(device)
+    Args:
+        recipe: The run's settings: the classes, window, stride and flip.
+        device: Where the segmenter and the batches are.
+    """
 
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count the pixels of a batch; both arguments are class indices `[B, h, w]`."""
-        self._counts.update(predicted, labels.long())
+    def __init__(self, recipe: Segmentation, device: torch.device) -> None:
+        self._recipe = recipe
+        self._counts = MulticlassConfusionMatrix(len(recipe.class_names), ignore_index=IGNORED).to(device)
+
+    def add(self, segmenter: Segmenter, batch: SegmentationBatch) -> None:
+        """Run the segmenter on a batch on its device and count the pixels; the batch may be empty.
+
+        Raises:
+            UserError: If a label image is wrong.
+        """
+        batch.refuse_wrong()
+        if batch.images.numel():
+            predicted = classify(segmenter, batch.images, batch.labels.shape[-2:], self._recipe)
+            self._counts.update(predicted, batch.labels.long())
 
     def figures(self) -> IntersectionOverUnion:
         """Compute the figures from the counts; all are zero if no pixel is labelled."""
@@ -71,17 +83,6 @@ class Tally:
             pixel_accuracy=float(100 * hits.sum() / counts.sum().clamp(min=1)),
             iou=tuple(float(value) if found else None for value, found in zip(iou, occurs, strict=True)),
         )
-
-
-def check(batch: SegmentationBatch, corrupt: CorruptImages) -> None:
-    """Count the unreadable files of a batch.
-
-    Raises:
-        UserError: If a label image is wrong, or too many files are unreadable.
-    """
-    if batch.wrong:
-        raise UserError(batch.wrong)
-    corrupt.add(batch.corrupt)
 
 
 def classify(model: Segmenter, images: Tensor, size: torch.Size, recipe: Segmentation) -> Tensor:
@@ -119,16 +120,11 @@ def measure(
     Raises:
         UserError: If a label image is wrong, or too many files are unreadable.
     """
-    device = compute.device
-    tally = Tally(len(recipe.class_names), device)
+    tally = Tally(recipe, compute.device)
     for batch in batches:
-        check(batch, corrupt)
-        if not batch.images.numel():
-            continue
-        images, labels = batch.images.to(device), batch.labels.to(device)
+        corrupt.add(batch.corrupt)
         with compute.autocast():
-            predicted = classify(model, images, labels.shape[-2:], recipe)
-        tally.add(predicted, labels)
+            tally.add(model, to_device(batch, compute.device))
     return tally.figures()
 
 

@@ -12,7 +12,7 @@ from scalekd.data.decoding import UnreadableImageError
 from scalekd.engine.processes import Processes
 from scalekd.hardware import Compute
 from scalekd.tasks.detection.coco import CocoSplit
-from scalekd.tasks.detection.data import DetectionBatch, read_picture
+from scalekd.tasks.detection.data import DetectionBatch, read_annotated
 from scalekd.tasks.detection.evaluation import AveragePrecision, as_results, average_precision
 from scalekd.tasks.detection.pictures import write_comparison
 from scalekd.tasks.detection.schema import Detection
@@ -26,7 +26,7 @@ class Tally:
         masks: Whether to measure masks in addition to boxes.
 
     Attributes:
-        seen: Ids of the evaluated images; only these count.
+        seen: COCO ids of the evaluated images; only these count.
     """
 
     def __init__(self, val: CocoSplit, *, masks: bool) -> None:
@@ -38,14 +38,14 @@ class Tally:
         """Run the detector on a batch on its device and collect the predictions; the batch may be empty."""
         if not batch.images:
             return
-        numbers = [self._val.pictures[index].number for index in batch.numbers]
-        self._results += as_results(detector(scaled(batch.images)), numbers)
-        self.seen += numbers
+        ids = [self._val.images[index].coco_id for index in batch.indices]
+        self._results += as_results(detector(scaled(batch.images)), ids)
+        self.seen += ids
 
     def share(self, processes: Processes) -> None:
         """Gather the predictions of all processes; every process must call it."""
         self._results = [result for results in processes.gather(self._results) for result in results]
-        self.seen = [number for numbers in processes.gather(self.seen) for number in numbers]
+        self.seen = [one for ids in processes.gather(self.seen) for one in ids]
 
     def figures(self) -> dict[str, AveragePrecision]:
         """Compute the figures of `boxes`, and of `masks` if they are measured."""
@@ -72,11 +72,11 @@ def draw(detector: nn.Module, val: CocoSplit, recipe: Detection, folder: Path, *
         compute: The detector's device, and the number format in which it runs.
     """
     folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(val.pictures[: recipe.pictures]):
+    for index, annotated in enumerate(val.images[: recipe.pictures]):
         try:
-            image = read_picture(picture, recipe.max_pixels)
+            image = read_annotated(annotated, recipe.max_pixels)
         except UnreadableImageError:  # already counted in the validation
             continue
         with compute.autocast():
             (found,) = detector(scaled([image.to(compute.device)]))
-        write_comparison(folder / f"{number:03}-{picture.path.stem}.png", image, picture, found, val.classes)
+        write_comparison(folder / f"{index:03}-{annotated.path.stem}.png", image, annotated, found, val.classes)
