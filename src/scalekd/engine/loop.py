@@ -25,7 +25,7 @@ from scalekd.engine.processes import Request, Vote
 from scalekd.engine.sharding import kept_state, restore_state
 from scalekd.engine.task import Task
 from scalekd.errors import Interrupted, UserError
-from scalekd.hardware import autocast, to_device
+from scalekd.hardware import Compute, to_device
 from scalekd.runs.checkpoints import RUN, Checkpoint
 from scalekd.runs.group import naming
 
@@ -65,8 +65,7 @@ class Loop:
         task: What is trained.
         intervals: What happens at which step.
         context: Folders, processes, signals and console of the run.
-        device: Where the models are.
-        dtype: The autocast type.
+        compute: Where and in which number format the models are trained.
         command: The command that trains, as `distill`, for the message when it is stopped.
 
     Attributes:
@@ -79,18 +78,18 @@ class Loop:
         intervals: Intervals,
         context: RunContext,
         *,
-        device: torch.device,
-        dtype: torch.dtype,
+        compute: Compute,
         command: str,
     ) -> None:
         self.task, self.intervals, self.step = task, intervals, 0
         self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
         self._stop, self._processes, self._say = context.stop, context.processes, context.say
-        self._device, self._autocast = device, partial(autocast, device, dtype)
+        self._compute = compute
         self._display = Display(
             context.console, batch=intervals.batch, steps=intervals.steps, steps_per_epoch=intervals.steps_per_epoch
         )
-        self._meter = EnergyMeter(context.processes.local_count if device.type == "cuda" else 0)  # of this start
+        gpus = context.processes.local_count if compute.device.type == "cuda" else 0
+        self._meter = EnergyMeter(gpus)  # of this start
         self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
         self._models = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
@@ -191,12 +190,12 @@ class Loop:
         task, step = self.task, self.step + 1
         task.corrupt.add(batch.corrupt)
         over_all = index * self._processes.count + self._processes.rank
-        batch = to_device(batch, self._device)
-        with self._autocast():
+        batch = to_device(batch, self._compute.device)
+        with self._compute.autocast():
             batch = task.prepare(batch, over_all)
         for learner in task.learners:  # one at a time, so that only one learner's activations are in memory
             with naming(learner.name), learner.shares_gradients(completes):
-                with self._autocast():
+                with self._compute.autocast():
                     total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=step)
                 if completes and (step % self.intervals.log_every == 0 or step == self.intervals.steps):
                     learner.log_training(step)
@@ -224,8 +223,8 @@ class Loop:
                     self._write_checkpoint()
                     self._stop_if(self._request())
                 self.task.corrupt.add(batch.corrupt)
-                with self._autocast():
-                    self.task.validate(to_device(batch, self._device), self.step)
+                with self._compute.autocast():
+                    self.task.validate(to_device(batch, self._compute.device), self.step)
             self.task.end_validation(self.step)
         self._validation_due = False
         self._display.line(self.step, self.task.summary())

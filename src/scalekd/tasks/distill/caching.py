@@ -176,17 +176,17 @@ class _Meter:
 
 
 def compare_sample(
-    cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, batch: int, device: torch.device
+    cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, micro_batch: int, compute: Compute
 ) -> str:
     """Run the live teacher on a few images of all views and compare its outputs with the cache's.
 
     Args:
         cache: The complete cache.
         dataset: The training images with their augmentation, without the cache.
-        teacher: The teacher in the run's dtype and layout, on `device`.
+        teacher: The teacher in the run's dtype and layout, on its device.
         views: Number of views of the run.
-        batch: Images at once in the run.
-        device: The teacher's device.
+        micro_batch: Images at once in the run.
+        compute: Where and in which number format the run computes.
 
     Returns:
         A human-readable text on how well they agree.
@@ -195,11 +195,11 @@ def compare_sample(
         UserError: If they disagree; names the image.
     """
     samples = _draw_sample(dataset, views)
-    at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache), 0, 1.0
+    at_once, reader, equal, least = min(micro_batch, _SAMPLE), CacheReader(cache), 0, 1.0
     for first in range(0, len(samples), at_once):
         part = samples[first : first + at_once]
         images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
-        said = cache.layout.encode(_ask(teacher, Compute(device, cache.layout.dtype), images))
+        said = cache.layout.encode(_ask(teacher, compute, images))
         for row, (key, _) in enumerate(part):
             kept = reader(key)
             live = cache.layout.decode({name: tensor[row] for name, tensor in said.items()})

@@ -17,11 +17,11 @@ def describe_run(run: Run) -> list[str]:
 
 
 def _data(run: Run) -> list[str]:
-    precision = "bf16" if run.dtype == torch.bfloat16 else "float32"
+    precision = "bf16" if run.compute.dtype == torch.bfloat16 else "float32"
     unlabelled = f" ({run.train.unlabelled} without label)" if run.train.unlabelled else ""
     return [
         f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
-        f"{len(run.classes)} classes; {run.device.type}, {precision}",
+        f"{len(run.classes)} classes; {run.compute.device.type}, {precision}",
         *left_out({run.recipe.train_split: run.train.aside, run.recipe.val_split: run.val.aside}),
     ]
 

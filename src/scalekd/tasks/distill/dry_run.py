@@ -12,7 +12,7 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages, seed_all
 from scalekd.engine.optimisation import build_optimizer, build_schedule, quieten_timm
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_compute
+from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.methods.base import Method
 from scalekd.models import Student
 from scalekd.models.layout import prepare
@@ -50,7 +50,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     quieten_timm()
     console = console or Console(stderr=True)
     say = plain_lines(console)
-    device, dtype = pick_compute(recipe)
+    compute = pick_compute(recipe)
     batch = min(BATCH, recipe.micro_batch or recipe.batch)
     small = recipe.model_copy(
         update={"batch": batch, "micro_batch": batch, "student_pretrained": False, "batchnorm_over": "process"}
@@ -58,13 +58,13 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     method, notes = _build_pair(small)
     for line in (*notes, describe(method)):
         say(line)
-    prepare(method, device, dtype, channels_last=recipe.channels_last)
-    method.to(device)
-    try_training(method, small, at_once=batch, together=batch, batchnorm=nullcontext(), dtype=dtype, say=say)
+    prepare(method, *compute, channels_last=recipe.channels_last)
+    method.to(compute.device)
+    try_training(method, small, at_once=batch, together=batch, batchnorm=nullcontext(), dtype=compute.dtype, say=say)
     student = method.student
     assert isinstance(student, Student)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    losses = _take_step(small, method, device, dtype)
+    losses = _take_step(small, method, compute)
     moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
     if not moved:
         raise UserError("check: the optimiser step changed no parameter of the student")
@@ -72,8 +72,8 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         "losses": {name: round(value, 4) for name, value in losses.items()},
         "student_parameters_moved": moved,
         "student_parameters": len(before),
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": compute.device.type,
+        "dtype": str(compute.dtype).removeprefix("torch."),
     }
 
 
@@ -91,7 +91,7 @@ def _build_pair(recipe: Recipe) -> tuple[Method, list[str]]:
     return build_method(recipe, teacher, student), notes
 
 
-def _take_step(recipe: Recipe, method: Method, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def _take_step(recipe: Recipe, method: Method, compute: Compute) -> dict[str, float]:
     """Take one optimiser step on random images; return the losses by name."""
     optimizer = build_optimizer(recipe, method)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch=1000)
@@ -100,8 +100,8 @@ def _take_step(recipe: Recipe, method: Method, device: torch.device, dtype: torc
     teacher = method.teacher
     classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
     images = torch.rand(recipe.batch, 3, recipe.resolution, recipe.resolution)
-    batch = Batch(images.to(device), torch.randint(classes, (recipe.batch,)).to(device), {})
-    with autocast(device, dtype):
+    batch = to_device(Batch(images, torch.randint(classes, (recipe.batch,)), {}), compute.device)
+    with compute.autocast():
         total = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), batch=0, step=0)
     torch.autograd.backward(total)
     learner.descend(1)

@@ -23,7 +23,7 @@ from scalekd.engine.loop import Intervals, Loop
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
-from scalekd.hardware import keep_freed_memory, pick_device, pick_dtype
+from scalekd.hardware import keep_freed_memory, pick_compute, pick_device
 from scalekd.models.weights import file_hash
 from scalekd.runs.checkpoints import Checkpoint
 from scalekd.runs.group import RunGroup
@@ -179,13 +179,12 @@ def fit(
     Returns:
         The part of the result that describes the training: steps, samples, seconds and so on.
     """
-    device = pick_device(recipe.accelerator)
-    dtype = pick_dtype(recipe.precision, device)
+    compute = pick_compute(recipe)
     keep_freed_memory()
-    loop = Loop(task, intervals, context, device=device, dtype=dtype, command=f"transfer {task.name}")
+    loop = Loop(task, intervals, context, compute=compute, command=f"transfer {task.name}")
     return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
         "processes": context.processes.count,
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": compute.device.type,
+        "dtype": str(compute.dtype).removeprefix("torch."),
     }
