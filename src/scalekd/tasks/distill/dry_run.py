@@ -22,9 +22,9 @@ from scalekd.tasks.distill.build import (
     build_method,
     build_student,
     build_teacher,
-    describe,
     head_width,
 )
+from scalekd.tasks.distill.describing import describe_pair
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import try_training
 
@@ -56,7 +56,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         update={"batch": batch, "micro_batch": batch, "student_pretrained": False, "batchnorm_over": "process"}
     )
     method, notes = _build_pair(small)
-    for line in (*notes, describe(method)):
+    for line in (*notes, describe_pair(method)):
         say(line)
     prepare(method, *compute, channels_last=recipe.channels_last)
     method.to(compute.device)
