@@ -97,12 +97,11 @@ def _take_step(recipe: Recipe, method: Method, compute: Compute) -> dict[str, fl
     schedule = build_schedule(recipe, optimizer, steps_per_epoch=1000)
     learner = StudentLearner(recipe, method, optimizer=optimizer, schedule=schedule)
     task = DistillationTask([learner], (), CorruptImages(0))
-    teacher = method.teacher
-    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
+    classes = max(method.student.num_classes, 1)  # without a head, labels are not used
     images = torch.rand(recipe.batch, 3, recipe.resolution, recipe.resolution)
     batch = to_device(Batch(images, torch.randint(classes, (recipe.batch,)), {}), compute.device)
     with compute.autocast():
-        total = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), batch=0, step=0)
-    torch.autograd.backward(total)
+        loss = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), index=0, step=1)
+    torch.autograd.backward(loss)
     learner.descend(1)
     return {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}

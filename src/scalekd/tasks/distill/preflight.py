@@ -101,7 +101,7 @@ def check_teacher(run: Run) -> Accuracy | None:
 def _validation_batches(run: Run) -> Iterator[Batch]:
     """Yield this process's validation batches; ends when all processes have read theirs."""
     yield from watched(run.val_loader, "measure", run.context.console)
-    run.context.processes.gather(None)
+    run.context.processes.wait()
 
 
 def check_inputs(run: Run) -> list[dict[str, Any]]:
