@@ -22,11 +22,11 @@ from scalekd.hardware import keep_freed_memory
 from scalekd.methods.base import Method
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
-from scalekd.runs.logs import JsonLines, TensorBoardEvents
+from scalekd.runs.logs import JsonLines, TensorBoardEvents, logged_losses
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
 from scalekd.tasks.distill.setup import Run
-from scalekd.tasks.distill.signs import logged_losses, nothing_learned
+from scalekd.tasks.distill.signs import nothing_learned
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
 
