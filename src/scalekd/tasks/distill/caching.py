@@ -87,14 +87,14 @@ def compare_sample(
     for first in range(0, len(samples), at_once):
         part = samples[first : first + at_once]
         images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
-        said = cache.layout.encode(compute_outputs(teacher, compute, images))
+        encoded = cache.layout.encode(compute_outputs(teacher, compute, images))
         for row, (key, _) in enumerate(part):
             kept = reader(key)
-            live = cache.layout.decode({name: tensor[row] for name, tensor in said.items()})
+            live = cache.layout.decode({name: tensor[row] for name, tensor in encoded.items()})
             cosine = F.cosine_similarity(kept.tokens.float(), live.tokens.float(), dim=-1).mean().item()
             if not cosine > _LEAST_COSINE:
                 raise UserError(
-                    f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "
+                    f"cache: {cache.path} differs from the teacher's outputs for {dataset.split.locate(key.image)} "
                     f"(view {key.epoch}, cosine {cosine:.3f}): the images' content or the software changed; "
                     "delete it and fill it again"
                 )
@@ -109,7 +109,7 @@ def compare_sample(
 
 def _draw_sample(dataset: ReplayDataset, views: int) -> list[tuple[Key, Tensor]]:
     """Read a few images of all views; always the same ones."""
-    every = range(views * len(dataset))
-    numbers = random.Random(0).sample(every, min(_SAMPLE, len(every)))
-    keys = [Key(*divmod(number, len(dataset))) for number in sorted(numbers)]
+    every = range(views * len(dataset))  # one index per view and image
+    indices = random.Random(0).sample(every, min(_SAMPLE, len(every)))
+    keys = [Key(*divmod(index, len(dataset))) for index in sorted(indices)]
     return [(key, image) for key in keys if (image := dataset[key].image) is not None]

@@ -75,7 +75,7 @@ def _batch(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    """Return a line with the reason why no accuracy is measured; empty if it is."""
+    """Return a line that says why no accuracy is measured; nothing if it is measured."""
     if run.measured:
         return []
     return ["accuracy  not measured: " + ("no head to train" if len(run.val) else "no validation images")]
