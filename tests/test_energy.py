@@ -107,7 +107,7 @@ def test_counters_that_go_round_are_followed(powercap: Powercap, clock: Clock) -
     for _ in range(4):  # more than a round in all
         powercap.spend(100_000)
         clock.now += 250
-        meter.keep_up()
+        meter.poll()
     assert meter.energy == {"cpu_joules": pytest.approx(400_000, abs=1), "gpu_joules": None}
 
 
@@ -115,7 +115,7 @@ def test_counters_are_read_every_ten_seconds_at_most(powercap: Powercap, clock: 
     meter = EnergyMeter(0)
     powercap.counter(0).write_text("not read\n")
     clock.now += 9
-    meter.keep_up()
+    meter.poll()
     powercap.counter(0).write_text("7\n")
     powercap.spend(1)
     assert meter.energy == {"cpu_joules": 1, "gpu_joules": None}
@@ -124,7 +124,7 @@ def test_counters_are_read_every_ten_seconds_at_most(powercap: Powercap, clock: 
 def test_a_pause_in_which_a_round_could_be_missed_loses_the_count(powercap: Powercap, clock: Clock) -> None:
     meter = EnergyMeter(0)
     clock.now += 263  # at 1 kW
-    meter.keep_up()
+    meter.poll()
     clock.now += 1
     assert meter.energy is None
 
@@ -147,7 +147,7 @@ def test_without_counters_nothing_is_known(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(energy, "POWERCAP", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
     meter = EnergyMeter(1)
-    meter.keep_up()
+    meter.poll()
     assert meter.energy is None
     (tmp_path / "none" / "intel-rapl:0").mkdir(parents=True)  # as containers show it
     assert EnergyMeter(0).energy is None

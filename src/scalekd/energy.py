@@ -37,7 +37,7 @@ class _Packages:
     def _read(self) -> dict[Path, int]:
         return {file: int(file.read_text()) for file in self._ranges}
 
-    def keep_up(self) -> None:
+    def poll(self) -> None:
         """Read the counters if the last reading is too old."""
         if self._joules is not None and abs(time.time() - self._at) >= _INTERVAL:
             self.joules()
@@ -111,9 +111,9 @@ class EnergyMeter:
         """Add the energy that a resumed run used earlier, as returned by `energy`; unknown parts stay unknown."""
         self._before = {name: (before or {}).get(name) for name in self._before}
 
-    def keep_up(self) -> None:
+    def poll(self) -> None:
         """Read the counters if necessary; must be called several times a minute (see `_Packages`) and is cheap."""
-        self._packages.keep_up()
+        self._packages.poll()
 
     @property
     def energy(self) -> dict[str, float | None] | None:

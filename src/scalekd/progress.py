@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -45,6 +46,31 @@ def image_bar(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+class RateMeter:
+    """Counts images and their rate from construction on, and shows both in a bar.
+
+    Args:
+        bar: A bar from `image_bar`.
+        name: The description in the bar.
+        total: Number of images, if known.
+    """
+
+    def __init__(self, bar: Progress, name: str, total: int | None = None) -> None:
+        self.images, self._started = 0, time.perf_counter()
+        self._bar, self._task = bar, bar.add_task(name, total=total, rate=0.0)
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / (time.perf_counter() - self._started)
+
+    def add(self, images: int, missing: int | None = None) -> None:
+        """Count images; `missing` is how many remain if the total is not known."""
+        self.images += images
+        total = None if missing is None else self.images + missing
+        self._bar.update(self._task, completed=self.images, total=total, rate=self.rate)
 
 
 def working(what: str, console: Console | None = None) -> AbstractContextManager[object]:

@@ -19,8 +19,8 @@ from scalekd.recipes import load
 from scalekd.report.answers import accuracy
 from scalekd.report.measure import measure_figures
 from scalekd.report.record import read_runs
+from scalekd.runs.measured_settings import measured_as
 from scalekd.tasks.distill import distill
-from scalekd.tasks.distill.measured_settings import measured_as
 
 CLASSES = 12
 CPU = torch.device("cpu")

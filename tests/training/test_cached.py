@@ -236,7 +236,7 @@ def test_pictures_that_changed_behind_their_names_are_noticed(
         held = file.stat().st_size
         Image.fromarray(np.tile(np.arange(40, dtype=np.uint8)[None, :, None] * 6, (36, 1, 3))).save(file)
         file.write_bytes(file.read_bytes().ljust(held, b"\0"))
-    refused(cli, common, filled)("does not hold what the teacher says of", ".png", "changed")
+    refused(cli, common, filled)("differs from the teacher's outputs for", ".png", "changed")
 
 
 def test_damaged_and_foreign_shards_are_named_and_rebuilt_on_request(

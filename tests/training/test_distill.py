@@ -86,6 +86,28 @@ def test_a_run_leaves_everything_it_must(cli: Cli, data: Path, teacher_file: Pat
     timm.create_model("resnet18", num_classes=3, **TINY_CNN).load_state_dict(state)
 
 
+def test_a_checkpoint_holds_each_tensor_once(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    distill(cli, data, tmp_path / "run", "--teacher", str(teacher_file), "--no-check-teacher", "--ema", "0.5")
+    state = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)["state_dict"]
+    assert {name.split(".")[1] for name in state} == {"model", "ema"}
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+
+
+def test_a_checkpoint_that_holds_tensors_twice_is_resumed(cli: Cli, data: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    distill(cli, data, once, "--method", "none")
+    shutil.copytree(once, twice)
+    newest_checkpoint(twice).unlink()
+    path = newest_checkpoint(twice)  # of step 2 of 4
+    content = torch.load(path, weights_only=True)
+    state = content["state_dict"]  # as an earlier revision wrote it
+    state |= {name.replace("0.model.", "0.method."): tensor for name, tensor in state.items()}
+    torch.save(content, path)
+    (twice / "result.json").unlink()
+    distill(cli, data, twice, "--method", "none", "--resume")
+    assert result(twice)["sha256"] == result(once)["sha256"]
+
+
 def test_the_student_learns(cli: Cli, data: Path, tmp_path: Path) -> None:
     summary = distill(cli, data, tmp_path / "run", "--method", "none", "--epochs", "8")
     assert summary["top1"] == 100, "three colours are easy"

@@ -83,7 +83,7 @@ with joined() as processes:
             stopped = Path(arguments[arguments.index("--output") + 1])
             shutil.copytree(stopped, stopped.with_name("kept"))
             kill(stopped)
-        processes.gather(None)
+        processes.wait()
         sys.argv[1:] = arguments
         try:
             run()

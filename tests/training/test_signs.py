@@ -33,13 +33,13 @@ from scalekd.tasks.segmentation import run as segmentation
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "said"),
     [
-        (301, 256, 3, "3 steps in all (3 epochs of 1) teach a student little; better take --batch 16 (18 steps per "
+        (301, 256, 3, "3 steps in all (3 epochs of 1) are too few to train a student; use --batch 16 (18 steps per "
                       "epoch) and --epochs 12"),
         (301, 256, 100, "--batch 16 (18 steps per epoch)"),
-        (10_000, 256, 3, "117 steps in all (3 epochs of 39) teach a student little; better take --epochs 6"),
-        (100, 16, 400, "2400 steps in all (400 epochs of 6) teach a student little; better take --batch 8 (12"),
-        (7, 4, 5, "better take --batch 2 (3 steps per epoch) and --epochs 67"),
-        (5, 1, 2, "better take --epochs 40"),
+        (10_000, 256, 3, "117 steps in all (3 epochs of 39) are too few to train a student; use --epochs 6"),
+        (100, 16, 400, "2400 steps in all (400 epochs of 6) are too few to train a student; use --batch 8 (12"),
+        (7, 4, 5, "use --batch 2 (3 steps per epoch) and --epochs 67"),
+        (5, 1, 2, "use --epochs 40"),
     ],
 )  # fmt: skip
 def test_too_few_steps_are_said_with_the_flags_that_give_more(images: int, batch: int, epochs: int, said: str) -> None:

@@ -24,7 +24,7 @@ from scalekd.recipes import load
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import trial
 from scalekd.tasks.distill.task import StudentLearner as Learner
-from scalekd.tasks.distill.trial import try_training
+from scalekd.tasks.distill.trial import random_losses, try_training
 
 CPU = torch.device("cpu")
 forks = pytest.mark.skipif(not can_fork(CPU), reason="this machine's processes cannot be copied")
@@ -138,6 +138,16 @@ def test_the_trial_leaves_no_trace(forking: bool, monkeypatch: pytest.MonkeyPatc
     assert all(parameter.grad is None for parameter in method.parameters())
     assert method.student.model.calls == untried.student.model.calls  # type: ignore[attr-defined]
     assert all(part.training for part in method.student.model.modules())  # type: ignore[attr-defined]
+
+
+def test_random_losses_are_seeded_and_leave_the_random_state(teacher: Teacher, student: Student) -> None:
+    method, recipe = ScaleKD(teacher, student), load(None, TINY_KEYS | {"teacher": "t"})
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    one = random_losses(method, recipe, torch.float32).total
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(random_losses(method, recipe, torch.float32).total, one)
 
 
 @forks

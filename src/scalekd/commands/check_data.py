@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,7 @@ from scalekd.data.check import Findings, check_split
 from scalekd.data.pixels import RULES
 from scalekd.data.sources.source import class_differences
 from scalekd.errors import printable
-from scalekd.progress import image_bar
+from scalekd.progress import RateMeter, image_bar
 from scalekd.recipes import Recipe
 
 _SHOWN, _CLASSES_SHOWN = 10, 20
@@ -34,13 +33,12 @@ def run(recipe: Recipe, *, as_json: bool) -> bool:
     splits, differences = _splits(recipe)
     found: dict[str, Findings] = {}
     started = time.perf_counter()
-    with image_bar(Console(stderr=True)) as progress:
+    with image_bar(Console(stderr=True)) as bar:
         for name, split in splits.items():
-            advance = _meter(progress, name, len(split))
             found[name] = check_split(
                 split,
                 recipe.workers,
-                advance,
+                RateMeter(bar, Text(name).markup, len(split)).add,
                 partial(typer.echo, err=True),
                 max_pixels=recipe.max_pixels,
                 patience=recipe.data_patience,
@@ -81,18 +79,6 @@ def _too_few(split: Split, name: str) -> list[str]:
     if len(split.classes) != 1:
         return []
     return [f"{split.classes[0]} alone in {name}, where at least two classes are needed"]
-
-
-def _meter(progress: Progress, name: str, images: int) -> Callable[[int], None]:
-    """Add a progress bar for a split; the returned function advances it by a number of images."""
-    task, started, done = progress.add_task(Text(name).markup, total=images, rate=0.0), time.perf_counter(), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress.update(task, completed=done, rate=done / (time.perf_counter() - started))
-
-    return advance
 
 
 def _report(found: dict[str, Findings], recipe: Recipe) -> dict[str, Any]:

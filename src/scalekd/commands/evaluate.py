@@ -43,8 +43,8 @@ from scalekd.models.layout import prepare_classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored
+from scalekd.runs.measured_settings import measured_as
 from scalekd.tasks.distill.inputs import evaluation_images
-from scalekd.tasks.distill.measured_settings import measured_as
 
 _SHOWN = 10  # classes to list in a line
 _NO_DATA = "data: none is given; pass --data (a folder with {splits}, or see docs/data.md)"

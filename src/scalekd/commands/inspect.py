@@ -21,7 +21,8 @@ from scalekd.planner.here import this_machine
 from scalekd.planner.hours import GIB
 from scalekd.progress import working
 from scalekd.recipes import Recipe
-from scalekd.tasks.distill.build import build_method, build_student, build_teacher, describe
+from scalekd.tasks.distill.build import build_method, build_student, build_teacher
+from scalekd.tasks.distill.describing import describe_pair
 
 _MEASURED_BATCH = 8
 
@@ -61,7 +62,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
         return
-    typer.echo(describe(method))
+    typer.echo(describe_pair(method))
     typer.echo(str(costs))
     if hours:
         what = "GPU-hours" if target.kind == "cuda" else "Hours"

@@ -25,8 +25,8 @@ from scalekd.models import Classifier
 from scalekd.models.layout import prepare_classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
+from scalekd.runs.measured_settings import measured_as
 from scalekd.tasks.distill.inputs import evaluation_images
-from scalekd.tasks.distill.measured_settings import measured_as
 
 
 class Prediction(NamedTuple):

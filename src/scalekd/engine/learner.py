@@ -83,8 +83,8 @@ class Learner(nn.Module):
         self._context = context or nullcontext()
         # In a tuple, so that the module is registered only once, as `model`, not under three names.
         self._others = kept, called or model
-        # The current step, and losses and cosines of each of its micro-batches.
-        self._parts: tuple[int, list[dict[str, Tensor]]] = (-1, [])
+        # The current step (None before the first), and losses and cosines of each of its micro-batches.
+        self._parts: tuple[int | None, list[dict[str, Tensor]]] = (None, [])
         self._rest: dict[str, float] = {}  # figures that do not belong to a batch: learning rate, accuracies
         # The last loss until it is checked: its step, whether it is finite, and the event after which that is known.
         self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
@@ -134,21 +134,21 @@ class Learner(nn.Module):
         if self._skipper is not None:
             self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
 
-    def shares_gradients(self, completes: bool) -> AbstractContextManager[Any]:
-        """Return the context for forward and backward: DDP averages gradients only in a step's last micro-batch.
+    def gradient_sync(self, ends_step: bool) -> AbstractContextManager[Any]:
+        """Return the context for forward and backward, in which DDP averages gradients only if the step ends.
 
         Args:
-            completes: Whether the micro-batch is the last one of its step.
+            ends_step: Whether the micro-batch is the last one of its step.
         """
         called = self.called
-        return called.no_sync() if isinstance(called, DistributedDataParallel) and not completes else nullcontext()
+        return called.no_sync() if isinstance(called, DistributedDataParallel) and not ends_step else nullcontext()
 
-    def learn(self, losses: Callable[[], StepLosses], *, batch: int, step: int) -> Tensor:
-        """Compute the total loss of a micro-batch.
+    def learn(self, losses: Callable[[], StepLosses], *, index: int, step: int) -> Tensor:
+        """Compute the loss of a micro-batch, the sum of its terms.
 
         Args:
             losses: Runs the model on the micro-batch.
-            batch: Index of the micro-batch in the run, over all processes.
+            index: Index of the micro-batch in the run, over all processes.
             step: The step in progress, counted from 1.
 
         Raises:
@@ -158,19 +158,19 @@ class Learner(nn.Module):
             self._parts = step, []
             if self._skipper is not None:
                 self._skipper.begin()
-        # Dropout, drop path and sampled boxes draw from (seed, batch), so that a resumed run draws the same numbers.
-        with seeded(self.keys.seed, batch), self._context:
+        # Dropout, drop path and sampled boxes draw from (seed, index), so that a resumed run draws the same numbers.
+        with seeded(self.keys.seed, index), self._context:
             terms, figures = losses()
-        total = torch.stack(list(terms.values())).sum()
-        finite = torch.isfinite(total.detach()).to("cpu", non_blocking=True)  # copied while the GPU continues
-        there = torch.cuda.Event() if total.is_cuda else None  # type: ignore[no-untyped-call]
-        if there is not None:
-            there.record()
+        loss = torch.stack(list(terms.values())).sum()
+        finite = torch.isfinite(loss.detach()).to("cpu", non_blocking=True)  # copied while the GPU continues
+        known = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        if known is not None:
+            known.record()
         self._check_loss()
         detached = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self._parts[1].append({"train/loss": total.detach(), **detached, **figures})
-        self._unchecked = (step, finite, there) if self._skipper is None else None
-        return total
+        self._parts[1].append({"train/loss": loss.detach(), **detached, **figures})
+        self._unchecked = (step, finite, known) if self._skipper is None else None
+        return loss
 
     def descend(self, step: int) -> None:
         """Take optimiser step number `step` with the accumulated gradients, and advance the schedule.
@@ -205,17 +205,17 @@ class Learner(nn.Module):
         pending, self._unchecked = self._unchecked, None
         if pending is None:
             return
-        step, finite, there = pending
-        if there is not None:
-            there.synchronize()
+        step, finite, known = pending
+        if known is not None:
+            known.synchronize()
         if finite:
             return
         figures = self.figures
-        total = figures["train/loss"]
+        loss = figures["train/loss"]
         values = {name.removeprefix("train/"): value for name, value in figures.items() if "train/" in name}
         bad = [name for name, value in values.items() if name != "loss" and not torch.isfinite(value)]
         raise NonFiniteLossError(
-            f"loss: {', '.join(bad) or 'the sum of all terms'} became {total.item()} at step {step}; "
+            f"loss: {', '.join(bad) or 'the sum of all terms'} became {loss.item()} at step {step}; "
             f"the last checkpoint is kept. {ADVICE}"
         )
 

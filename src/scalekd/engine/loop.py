@@ -25,7 +25,7 @@ from scalekd.engine.processes import Request, Vote
 from scalekd.engine.sharding import kept_state, restore_state
 from scalekd.engine.task import Task
 from scalekd.errors import Interrupted, UserError
-from scalekd.hardware import autocast, to_device
+from scalekd.hardware import Compute, to_device
 from scalekd.runs.checkpoints import RUN, Checkpoint
 from scalekd.runs.group import naming
 
@@ -39,7 +39,8 @@ class Intervals:
         steps_per_epoch: Optimiser steps per epoch.
         batch: Images per optimiser step, over all processes.
         accumulate: Micro-batches per optimiser step in each process.
-        validate_every: Steps between validations, or between checkpoints if nothing is validated.
+        validate_every: Steps between validations, or between checkpoints if nothing is validated; divides `steps`, so
+            that the last step is validated and saved.
         log_every: Steps between log lines; the last step is always logged.
         checkpoint_minutes: Minutes after which a checkpoint is also written between validations; None for never.
         keep: Number of checkpoints to keep.
@@ -65,8 +66,7 @@ class Loop:
         task: What is trained.
         intervals: What happens at which step.
         context: Folders, processes, signals and console of the run.
-        device: Where the models are.
-        dtype: The autocast type.
+        compute: Where and in which number format the models are trained.
         command: The command that trains, as `distill`, for the message when it is stopped.
 
     Attributes:
@@ -79,24 +79,25 @@ class Loop:
         intervals: Intervals,
         context: RunContext,
         *,
-        device: torch.device,
-        dtype: torch.dtype,
+        compute: Compute,
         command: str,
     ) -> None:
         self.task, self.intervals, self.step = task, intervals, 0
         self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
         self._stop, self._processes, self._say = context.stop, context.processes, context.say
-        self._device, self._autocast = device, partial(autocast, device, dtype)
+        self._compute = compute
         self._display = Display(
             context.console, batch=intervals.batch, steps=intervals.steps, steps_per_epoch=intervals.steps_per_epoch
         )
-        self._meter = EnergyMeter(context.processes.local_count if device.type == "cuda" else 0)  # of this start
+        gpus = context.processes.local_count if compute.device.type == "cuda" else 0
+        self._meter = EnergyMeter(gpus)  # of this start
         self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
-        self._models = nn.ModuleList(task.learners)
+        self._learners = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
         self._vote = Vote(context.processes)
         self._seconds_before, self._started = 0.0, time.perf_counter()
-        self._saved_at, self._saved_step = self._started, -1
+        self._saved_at = self._started
+        self._saved_step: int | None = None  # of the last checkpoint; None if there is none
         self._at_step_end = True  # whether the models are in the state at the end of a step
         self._validation_due = False  # whether the validation of this step has begun but not ended
         self._log_sizes: list[dict[str, int]] = []
@@ -128,7 +129,7 @@ class Loop:
         """
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._processes.gather(None)
+        self._processes.wait()
         self._processes.training = self._stop.polled = True
         try:
             if self._validation_due and validation is not None:
@@ -139,6 +140,7 @@ class Loop:
             self._vote.close()
         except BaseException as error:
             self._save_after_error(error)
+            # After a signal the run was about to stop, and the error may be a consequence of the signal: exit with it.
             if isinstance(error, UserError) and self._stop.asked is not None:
                 raise Interrupted(f"stopped by {self._stop.asked.name}, while: {error}", self._stop.asked) from error
             raise
@@ -146,7 +148,7 @@ class Loop:
             self._stop.polled = False
             self._display.close()
         unreadable = set().union(*self._processes.gather(self.task.corrupt.paths))
-        facts = {
+        result = {
             "samples": self.step * self.intervals.batch,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
@@ -154,55 +156,55 @@ class Loop:
             "corrupt_images": sorted(unreadable),
         }
         self.task.save(measured=validation is not None)
-        self._processes.gather(None)
+        self._processes.wait()
         self._processes.training = False
-        return facts
+        return result
 
     def _train(self, batches: Iterable[Any], validation: Iterable[Any] | None) -> None:
         intervals = self.intervals
         for index, batch in enumerate(self._display.timed(batches), start=self.step * intervals.accumulate):
-            completes = (index + 1) % intervals.accumulate == 0
+            ends_step = (index + 1) % intervals.accumulate == 0
             self._at_step_end = False
-            self._meter.keep_up()
-            self._learn(batch, index, completes)
-            if not completes:
+            self._meter.poll()
+            self._learn(batch, index, ends_step)
+            if not ends_step:
                 continue
             self.step += 1
             self._at_step_end = True
             self._display.advance(self.step, self._terms)
-            request = self._vote.cast(self._request())
+            request = self._vote.cast(self._request())  # of the previous step if there are several processes
             if self.step % intervals.validate_every == 0 and validation is not None:
                 self._validate(validation)
                 request = max(self._processes.gather(self._request()))
             elif self.step % intervals.validate_every == 0:
                 self._log_speed()
                 self._display.line(self.step, self.task.summary())
-                self._save_all(measured=False)
+                self._save_checkpoint_and_weights(measured=False)
             elif request.stop:
-                self._save_all(measured=False)
-            elif request.checkpoint and self._saved_step != self.step - 1:  # several processes learn of it a step late
+                self._save_checkpoint_and_weights(measured=False)
+            elif request.checkpoint and self._saved_step != self.step - 1:  # the step that requested it may be saved
                 self._write_checkpoint()
             self._stop_if(request)
             if self.step == intervals.steps:
                 return
 
-    def _learn(self, batch: Any, index: int, completes: bool) -> None:
-        """Train on one micro-batch: losses and gradients of each learner, and the step if it is complete."""
+    def _learn(self, batch: Any, index: int, ends_step: bool) -> None:
+        """Train on one micro-batch: losses and gradients of each learner, and the step if the micro-batch ends it."""
         task, step = self.task, self.step + 1
         task.corrupt.add(batch.corrupt)
-        over_all = index * self._processes.count + self._processes.rank
-        batch = to_device(batch, self._device)
-        with self._autocast():
-            batch = task.prepare(batch, over_all)
+        global_index = index * self._processes.count + self._processes.rank
+        batch = to_device(batch, self._compute.device)
+        with self._compute.autocast():
+            batch = task.prepare(batch, global_index)
         for learner in task.learners:  # one at a time, so that only one learner's activations are in memory
-            with naming(learner.name), learner.shares_gradients(completes):
-                with self._autocast():
-                    total = learner.learn(partial(task.losses, learner, batch), batch=over_all, step=step)
-                if completes and (step % self.intervals.log_every == 0 or step == self.intervals.steps):
+            with naming(learner.name), learner.gradient_sync(ends_step):
+                with self._compute.autocast():
+                    loss = learner.learn(partial(task.losses, learner, batch), index=global_index, step=step)
+                if ends_step and (step % self.intervals.log_every == 0 or step == self.intervals.steps):
                     learner.log_training(step)
                 with task.naming_failures(learner, batch):
-                    torch.autograd.backward(total / self.intervals.accumulate)
-                if completes:
+                    torch.autograd.backward(loss / self.intervals.accumulate)
+                if ends_step:
                     learner.descend(step)
 
     @torch.no_grad()  # not inference mode: a sharded model keeps tensors of its first forward for training
@@ -216,20 +218,20 @@ class Loop:
             # Several processes cannot stop within a validation, and the launcher kills them if they take too long.
             self._write_checkpoint()
             self._share_buffers()
-        with evaluating(self._models):
+        with evaluating(self._learners):
             self.task.start_validation()
             for batch in validation:
-                self._meter.keep_up()
+                self._meter.poll()
                 if self._stop.asked is not None and self._processes.count == 1:
                     self._write_checkpoint()
                     self._stop_if(self._request())
                 self.task.corrupt.add(batch.corrupt)
-                with self._autocast():
-                    self.task.validate(to_device(batch, self._device), self.step)
+                with self._compute.autocast():
+                    self.task.validate(to_device(batch, self._compute.device), self.step)
             self.task.end_validation(self.step)
         self._validation_due = False
         self._display.line(self.step, self.task.summary())
-        self._save_all(measured=True)
+        self._save_checkpoint_and_weights(measured=True)
 
     def _share_buffers(self) -> None:
         """Copy the first process's running statistics to all processes, because those are the ones saved."""
@@ -271,10 +273,11 @@ class Loop:
                 self._write_checkpoint()
             except (UserError, OSError) as failed:  # only a warning: the original error is the one to raise
                 self._say(f"warning: {failed}")
-        kept = "no checkpoint was written" if self._saved_step < 0 else f"the checkpoint is of step {self._saved_step}"
+        saved = self._saved_step
+        kept = "no checkpoint was written" if saved is None else f"the checkpoint is of step {saved}"
         self._say(f"stopped in step {self.step + 1}; {kept}")
 
-    def _save_all(self, *, measured: bool) -> None:
+    def _save_checkpoint_and_weights(self, *, measured: bool) -> None:
         """Write a checkpoint and the models' weights."""
         self._write_checkpoint()
         self.task.save(measured=measured)
@@ -300,18 +303,18 @@ class Loop:
                 "task": self.task.progress(),
                 "learners": [learner.progress() for learner in self.task.learners],
             },
-            **kept_state(self._models, self._optimizers, self._processes),
+            **kept_state(self._learners, self._optimizers, self._processes),
         }
         if self._processes.first:
             self._checkpoints.save(content, self._checkpoints.path(self.step))
             self._checkpoints.prune(self.intervals.keep)
-        self._processes.gather(None)
+        self._processes.wait()
         self._saved_step, self._saved_at = self.step, time.perf_counter()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         run = checkpoint.run
-        checkpoint.check_fits(self._models)
-        restore_state(self._models, self._optimizers, checkpoint.state())
+        checkpoint.check_fits(self._learners)
+        restore_state(self._learners, self._optimizers, checkpoint.state())
         self.step = self._saved_step = run["step"]
         self._validation_due, self._log_sizes = run["validation_due"], run["logs"]
         self._seconds_before = run["seconds"]

@@ -66,6 +66,14 @@ class Processes:
             raise Stopped("", failed[min(failed)])
         return answers
 
+    def wait(self) -> None:
+        """Wait until all processes have called this.
+
+        Raises:
+            Stopped: If another process raised an error instead.
+        """
+        self.gather(None)
+
     def first_says(self, ask: Callable[[], T]) -> T:
         """Call `ask` in the first process only and return its result in all; an error in it ends all of them."""
         return self.gather(ask() if self.first else None)[0]  # type: ignore[return-value]

@@ -138,11 +138,12 @@ def kept_state(models: nn.ModuleList, optimizers: Sequence[Optimizer], processes
 
 
 def restore_state(models: nn.ModuleList, optimizers: Sequence[Optimizer], state: Mapping[str, Any]) -> None:
-    """Load what `kept_state` returned into models and optimisers; each process takes its own shard."""
-    own, stored = models.state_dict(), state["state_dict"]
-    models.load_state_dict(
-        {name: _cut(tensor, own[name]) if name in own else tensor for name, tensor in stored.items()}
-    )
+    """Load what `kept_state` returned into models and optimisers; each process takes its own shard.
+
+    The state must have all tensors of the models (see `Checkpoint.check_fits`).
+    """
+    stored = state["state_dict"]
+    models.load_state_dict({name: _cut(stored[name], own) for name, own in models.state_dict().items()})
     for optimizer, content in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(content)
         for parameter, values in optimizer.state.items():

@@ -26,7 +26,7 @@ from scalekd.report.pictures import thumbnail, uri
 from scalekd.report.record import Record
 from scalekd.report.restore import ImageSelection, Models, read_selection, restore_models
 from scalekd.report.spectra import Floats, compared, energy_shares
-from scalekd.tasks.distill.measured_settings import measured_as
+from scalekd.runs.measured_settings import measured_as
 
 _WORST = 18
 _PART = 16  # images whose distances are computed at once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,4 +176,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
     if RUN not in content or "state_dict" not in content:
         raise ValueError("it is intact, but of another program")
     _check_revision(content)
-    return content[RUN], {name: tensor.shape for name, tensor in content["state_dict"].items()}
+    # An earlier revision stored a student's tensors a second time, as `0.method.*` next to `0.model.*`.
+    twice = re.compile(r"\d+\.method\.")
+    return content[RUN], {k: tensor.shape for k, tensor in content["state_dict"].items() if not twice.match(k)}

@@ -1,4 +1,4 @@
-"""Write the figures of a run to files: JSON lines and TensorBoard events."""
+"""Write the figures of a run to files, JSON lines and TensorBoard events, and read the losses back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ class JsonLines(MetricsLog):
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
         self._append(json.dumps({"step": step, **figures}).encode() + b"\n")
+
+
+def logged_losses(metrics: Path) -> list[float]:
+    """Read the losses in a run's log, oldest first."""
+    losses = []
+    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
+        with suppress(ValueError, TypeError, RecursionError, KeyError):  # a corrupt line, or one without a loss
+            losses.append(float(json.loads(line)["train/loss"]))
+    return losses
 
 
 class TensorBoardEvents(MetricsLog):

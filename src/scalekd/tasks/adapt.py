@@ -30,8 +30,8 @@ from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import RunFolder, read_json
 from scalekd.runs.lock import made_folder
+from scalekd.runs.measured_settings import PROBED
 from scalekd.tasks.distill.inputs import check_output, evaluation_images
-from scalekd.tasks.distill.measured_settings import PROBED
 from scalekd.tasks.distill.run import distill
 
 

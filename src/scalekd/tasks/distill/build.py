@@ -9,12 +9,10 @@ from typing import Any
 from scalekd.errors import UserError
 from scalekd.methods.base import Method, TaskLoss
 from scalekd.methods.registry import METHODS
-from scalekd.methods.scalekd import ScaleKD
 from scalekd.methods.task import binary_cross_entropy, cross_entropy
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
 from scalekd.models.folders import weights_of
-from scalekd.models.teacher import resolution_note
 from scalekd.recipes import Recipe
 
 
@@ -136,22 +134,3 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
         return cls(*pair, task_loss=task_loss(recipe), **cls.arguments(recipe))
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
-
-
-def describe(method: Method) -> str:
-    """Describe a pair, human-readable: ScaleKD's plan or teacher and student, and remarks on both."""
-    teacher, student = method.teacher, method.student
-    if isinstance(method, ScaleKD):
-        lines = [str(method.plan)]
-    else:
-        lines = [*([] if teacher is None else [f"teacher   {teacher}"]), f"student   {student}"]
-    assert isinstance(student, Student)
-    if isinstance(teacher, Teacher):
-        lines += remarks(teacher)
-    return "\n".join([*lines, *(f"student   {note}" for note in student.notes)])
-
-
-def remarks(teacher: Teacher) -> list[str]:
-    """Return remarks on a teacher: how its weights were read, and whether its resolution is expensive."""
-    slow = resolution_note(teacher, "--teacher-resolution")
-    return [f"teacher   {note}" for note in (*teacher.notes, *([slow] if slow else []))]

@@ -1,39 +1,28 @@
-"""Describes and fills the teacher cache of a recipe, and compares a sample of it with the live teacher."""
+"""Describes the teacher cache of a recipe, and compares a sample of it with the live teacher."""
 
 from __future__ import annotations
 
 import random
-import time
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
-from scalekd.data import CorruptImages, Key, ReplayDataset, Split
-from scalekd.data.aside import left_out
-from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, check_shards, fill, list_images
-from scalekd.data.cache.store import size
+from scalekd.data import Key, ReplayDataset, Split
+from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, list_images
 from scalekd.data.decoding import DECODING
-from scalekd.errors import UserError, printable
-from scalekd.hardware import Compute, pick_compute
+from scalekd.errors import UserError
+from scalekd.hardware import Compute
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
-from scalekd.models.layout import prepare_teacher
-from scalekd.progress import image_bar, plain_lines
 from scalekd.recipes import DataKeys, Recipe
-from scalekd.tasks.distill.build import build_teacher, remarks
-from scalekd.tasks.distill.inputs import check_output, read_data, training_images
 
 # Data keys that do not affect a training image. Keys that are not listed here are part of a cache's identity.
 _WITHOUT_EFFECT = {
     "data", "train_split", "val_split", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
     "augmentation_epochs", "workers", "max_corrupt", "data_patience",
 }  # fmt: skip
-_BATCH = 64  # images at once if the recipe's batch is larger and micro_batch is not set
 _SAMPLE = 8  # images that are compared with the live teacher
 _LEAST_COSINE = 0.99  # between cached and live tokens of an image
 
@@ -87,126 +76,25 @@ def find_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtyp
     return (larger, all_tokens) if cache.exists and not cache.missing(recipe.augmented_views) else (own, layout)
 
 
-def fill_cache(
-    recipe: Recipe, *, plan: bool = False, rebuild: bool = False, console: Console | None = None
-) -> dict[str, Any]:
-    """Run the recipe's teacher on all views of the training images and store its outputs.
-
-    Args:
-        recipe: Settings of the runs that will read the cache; the student is not used.
-        plan: Whether to print only the size and fill nothing.
-        rebuild: Whether to delete corrupt shards and compute them again.
-        console: Where to print. Default: standard error.
-
-    Returns:
-        The cache's folder, its size, and how fast it was filled.
-
-    Raises:
-        UserError: For any wrong input, and if there is too little disk space.
-    """
-    if recipe.cache is None:
-        raise UserError("cache: no folder is given; pass --cache (one folder may hold many caches)")
-    if recipe.method == "none":
-        raise UserError("cache: method none reads no teacher; set method to that of the runs that will read the cache")
-    console = console or Console(stderr=True)
-    say = plain_lines(console)
-    check_output(recipe, recipe.cache, "cache")
-    train, val = read_data(recipe)
-    compute = pick_compute(recipe)
-    teacher = build_teacher(recipe, val.classes)
-    identity, layout = find_cache(recipe, teacher, train, compute.dtype)
-    cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
-    summary = _summary(cache, views)
-    for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
-        say(line)
-    say(
-        f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} per image as "
-        f"{recipe.cache_format}: {size(summary['bytes_per_view'])} per view, {size(summary['bytes'])} in total, "
-        f"{size(summary['bytes_missing'])} missing; {size(summary['bytes_free'])} free"
-    )
-    if plan:
-        return summary
-    cache.create(identity.ingredients, identity.listing)
-    if rebuild:
-        for shard, fault in cache.faulty(views).items():
-            say(f"rebuild   {printable(cache.file(shard))} {fault}")
-            cache.file(shard).unlink(missing_ok=True)
-    check_shards(cache, views)
-    cache.check_space(views)
-    prepare_teacher(teacher, *compute)
-    with _Meter(console) as meter:
-        fill(
-            cache,
-            training_images(recipe, train),
-            partial(_ask, teacher.to(compute.device), compute),
-            views=views,
-            batch=recipe.micro_batch or min(recipe.batch, _BATCH),
-            workers=recipe.workers,
-            corrupt=CorruptImages(recipe.max_corrupt, say),
-            progress=meter.update,
-        )
-    return _summary(cache, views) | {"made": meter.made, "images_per_second": round(meter.rate, 2)}
-
-
-def _summary(cache: TeacherCache, views: int) -> dict[str, Any]:
-    view = cache.images * cache.layout.bytes_per_image
-    return {
-        "folder": str(cache.path),
-        "images": cache.images,
-        "views": views,
-        "bytes_per_image": cache.layout.bytes_per_image,
-        "bytes_per_view": view,
-        "bytes": view * views,
-        "bytes_missing": cache.bytes_missing(views),
-        "bytes_free": cache.bytes_free(),
-    }
-
-
-def _ask(teacher: Teacher, compute: Compute, images: Tensor) -> TeacherOutputs:
+def compute_outputs(teacher: Teacher, compute: Compute, images: Tensor) -> TeacherOutputs:
     """Compute the teacher's outputs for images as in a training step."""
     with compute.autocast():
         outputs: TeacherOutputs = teacher(images.to(compute.device, non_blocking=True))
     return outputs
 
 
-class _Meter:
-    """Counts the images whose outputs were computed, and shows a progress bar on a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self.made, self._started = 0, time.perf_counter()
-        self._bar = image_bar(console)
-        self._task = self._bar.add_task("cache", total=None, rate=0.0)
-
-    def __enter__(self) -> _Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    @property
-    def rate(self) -> float:
-        """Images per second since the start."""
-        return self.made / (time.perf_counter() - self._started)
-
-    def update(self, images: int, missing: int) -> None:
-        """Count images that this process computed; `missing` remain for this or another process."""
-        self.made += images
-        self._bar.update(self._task, completed=self.made, total=self.made + missing, rate=self.rate)
-
-
 def compare_sample(
-    cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, batch: int, device: torch.device
+    cache: TeacherCache, dataset: ReplayDataset, teacher: Teacher, *, views: int, micro_batch: int, compute: Compute
 ) -> str:
     """Run the live teacher on a few images of all views and compare its outputs with the cache's.
 
     Args:
         cache: The complete cache.
         dataset: The training images with their augmentation, without the cache.
-        teacher: The teacher in the run's dtype and layout, on `device`.
+        teacher: The teacher in the run's dtype and layout, on its device.
         views: Number of views of the run.
-        batch: Images at once in the run.
-        device: The teacher's device.
+        micro_batch: Images at once in the run.
+        compute: Where and in which number format the run computes.
 
     Returns:
         A human-readable text on how well they agree.
@@ -215,22 +103,23 @@ def compare_sample(
         UserError: If they disagree; names the image.
     """
     samples = _draw_sample(dataset, views)
-    at_once, reader, equal, least = min(batch, _SAMPLE), CacheReader(cache, cache.layout.share), 0, 1.0
+    at_once, reader, equal, least = min(micro_batch, _SAMPLE), CacheReader(cache, cache.layout.share), 0, 1.0
     for first in range(0, len(samples), at_once):
         part = samples[first : first + at_once]
         images = torch.stack([image for _, image in part] + [part[-1][1]] * (at_once - len(part)))
-        stored = cache.layout.encode(_ask(teacher, Compute(device, cache.layout.dtype), images), range(at_once))
+        encoded = cache.layout.encode(compute_outputs(teacher, compute, images), range(at_once))
         for row, (key, _) in enumerate(part):
             kept = reader(key)
-            live = cache.layout.decode(stored, row, None if kept.tokens is None else row)
-            cosine = min(
+            live = cache.layout.decode(encoded, row, None if kept.tokens is None else row)
+            cosines = [
                 F.cosine_similarity(one.float(), two.float(), dim=-1).mean().item()
                 for one, two in zip(kept, live, strict=True)
                 if one is not None and two is not None
-            )
+            ]
+            cosine = min(cosines, default=1.0)
             if not cosine > _LEAST_COSINE:
                 raise UserError(
-                    f"cache: {cache.path} does not hold what the teacher says of {dataset.split.locate(key.image)} "
+                    f"cache: {cache.path} differs from the teacher's outputs for {dataset.split.locate(key.image)} "
                     f"(view {key.epoch}, cosine {cosine:.3f}): the images' content or the software changed; "
                     "delete it and fill it again"
                 )
@@ -245,7 +134,7 @@ def compare_sample(
 
 def _draw_sample(dataset: ReplayDataset, views: int) -> list[tuple[Key, Tensor]]:
     """Read a few images of all views; always the same ones."""
-    every = range(views * len(dataset))
-    numbers = random.Random(0).sample(every, min(_SAMPLE, len(every)))
-    keys = [Key(*divmod(number, len(dataset))) for number in sorted(numbers)]
+    every = range(views * len(dataset))  # one index per view and image
+    indices = random.Random(0).sample(every, min(_SAMPLE, len(every)))
+    keys = [Key(*divmod(index, len(dataset))) for index in sorted(indices)]
     return [(key, image) for key in keys if (image := dataset[key].image) is not None]

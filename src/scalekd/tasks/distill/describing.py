@@ -1,27 +1,49 @@
-"""Describes a run in lines of text. Nothing is printed, measured or changed."""
+"""Describes a pair and a run in lines of text. Nothing is printed, measured or changed."""
 
 from __future__ import annotations
 
 import torch
 
 from scalekd.data.aside import left_out
+from scalekd.methods.base import Method
 from scalekd.methods.registry import METHODS
-from scalekd.tasks.distill.build import describe
+from scalekd.methods.scalekd import ScaleKD
+from scalekd.models import Student, Teacher
+from scalekd.models.teacher import resolution_note
 from scalekd.tasks.distill.setup import Run
 from scalekd.tasks.distill.signs import few_steps
 
 
+def describe_pair(method: Method) -> str:
+    """Describe a pair, human-readable: ScaleKD's plan or teacher and student, and remarks on both."""
+    teacher, student = method.teacher, method.student
+    if isinstance(method, ScaleKD):
+        lines = [str(method.plan)]
+    else:
+        lines = [*([] if teacher is None else [f"teacher   {teacher}"]), f"student   {student}"]
+    assert isinstance(student, Student)
+    if isinstance(teacher, Teacher):
+        lines += remarks(teacher)
+    return "\n".join([*lines, *(f"student   {note}" for note in student.notes)])
+
+
+def remarks(teacher: Teacher) -> list[str]:
+    """Return remarks on a teacher: how its weights were read, and whether its resolution is expensive."""
+    slow = resolution_note(teacher, "--teacher-resolution")
+    return [f"teacher   {note}" for note in (*teacher.notes, *([slow] if slow else []))]
+
+
 def describe_run(run: Run) -> list[str]:
     """Describe what is trained, on which images and in which steps; returns lines."""
-    return [*run.notes, *map(describe, run.methods), *_data(run), *_schedule(run), *_batch(run), *_accuracy(run)]
+    return [*run.notes, *map(describe_pair, run.methods), *_data(run), *_schedule(run), *_batch(run), *_accuracy(run)]
 
 
 def _data(run: Run) -> list[str]:
-    precision = "bf16" if run.dtype == torch.bfloat16 else "float32"
+    precision = "bf16" if run.compute.dtype == torch.bfloat16 else "float32"
     unlabelled = f" ({run.train.unlabelled} without label)" if run.train.unlabelled else ""
     return [
         f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
-        f"{len(run.classes)} classes; {run.device.type}, {precision}",
+        f"{len(run.classes)} classes; {run.compute.device.type}, {precision}",
         *left_out({run.recipe.train_split: run.train.aside, run.recipe.val_split: run.val.aside}),
     ]
 
@@ -53,7 +75,7 @@ def _batch(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run) -> list[str]:
-    """Return a line with the reason why no accuracy is measured; empty if it is."""
+    """Return a line that says why no accuracy is measured; nothing if it is measured."""
     if run.measured:
         return []
     return ["accuracy  not measured: " + ("no head to train" if len(run.val) else "no validation images")]

@@ -12,7 +12,7 @@ from rich.console import Console
 from scalekd.data import Batch, CorruptImages, seed_all
 from scalekd.engine.optimisation import build_optimizer, build_schedule, quieten_timm
 from scalekd.errors import UserError
-from scalekd.hardware import autocast, pick_compute
+from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.methods.base import Method
 from scalekd.models import Student
 from scalekd.models.layout import prepare
@@ -22,9 +22,9 @@ from scalekd.tasks.distill.build import (
     build_method,
     build_student,
     build_teacher,
-    describe,
     head_width,
 )
+from scalekd.tasks.distill.describing import describe_pair
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import try_training
 
@@ -50,21 +50,21 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     quieten_timm()
     console = console or Console(stderr=True)
     say = plain_lines(console)
-    device, dtype = pick_compute(recipe)
+    compute = pick_compute(recipe)
     batch = min(BATCH, recipe.micro_batch or recipe.batch)
     small = recipe.model_copy(
         update={"batch": batch, "micro_batch": batch, "student_pretrained": False, "batchnorm_over": "process"}
     )
     method, notes = _build_pair(small)
-    for line in (*notes, describe(method)):
+    for line in (*notes, describe_pair(method)):
         say(line)
-    prepare(method, device, dtype, channels_last=recipe.channels_last)
-    method.to(device)
-    try_training(method, small, at_once=batch, together=batch, batchnorm=nullcontext(), dtype=dtype, say=say)
+    prepare(method, *compute, channels_last=recipe.channels_last)
+    method.to(compute.device)
+    try_training(method, small, at_once=batch, together=batch, batchnorm=nullcontext(), dtype=compute.dtype, say=say)
     student = method.student
     assert isinstance(student, Student)
     before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-    losses = _take_step(small, method, device, dtype)
+    losses = _take_step(small, method, compute)
     moved = sum(not torch.equal(before[n], p.detach().to(before[n])) for n, p in student.named_parameters())
     if not moved:
         raise UserError("check: the optimiser step changed no parameter of the student")
@@ -72,8 +72,8 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         "losses": {name: round(value, 4) for name, value in losses.items()},
         "student_parameters_moved": moved,
         "student_parameters": len(before),
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": compute.device.type,
+        "dtype": str(compute.dtype).removeprefix("torch."),
     }
 
 
@@ -91,18 +91,17 @@ def _build_pair(recipe: Recipe) -> tuple[Method, list[str]]:
     return build_method(recipe, teacher, student), notes
 
 
-def _take_step(recipe: Recipe, method: Method, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def _take_step(recipe: Recipe, method: Method, compute: Compute) -> dict[str, float]:
     """Take one optimiser step on random images; return the losses by name."""
     optimizer = build_optimizer(recipe, method)
     schedule = build_schedule(recipe, optimizer, steps_per_epoch=1000)
     learner = StudentLearner(recipe, method, optimizer=optimizer, schedule=schedule)
     task = DistillationTask([learner], (), CorruptImages(0))
-    teacher = method.teacher
-    classes = teacher.num_classes if teacher is not None and teacher.num_classes else CLASSES
+    classes = max(method.student.num_classes, 1)  # without a head, labels are not used
     images = torch.rand(recipe.batch, 3, recipe.resolution, recipe.resolution)
-    batch = Batch(images.to(device), torch.randint(classes, (recipe.batch,)).to(device), {})
-    with autocast(device, dtype):
-        total = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), batch=0, step=0)
-    torch.autograd.backward(total)
+    batch = to_device(Batch(images, torch.randint(classes, (recipe.batch,)), {}), compute.device)
+    with compute.autocast():
+        loss = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), index=0, step=1)
+    torch.autograd.backward(loss)
     learner.descend(1)
     return {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}

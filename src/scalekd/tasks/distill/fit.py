@@ -18,16 +18,16 @@ from scalekd.engine.loop import Intervals, Loop
 from scalekd.engine.optimisation import build_optimizer, build_schedule
 from scalekd.engine.sharding import shard_trained
 from scalekd.evaluation import Accuracy
-from scalekd.hardware import autocast, keep_freed_memory
+from scalekd.hardware import keep_freed_memory
 from scalekd.methods.base import Method
 from scalekd.methods.share import FeatureShare
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
-from scalekd.runs.logs import JsonLines, TensorBoardEvents
+from scalekd.runs.logs import JsonLines, TensorBoardEvents, logged_losses
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
 from scalekd.tasks.distill.setup import Run
-from scalekd.tasks.distill.signs import logged_losses, nothing_learned
+from scalekd.tasks.distill.signs import nothing_learned
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
 
@@ -59,7 +59,7 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     keep_freed_memory()
     learners = [_learner(run, index, live) for index in range(len(run.recipes))]
     task = DistillationTask(learners, run.classes, run.corrupt)
-    loop = Loop(task, intervals, context, device=run.device, dtype=run.dtype, command=command)
+    loop = Loop(task, intervals, context, compute=run.compute, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
     return context.processes.first_says(lambda: [_conclude(run, learner, facts) for learner in learners])
@@ -90,7 +90,7 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
     recipe, method, folder = run.recipes[index], run.methods[index], run.context.group.runs[index]
     if recipe.compile:
         method.compile()
-    method.to(run.device)
+    method.to(run.compute.device)
     average = ModelEmaV3(method.student, decay=recipe.ema) if recipe.ema else None
     called: nn.Module = method
     if run.sharded:
@@ -98,8 +98,8 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
             method,
             method.get_submodule("student"),
             average,
-            run.device,
-            partial(random_losses, method, recipe, run.dtype),
+            run.compute.device,
+            partial(random_losses, method, recipe, run.compute.dtype),
         )
     elif run.context.processes.count > 1:
         called = _distributed(run, method)
@@ -129,7 +129,7 @@ def _watcher(run: Run, live: Live | None, recipe: Recipe, method: Method) -> Wat
     visualise = live(recipe, method, run.val)
     if visualise is None:
         return None
-    return Watcher(visualise, method, partial(autocast, run.device, run.dtype), run.context.say)
+    return Watcher(visualise, method, run.compute.autocast, run.context.say)
 
 
 def _distributed(run: Run, method: Method) -> DistributedDataParallel:
@@ -140,7 +140,7 @@ def _distributed(run: Run, method: Method) -> DistributedDataParallel:
     (`find_unused_parameters`), and DDP ignores them.
     """
     kept = {name: buffer.clone() for name, buffer in method.named_buffers()}
-    total = random_losses(method, run.recipe, run.dtype, training=True).total
+    total = random_losses(method, run.recipe, run.compute.dtype, training=True).total
     with torch.no_grad():
         for name, buffer in method.named_buffers():
             buffer.copy_(kept[name])
@@ -153,7 +153,7 @@ def _distributed(run: Run, method: Method) -> DistributedDataParallel:
     used = {id(node.variable) for node in seen if hasattr(node, "variable")}
     unused = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in used]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, unused)  # type: ignore[no-untyped-call]
-    devices = [run.context.processes.local_rank] if run.device.type == "cuda" else None
+    devices = [run.context.processes.local_rank] if run.compute.device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
@@ -172,8 +172,8 @@ def _conclude(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> dict[
         "warnings": warnings,
         "skipped_steps": learner.skipped_steps,
         "processes": run.context.processes.count,
-        "device": run.device.type,
-        "dtype": str(run.dtype).removeprefix("torch."),
+        "device": run.compute.device.type,
+        "dtype": str(run.compute.dtype).removeprefix("torch."),
         "student": folder.student.name,
         "sha256": file_hash(folder.student),
         **({"group": run.context.group.students} if run.context.group.students else {}),

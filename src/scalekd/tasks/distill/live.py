@@ -1,6 +1,6 @@
 """Writes pictures and histograms of a pair in training to TensorBoard.
 
-This module only says when and how they are written; `report/live.py` computes them and is passed in.
+This module decides when and how they are written. `report/live.py` computes them; the caller passes it in.
 """
 
 from __future__ import annotations

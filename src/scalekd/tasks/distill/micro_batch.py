@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from scalekd.engine.processes import Processes
+from scalekd.hardware import Compute
 from scalekd.methods.base import Method
 from scalekd.planner import USABLE, UnpredictableError, available_memory, held_memory, largest_batch
 from scalekd.recipes import Recipe
@@ -18,9 +17,7 @@ def fitting_micro_batch(
     methods: Sequence[Method],
     names: Sequence[str],
     processes: Processes,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
 ) -> tuple[int, tuple[str, ...]]:
     """Return the largest part of this process's share of the batch that fits in memory for every student.
 
@@ -29,18 +26,19 @@ def fitting_micro_batch(
         methods: The pair of each student; it is moved to the device.
         names: The name of each student in messages.
         processes: The processes that share the batch.
-        device: The device whose memory is used.
-        dtype: The autocast type.
+        compute: The device whose memory is used, and the autocast type.
 
     Returns:
         The number of images, and a warning for each student whose memory cannot be predicted.
     """
     recipe, share = recipes[0], recipes[0].batch // processes.count
-    free = available_memory(device)  # before the methods are moved to the device, because the prediction includes them
-    if device.type == "cpu":
+    free = available_memory(
+        compute.device
+    )  # before the methods are moved to the device, because the prediction includes them
+    if compute.device.type == "cpu":
         free //= processes.local_count
     ema = recipe.ema is not None
-    held = [held_memory(method.to(device), optimizer=recipe.optimizer, ema=ema) for method in methods]
+    held = [held_memory(method.to(compute.device), optimizer=recipe.optimizer, ema=ema) for method in methods]
     sizes, notes = [], []
     for method, own, name in zip(methods, held, names, strict=True):
         try:
@@ -51,7 +49,7 @@ def fitting_micro_batch(
                     batch=share,
                     optimizer=recipe.optimizer,
                     ema=ema,
-                    dtype=dtype,
+                    dtype=compute.dtype,
                     even=recipe.mixup > 0 or recipe.cutmix > 0,
                 )
         except UnpredictableError as error:

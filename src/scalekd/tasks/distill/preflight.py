@@ -11,7 +11,6 @@ import torch
 from scalekd.data import Batch
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.hardware import Compute
 from scalekd.progress import watched
 from scalekd.runs.folder import weight_hashes
 from scalekd.runs.group import naming
@@ -33,18 +32,17 @@ def check_training(run: Run) -> list[str]:
     if run.sharded:  # no process holds the whole model; `shard_trained` runs it
         return []
     over, count = run.recipe.batchnorm_over, run.context.processes.count
-    at_once = run.recipe.micro_batch or 1
-    together = over if isinstance(over, int) else at_once * (count if over == "all" else 1)
+    together = over if isinstance(over, int) else run.micro_batch * (count if over == "all" else 1)
     lines: list[str] = []
     for recipe, method, name in zip(run.recipes, run.methods, run.context.group.names, strict=True):
         with naming(name):
             try_training(
-                method.to(run.device),
+                method.to(run.compute.device),
                 recipe,
-                at_once=at_once,
+                at_once=run.micro_batch,
                 together=together,
                 batchnorm=run.batchnorm if count == 1 else nullcontext(),  # the other processes do not take part
-                dtype=run.dtype,
+                dtype=run.compute.dtype,
                 say=lines.append,
             )
     return lines
@@ -62,10 +60,10 @@ def check_cache(run: Run) -> list[str]:
     agreement = compare_sample(
         run.cache,
         training_images(run.recipe, run.train),
-        run.teacher.to(run.device),
+        run.teacher.to(run.compute.device),
         views=views,
-        batch=run.recipe.batch // run.accumulate,
-        device=run.device,
+        micro_batch=run.micro_batch,
+        compute=run.compute,
     )
     where, kind = printable(run.cache.path), run.cache.layout.cache_format
     return [f"cache     teacher outputs from {where} ({kind}, {views} view(s), {agreement})"]
@@ -80,12 +78,12 @@ def check_teacher(run: Run) -> Accuracy | None:
     teacher, classes = run.teacher, len(run.classes)
     if teacher is None or not run.measured or teacher.num_classes != classes or not run.recipe.check_teacher:
         return None
-    teacher.to(run.device)
+    teacher.to(run.compute.device)
     accuracy = measure_accuracy(
         lambda images: teacher(images).logits,
         _validation_batches(run),
         num_classes=classes,
-        compute=Compute(run.device, run.dtype),
+        compute=run.compute,
         corrupt=run.corrupt,
         blank=torch.zeros(1, 3, run.recipe.resolution, run.recipe.resolution) if run.sharded else None,
     )
@@ -103,7 +101,7 @@ def check_teacher(run: Run) -> Accuracy | None:
 def _validation_batches(run: Run) -> Iterator[Batch]:
     """Yield this process's validation batches; ends when all processes have read theirs."""
     yield from watched(run.val_loader, "measure", run.context.console)
-    run.context.processes.gather(None)
+    run.context.processes.wait()
 
 
 def check_inputs(run: Run) -> list[dict[str, Any]]:

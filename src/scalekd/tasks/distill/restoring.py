@@ -1,4 +1,4 @@
-"""A method's weights from a run's newest checkpoint, to look at: the run may be going on, so nothing is written."""
+"""Reads a method's weights from a run's newest checkpoint. It writes nothing, because the run may still be training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scalekd.runs.group import RunGroup
 
 
 def restore_method(method: Method, run: RunFolder) -> int:
-    """Give a method, student and projectors, the weights of the run's newest checkpoint.
+    """Load the weights of student and projectors from a run's newest checkpoint.
 
     Args:
-        method: Built by the run's recipe.
-        run: A run of its own, or one of a group, whose checkpoint is the group's.
+        method: Built by the run's recipe; its weights are replaced.
+        run: The run. If it belongs to a run group, the group's checkpoint is read.
 
     Returns:
-        The optimiser step that they are of.
+        The checkpoint's step.
 
     Raises:
         UserError: If there is no checkpoint, it cannot be read, or it is of another method.

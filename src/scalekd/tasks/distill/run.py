@@ -74,10 +74,10 @@ def distill_students(
         recipe: The settings of all students; its `student` is ignored.
         students: Two or more, each as the recipe's `student`.
         output: Folder that contains a run folder per student and the common checkpoint (see `RunGroup`).
-        resume: Whether to resume the group in `output`.
-        overwrite: Whether to delete the runs in `output`.
-        console: Where to print; standard error by default.
-        live: Creates pictures for TensorBoard at each validation, such as `scalekd.report.live.live_figures`.
+        resume: As in `distill`, for all students.
+        overwrite: As in `distill`, for all students.
+        console: As in `distill`.
+        live: As in `distill`.
 
     Returns:
         The content of each `result.json`, by the name of its run folder.
@@ -102,6 +102,7 @@ def _distill(
     live: Live | None,
     command: str = "distill",
 ) -> list[dict[str, Any]]:
+    """Train the students of a group, or the only one, and return their results; see `distill` for the arguments."""
     check_output(recipes[0], group.path)
     recipes = [with_files(recipe) for recipe in recipes]
     with run_context(group, recipes[0].devices, resume=resume, console=console) as context:

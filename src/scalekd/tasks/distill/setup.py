@@ -18,7 +18,7 @@ from scalekd.engine.context import RunContext
 from scalekd.engine.processes import Processes, check_devices
 from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError
-from scalekd.hardware import pick_compute
+from scalekd.hardware import Compute, pick_compute
 from scalekd.methods.base import Method
 from scalekd.models import Teacher
 from scalekd.models.layout import prepare
@@ -41,8 +41,7 @@ class Run:
         recipes: The settings of each student, `micro_batch` among them.
         train: Training images.
         val: Validation images.
-        device: Where the models are trained.
-        dtype: The autocast type.
+        compute: Where and in which number format the models are trained.
         teacher: The teacher of all students; None for method none.
         cache: The teacher cache; None if the recipe names none.
         methods: The method of each student, which joins it with the teacher.
@@ -57,8 +56,7 @@ class Run:
     recipes: tuple[Recipe, ...]
     train: Split
     val: Split
-    device: torch.device
-    dtype: torch.dtype
+    compute: Compute
     teacher: Teacher | None
     cache: TeacherCache | None
     methods: tuple[Method, ...]
@@ -77,6 +75,12 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """Class names of the data."""
         return self.val.classes
+
+    @property
+    def micro_batch(self) -> int:
+        """Images at once in each process."""
+        assert self.recipe.micro_batch is not None  # `build_run` chooses it
+        return self.recipe.micro_batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -106,18 +110,18 @@ def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
     """
     recipe, processes = recipes[0], context.processes
     train, val = read_data(recipe)
-    device, dtype = pick_compute(recipe)
-    _check_processes(recipes, processes, device, len(val))
+    compute = pick_compute(recipe)
+    _check_processes(recipes, processes, compute.device, len(val))
     teacher = build_teacher(recipe, val.classes) if recipe.method != "none" else None
-    cache = _find_cache(recipe, teacher, train, dtype)
+    cache = _find_cache(recipe, teacher, train, compute)
     named = zip(recipes, context.group.names, strict=True)
     methods = tuple(_join(each, name, teacher, val.classes) for each, name in named)
     if recipe.batch > len(train):  # after the models: a wrong name is reported first
         raise UserError(
             f"batch: {recipe.batch} is larger than the {len(train)} training images; set it to {len(train)} or less"
         )
-    _lay_out(methods, recipe, processes, device, dtype)
-    at_once, notes = _images_at_once(recipes, methods, context, device, dtype)
+    _lay_out(methods, recipe, processes, compute)
+    at_once, notes = _images_at_once(recipes, methods, context, compute)
     if fault := recipe.share_fault(at_once):
         raise UserError(fault)
     return Run(
@@ -127,8 +131,7 @@ def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
         ),  # so that the run can be reproduced
         train=train,
         val=val,
-        device=device,
-        dtype=dtype,
+        compute=compute,
         teacher=teacher,
         cache=cache,
         methods=methods,
@@ -167,11 +170,11 @@ def _check_processes(recipes: Sequence[Recipe], processes: Processes, device: to
         raise UserError(f"data: {val} validation image(s) for {count} processes; start fewer")
 
 
-def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, dtype: torch.dtype) -> TeacherCache | None:
+def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, compute: Compute) -> TeacherCache | None:
     """Open the recipe's teacher cache; None if it names none or there is no teacher."""
     if teacher is None or recipe.cache is None:
         return None
-    return open_cache(recipe.cache, *find_cache(recipe, teacher, train, dtype), recipe.augmented_views)
+    return open_cache(recipe.cache, *find_cache(recipe, teacher, train, compute.dtype), recipe.augmented_views)
 
 
 def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...]) -> Method:
@@ -184,31 +187,24 @@ def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str
         return build_method(recipe, teacher, student)
 
 
-def _lay_out(
-    methods: Sequence[Method], recipe: Recipe, processes: Processes, device: torch.device, dtype: torch.dtype
-) -> None:
+def _lay_out(methods: Sequence[Method], recipe: Recipe, processes: Processes, compute: Compute) -> None:
     """Set the models' memory layout and precision; shard the teacher if the run is sharded."""
     sharded = _is_sharded(recipe, processes)
     for method in methods:  # FSDP takes parameters in their own layout only
-        prepare(method, device, dtype, channels_last=recipe.channels_last and not sharded)
+        prepare(method, *compute, channels_last=recipe.channels_last and not sharded)
     if sharded and methods[0].teacher is not None:
-        shard_teacher(methods[0].teacher, device, partial(random_losses, methods[0], recipe, dtype))
+        run = partial(random_losses, methods[0], recipe, compute.dtype)
+        shard_teacher(methods[0].teacher, compute.device, run)
 
 
 def _images_at_once(
-    recipes: Sequence[Recipe],
-    methods: Sequence[Method],
-    context: RunContext,
-    device: torch.device,
-    dtype: torch.dtype,
+    recipes: Sequence[Recipe], methods: Sequence[Method], context: RunContext, compute: Compute
 ) -> tuple[int, tuple[str, ...]]:
     """Return the recipe's micro-batch or the largest that fits in every process's memory, and warnings."""
     if recipes[0].micro_batch is not None:
         return recipes[0].micro_batch, ()
     with working("planning: how many images fit in memory at once?", context.console):
-        fitting, notes = fitting_micro_batch(
-            recipes, methods, context.group.names, context.processes, device=device, dtype=dtype
-        )
+        fitting, notes = fitting_micro_batch(recipes, methods, context.group.names, context.processes, compute)
         return min(context.processes.gather(fitting)), notes
 
 

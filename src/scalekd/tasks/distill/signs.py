@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from scalekd.data import Split
 
-_STEPS_AN_EPOCH, _STEPS = 10, 200  # a run with fewer steps per epoch or fewer in all gets a warning
+_STEPS_PER_EPOCH, _STEPS = 10, 200  # a run with fewer steps per epoch or fewer in all gets a warning
 _FEWEST_LOSSES, _CONSTANT = 3, 1e-3  # at least 3 logged losses within 0.1% of the largest count as constant
 
 
 def few_steps(images: int, batch: int, epochs: int) -> str | None:
     """Return a warning if a run takes fewer than 10 steps per epoch or 200 in all; None if it takes enough."""
-    an_epoch = images // batch
-    if an_epoch >= _STEPS_AN_EPOCH and an_epoch * epochs >= _STEPS:
+    per_epoch = images // batch
+    if per_epoch >= _STEPS_PER_EPOCH and per_epoch * epochs >= _STEPS:
         return None
     flags, smaller = [], batch
-    if an_epoch < _STEPS_AN_EPOCH and batch > 2:
-        smaller = 2 ** int(math.log2(max(min(images // _STEPS_AN_EPOCH, batch - 1), 2)))
+    if per_epoch < _STEPS_PER_EPOCH and batch > 2:
+        smaller = 2 ** int(math.log2(max(min(images // _STEPS_PER_EPOCH, batch - 1), 2)))
         flags.append(f"--batch {smaller} ({images // smaller} steps per epoch)")
     if images // smaller * epochs < _STEPS:
         flags.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
     if not flags:  # too few images for any setting to help
         return None
     return (
-        f"warning: {an_epoch * epochs} steps in all ({epochs} epochs of {an_epoch}) teach a student little; "
-        f"better take {' and '.join(flags)}"
+        f"warning: {per_epoch * epochs} steps in all ({epochs} epochs of {per_epoch}) are too few to train a student; "
+        f"use {' and '.join(flags)}"
     )
-
-
-def logged_losses(metrics: Path) -> list[float]:
-    """Read the losses in a run's log, oldest first."""
-    losses = []
-    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
-        with suppress(ValueError, TypeError, RecursionError, KeyError):  # a corrupt line, or one without a loss
-            losses.append(float(json.loads(line)["train/loss"]))
-    return losses
 
 
 def nothing_learned(losses: Sequence[float], top1: float | None, validation: Split) -> list[str]:

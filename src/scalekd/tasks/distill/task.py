@@ -46,9 +46,21 @@ class StudentLearner(Learner):
     ) -> None:
         assert isinstance(method.student, Student)
         super().__init__(method, method.student, keys=recipe, role="student", **others)
-        self.recipe, self.method, self.folder, self._watch = recipe, method, folder, watch
+        self.folder, self._watch = folder, watch
         classes, device = method.student.num_classes, method.student.mean.device
         self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's settings."""
+        assert isinstance(self.keys, Recipe)
+        return self.keys
+
+    @property
+    def method(self) -> Method:
+        """The joined pair. It is registered once, as `model`, so that a checkpoint holds its tensors once."""
+        assert isinstance(self.model, Method)
+        return self.model
 
     @property
     def final_student(self) -> Student:

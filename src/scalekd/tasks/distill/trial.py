@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from scalekd.child import DeathError, ForkError, can_fork, in_child
 from scalekd.data import seeded
@@ -41,9 +42,9 @@ def try_training(
 ) -> None:
     """Check that a pair can take a training step in the layout that it will train in; the pair's values do not change.
 
-    The step uses two images, or one if batch norm never sees more; if that fails, as many as the run takes at once. On
-    the CPU the step runs in a copy of this process: if a library crashes in the channels-last layout, the student is
-    changed to the contiguous layout.
+    The step uses two images, or one if batch norm normalises each image alone. If it fails, another step uses as many
+    images as the run takes at once. On the CPU a step runs in a copy of this process: if a library crashes in the
+    channels-last layout, the student is changed to the contiguous layout.
 
     Args:
         method: The pair, laid out by `prepare`.
@@ -133,19 +134,18 @@ def take_step(
     Raises:
         ModelError: If the student's code fails, or no gradient reaches the student.
     """
-    student, side = _student(method.train()), recipe.resolution
+    student = _student(method.train())
     device = next(method.parameters()).device
     with seeded(recipe.seed):
-        images = torch.rand(size, 3, side, side, device=device)
-        labels = None if recipe.labels == "none" else torch.zeros(size, dtype=torch.long, device=device)
+        images, labels = _random_batch(recipe, size, device)
         with autocast(device, dtype), batchnorm or nullcontext():
             teacher_outputs = method.teacher(images) if method.needs_teacher else None
             outputs = student(images)
             _check(student, outputs, size)
-            total = method.losses(outputs, teacher_outputs, labels).total
+            loss = method.losses(outputs, teacher_outputs, labels).total
         shape = [size, 3, student.resolution, student.resolution]
         with naming_model("student", student.name, shape, DOING):
-            total.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
     if all(parameter.grad is None for parameter in student.parameters()):
         raise ModelError(
             f"student: {student.name} cannot {DOING} images {shape}: no gradient reaches any of its parameters"
@@ -154,13 +154,17 @@ def take_step(
 
 def random_losses(method: Method, recipe: Recipe, dtype: torch.dtype, *, training: bool = False) -> Losses:
     """Return the losses of two random images on the models' device; in training mode, batch norm statistics change."""
-    side, device = recipe.resolution, next(method.parameters()).device
-    images = torch.rand(2, 3, side, side, device=device)
-    labels = None if recipe.labels == "none" else torch.zeros(2, dtype=torch.long, device=device)
+    device = next(method.parameters()).device
     with seeded(recipe.seed), autocast(device, dtype):
-        losses: Losses = method.train(training)(images, labels)
+        losses: Losses = method.train(training)(*_random_batch(recipe, 2, device))
     method.train()
     return losses
+
+
+def _random_batch(recipe: Recipe, size: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return random images and the labels that the recipe trains on; call it within `seeded`."""
+    images = torch.rand(size, 3, recipe.resolution, recipe.resolution, device=device)
+    return images, None if recipe.labels == "none" else torch.zeros(size, dtype=torch.long, device=device)
 
 
 def _check(student: Student, outputs: StudentOutputs, size: int) -> None:

@@ -180,12 +180,11 @@ def fit(
     Returns:
         The part of the result that describes the training: steps, samples, seconds and so on.
     """
-    device, dtype = compute
     keep_freed_memory()
-    loop = Loop(task, intervals, context, device=device, dtype=dtype, command=f"transfer {task.name}")
+    loop = Loop(task, intervals, context, compute=compute, command=f"transfer {task.name}")
     return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
         "processes": context.processes.count,
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "device": compute.device.type,
+        "dtype": str(compute.dtype).removeprefix("torch."),
     }
