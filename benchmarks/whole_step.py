@@ -166,7 +166,7 @@ def scalekd_step(bench: Bench, keys: dict[str, Any], log: Path) -> tuple[Step, d
         index, batch = next(batches)
         with autocast(CPU, bench.dtype):
             prepared = task.prepare(batch, index)
-            loss = learner.learn(partial(task.losses, learner, prepared), batch=index, step=index + 1)
+            loss = learner.learn(partial(task.losses, learner, prepared), index=index, step=index + 1)
         if (index + 1) % recipe.log_every == 0:
             learner.log_training(index + 1)
         torch.autograd.backward(loss)
@@ -177,7 +177,7 @@ def scalekd_step(bench: Bench, keys: dict[str, Any], log: Path) -> tuple[Step, d
 
 
 def timm_step(bench: Bench) -> tuple[Step, dict[str, int]]:
-    """Build timm's own task on the same pair and precision, with torch's fused AdamW and timm's channels-last habit."""
+    """Build timm's own task on the same pair and precision, with AdamW and channels-last weights."""
     recipe = bench.recipe({})
     torch.manual_seed(0)
     student = build_student(recipe, bench.args.num_classes).model.to(memory_format=torch.channels_last)

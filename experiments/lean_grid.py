@@ -26,8 +26,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "quarter-conv1x1-alpha": CHEAP | {"feature_share": 0.25} | {key: value / 4 for key, value in ALPHAS.items()},
     "quarter-conv1x1-fast": CHEAP | {"feature_share": 0.25, "projectors": 2 * PROJECTORS},
     "no-tpp-conv1x1": CHEAP | {"tpp": False},
-    "separable3x3": {"stem": "separable3x3"},
-    "bottleneck3x3": {"stem": "bottleneck3x3"},
     "half-conv1x1-alpha": CHEAP | {"feature_share": 0.5} | {key: value / 2 for key, value in ALPHAS.items()},
     "no-tpp-half-conv1x1": CHEAP | {"tpp": False, "feature_share": 0.5},
     "fd": {"method": "fd", "logit_weight": 0.5},

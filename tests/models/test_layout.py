@@ -73,7 +73,7 @@ def test_a_pair_with_stems_as_products_computes_the_same(teacher: Teacher, monke
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_stem_as_a_product_is_its_convolution(kernel: int) -> None:
-    stem = StemConvolution(6, 6, kernel).double()
+    stem = StemConvolution(6, kernel).double()
     features = torch.rand(2, 6, 3, 4, dtype=torch.float64)
     convolved = stem(features)
     stem.as_product = True

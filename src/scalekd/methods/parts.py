@@ -8,7 +8,7 @@ from typing import Literal, get_args
 View = Literal["spatial", "frequency"]
 Stage = Literal["previous", "last"]
 Query = Literal["proxy", "learned"]
-Stem = Literal["conv3x3", "separable3x3", "bottleneck3x3", "conv1x1", "none"]
+Stem = Literal["conv3x3", "conv1x1", "none"]
 StemNorm = Literal["batchnorm", "layernorm2d"]
 
 VIEWS: tuple[str, ...] = get_args(View)

@@ -11,7 +11,6 @@ from scalekd.methods.parts import STEM_NORMS, STEMS
 from scalekd.methods.registry import MethodKeys
 
 DEFAULTS = MethodKeys()
-_BOTTLENECK = 4
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -59,15 +58,15 @@ class CrossAttention(nn.Module):
 
 
 class StemConvolution(nn.Conv2d):
-    """CAP's convolution with an odd kernel, stride 1 and "same" padding: `[B, C, h, w]` -> `[B, C', h, w]`.
+    """CAP's convolution with an odd kernel, stride 1 and "same" padding: `[B, C, h, w]` -> the same shape.
 
     Attributes:
         as_product: Whether it is computed as one matrix product of its windows. The result is the same; which of the
             two is faster depends on the processor.
     """
 
-    def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
-        super().__init__(channels, out_channels, kernel, padding=kernel // 2)
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__(channels, channels, kernel, padding=kernel // 2)
 
     as_product = False
 
@@ -84,23 +83,6 @@ class StemConvolution(nn.Conv2d):
         return products.permute(0, 3, 1, 2)
 
 
-def _convolution(channels: int, kind: str) -> nn.Module:
-    """Build the convolution of a stem, `[B, C, h, w]` -> the same shape."""
-    if kind == "separable3x3":
-        depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        return nn.Sequential(depthwise, StemConvolution(channels, channels, 1))
-    if kind == "bottleneck3x3":
-        narrow = max(1, channels // _BOTTLENECK)
-        return nn.Sequential(
-            StemConvolution(channels, narrow, 1),
-            nn.ReLU(),
-            StemConvolution(narrow, narrow, 3),
-            nn.ReLU(),
-            StemConvolution(narrow, channels, 1),
-        )
-    return StemConvolution(channels, channels, 3 if kind == "conv3x3" else 1)
-
-
 def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
     """Build CAP's "patchify stem": convolution, norm, ReLU on `[B, C, h, w]`; empty for `none`."""
     if kind not in STEMS:
@@ -109,7 +91,7 @@ def _stem(channels: int, kind: str, norm: str) -> nn.Sequential:
         raise ValueError(f"stem_norm: {norm!r} is not one of {', '.join(STEM_NORMS)}")
     stem = nn.Sequential()
     if kind != "none":
-        stem.add_module("conv", _convolution(channels, kind))
+        stem.add_module("conv", StemConvolution(channels, 3 if kind == "conv3x3" else 1))
         stem.add_module("norm", nn.BatchNorm2d(channels) if norm == "batchnorm" else LayerNorm2d(channels))
         stem.add_module("act", nn.ReLU())
     return stem
@@ -125,8 +107,7 @@ class CrossAttentionProjector(nn.Module):
         tokens: Shape of the tokens to return.
         num_heads: Attention heads, a divisor of `tokens.channels`.
         softmax_scale: Factor on the attention logits in addition to `1 / sqrt(head width)`.
-        stem: `conv3x3` (the paper's), or ours: `separable3x3` (a depthwise convolution, then 1x1), `bottleneck3x3`
-            (at a quarter of the channels), `conv1x1`, or `none` to use the map as is.
+        stem: `conv3x3` (the paper's), `conv1x1`, or `none` to use the map as is.
         stem_norm: `batchnorm` or `layernorm2d`, after the stem's convolution.
         learned_query: Whether the query is a learned table; otherwise it is passed to `forward`.
 

@@ -105,7 +105,7 @@ class MethodKeys(Keys):
     softmax_scale: float = Field(default=5.0, gt=0)
     """Factor on CAP's attention logits."""
     stem: Stem = "conv3x3"
-    """CAP's stem on the student's map. conv3x3 is the paper's; the others cost less."""
+    """CAP's stem on the student's map."""
     stem_norm: StemNorm | None = None
     """Norm in CAP's stem. Default: layernorm2d for students that use it (ConvNeXt), otherwise batchnorm."""
     feature_share: float = Field(default=1.0, gt=0, le=1)
