@@ -6,7 +6,6 @@ Usage: python experiments/lean.py --data IMAGENETTE --teacher-weights WEIGHTS --
 
 from __future__ import annotations
 
-import argparse
 import json
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 from lean_grid import FORMS, RESULTS, lean_row, sieve
-from script import run, say
+from script import check_runs, run, runs_parser, say
 from study import run_all
 from study_run import Study
 
@@ -38,13 +37,7 @@ def table(results: Path, step: Path | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, help="Imagenette as an image folder: train/<class>/, val/<class>/")
-    parser.add_argument("--teacher-weights", type=Path, help="weights of recipe imagenette's teacher")
-    parser.add_argument("--runs", type=Path, help="folder of the runs, caches and logs; those there are resumed")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="rows, as patterns: 'cnn-exact-*'")
-    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, of one thread each (2)")
+    parser = runs_parser(__doc__, RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table")
     parser.add_argument("--step", type=Path, help="JSON of benchmarks/whole_step.py with all forms, for the table")
     parser.add_argument("--settings", action="store_true", help="only print the forms' keys for whole_step.py")
@@ -55,11 +48,7 @@ def main() -> int:
     if args.table:
         print(table(args.results, args.step))
         return 0
-    missing = [f"--{name.replace('_', '-')}" for name in ("data", "teacher_weights", "runs") if not vars(args)[name]]
-    if missing:
-        parser.error(f"give {', '.join(missing)}")
-    args.runs.mkdir(parents=True, exist_ok=True)
-    args.results.mkdir(parents=True, exist_ok=True)
+    check_runs(parser, args)
     rows = [row for row in sieve() if any(fnmatch(row.name, pattern) for pattern in args.only)]
     say(f"{len(rows)} rows")
     return run_all(Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, 1), rows, args.jobs)

@@ -7,15 +7,13 @@ Usage: python experiments/study.py --data IMAGENETTE --teacher-weights WEIGHTS -
 
 from __future__ import annotations
 
-import argparse
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
-from script import run, say
+from script import check_runs, run, runs_parser, say
 from study_cost import measure
 from study_grid import RESULTS, STRONG, Row, grid
 from study_run import Study, share_of
@@ -69,13 +67,7 @@ def work(queue: Queue, study: Study, failed: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, help="Imagenette as an image folder: train/<class>/, val/<class>/")
-    parser.add_argument("--teacher-weights", type=Path, help="weights of recipe imagenette's teacher")
-    parser.add_argument("--runs", type=Path, help="folder of the runs, caches and logs; those there are resumed")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="rows, as patterns: 'cnn-*-s0'")
-    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs (2)")
+    parser = runs_parser(__doc__, RESULTS)
     parser.add_argument("--cost", action="store_true", help="only measure what a training image costs by each method")
     parser.add_argument("--rounds", type=int, default=3, help="of --cost: measurements of each method, in turns (3)")
     parser.add_argument("--collect", action="store_true", help="only make the tables of the pages from the JSON files")
@@ -84,13 +76,9 @@ def main() -> int:
         collect(args.results)
         return 0
     rows = [row for row in grid() if any(fnmatch(row.name, pattern) for pattern in args.only)]
-    missing = [f"--{name.replace('_', '-')}" for name in ("data", "teacher_weights", "runs") if not vars(args)[name]]
-    if missing:
-        parser.error(f"give {', '.join(missing)}")
-    if min(args.jobs, args.rounds) < 1:
-        parser.error("--jobs and --rounds: give at least 1")
-    args.runs.mkdir(parents=True, exist_ok=True)
-    args.results.mkdir(parents=True, exist_ok=True)
+    if args.rounds < 1:
+        parser.error("--rounds: pass at least 1")
+    check_runs(parser, args)
     threads = 1 if args.cost else max(1, torch.get_num_threads() // args.jobs)
     study = Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, threads)
     if args.cost:

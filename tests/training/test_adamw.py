@@ -14,7 +14,7 @@ from scalekd.recipes import load
 
 SHAPE = (6, 4, 3, 3)
 STEPS = 4
-# Rounding of the fused kernel is about 3e-8. An update of a wrong element is of the size of the learning rate.
+# The fused kernel may round differently. An update of a wrong element is of the size of the learning rate.
 RATE, ROUNDING = 1e-2, 1e-6
 
 Step = Callable[[torch.optim.Optimizer, nn.Parameter, int], None]

@@ -319,3 +319,13 @@ def test_a_cache_for_logits_holds_no_tokens(cli: Cli, common: list[str | Path], 
     passed(cli("distill", *common, "--method", "kd", "--cache", caches, "--output", tmp_path / "cached"))
     assert weights(tmp_path / "cached") == weights(tmp_path / "live")
     assert bytes_in(caches) < 24 * 2 * 3 * 4 + 6 * 1000, "logits of 24 images and headers only"
+
+
+def test_the_whole_cache_serves_where_that_of_the_share_lacks_views(
+    cli: Cli, common: list[str | Path], filled: Path, tmp_path: Path
+) -> None:
+    passed(cli("cache", *common, *LEAN, "--augmentation-epochs", "1", "--cache", tmp_path / "other"))
+    (begun,) = (tmp_path / "other").iterdir()
+    begun.rename(filled.parent / begun.name)
+    outcome = passed(cli("distill", *common, *LEAN, "--cache", filled.parent, "--output", tmp_path / "run"))
+    assert str(filled) in outcome.err

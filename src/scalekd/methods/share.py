@@ -11,11 +11,11 @@ from typing import Any
 class FeatureShare:
     """A part of the images of each epoch, chosen without random numbers.
 
-    Numbered as they lie in the data set, every `1/share`-th image is chosen; in the next view, the ones after them.
-    Classes, which lie one after the other, are thus represented equally. In a batch, the chosen images come first.
+    With a share of 1/4, every fourth image of the data set is chosen, and in the next view the image before each of
+    them. A folder lists its images class by class, so all classes are represented equally.
 
     Attributes:
-        share: The part, in (0, 1].
+        share: The part, in [0, 1].
     """
 
     share: float

@@ -79,8 +79,9 @@ class _Claims(Sampler[list[Key]]):
 
     def __init__(self, cache: TeacherCache, views: int, batch: int) -> None:
         self.cache, self.views, self.batch = cache, views, batch
-        self.held: deque[tuple[Shard, ExitStack, int]] = deque()  # each with the number of images to compute
-        self.given: deque[list[Key]] = deque()  # batches that were handed out and have not arrived yet
+        # Claimed shards, oldest first, each with its claim and the number of images to compute for it.
+        self.held: deque[tuple[Shard, ExitStack, int]] = deque()
+        self.given: deque[list[Key]] = deque()  # batches handed to the loader and not received from it yet
         self.made = 0
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -90,12 +91,17 @@ class _Claims(Sampler[list[Key]]):
                 claim.close()
                 continue
             keys = [Key(shard.view, shard.first + offset) for offset in range(shard.images)]
-            # A shard for which nothing is stored is written too, so at least one of its images is computed.
+            # A shard in which no image has outputs must be written too, so one of its images is computed.
             keys = [key for key in keys if self.cache.layout.holds(key.image, key.epoch)] or keys[:1]
             self.held.append((shard, claim, len(keys)))
             for first in range(0, len(keys), self.batch):
                 self.given.append(keys[first : first + self.batch])
                 yield self.given[-1]
+
+    @property
+    def images_of_first(self) -> int:
+        """Number of images to compute for the shard that was claimed first."""
+        return self.held[0][2]
 
     def images_missing(self) -> int:
         """Count the images to compute for all shards that do not exist yet, whichever process is writing them."""
@@ -135,16 +141,16 @@ def _fill_free(
         padding = loaded.images[-1:].expand(claims.batch - count, -1, -1, -1)
         tokens, logits = teach(torch.cat([loaded.images, padding]))
         computed = TeacherOutputs(tokens[:count], None if logits is None else logits[:count])
-        outputs.append(layout.encode(computed, rows_with_tokens(layout, claims.given.popleft())))
+        outputs.append(layout.encode(computed, _rows_with_tokens(layout, claims.given.popleft())))
         images += count
         missing -= count
-        if images == claims.held[0][2]:
+        if images == claims.images_of_first:
             claims.write(outputs)
             outputs, images = [], 0
         progress(count, missing)
 
 
-def rows_with_tokens(layout: Layout, keys: list[Key]) -> list[int]:
+def _rows_with_tokens(layout: Layout, keys: list[Key]) -> list[int]:
     """Return the rows of a batch whose images have tokens in the cache."""
     return [row for row, key in enumerate(keys) if layout.share.chosen(key.image, key.epoch)]
 

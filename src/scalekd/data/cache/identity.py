@@ -15,7 +15,8 @@ from scalekd.data.split import Split, Store
 from scalekd.errors import UserError
 
 _FORMAT = 1
-_IF_ABSENT = {"feature_share": 1.0}  # settings that a description lacks if they have this value
+SHARE = "feature_share"  # the part of the images that have tokens, as a setting
+_IF_ABSENT = {SHARE: 1.0}  # settings that a description lacks if they have this value
 
 
 def list_images(split: Split) -> str:

@@ -60,15 +60,15 @@ class Layout:
         return self.classes > 0 or bool(self.share.chosen(image, view))
 
     def stored(self, view: int, first: int, images: int) -> int:
-        """Return for how many of `images` images of a view from image `first` on anything is stored."""
+        """Return how many of a view's images `first` to `first + images - 1` have stored outputs."""
         return images if self.classes else self.token_row(first + images, view, first)
 
     def token_row(self, image: int, view: int, first: int) -> int:
-        """Return the row of an image's tokens in a file that begins with image `first`."""
+        """Return the row of an image's tokens in a file whose first image is `first`."""
         return self.share.chosen_before(image, view) - self.share.chosen_before(first, view)
 
     def shapes(self, view: int, first: int, images: int) -> dict[str, list[int]]:
-        """Return the shapes of the tensors in a file of `images` images of a view from image `first` on."""
+        """Return the shapes of the tensors in a file with a view's images `first` to `first + images - 1`."""
         with_tokens = self.token_row(first + images, view, first)
         shapes = {"tokens": [with_tokens, self.positions, self.width]}
         if self.cache_format == "int8":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from scalekd.data import Key, ReplayDataset, Split
 from scalekd.data.cache import CacheReader, Identity, Layout, TeacherCache, list_images
+from scalekd.data.cache.identity import SHARE
 from scalekd.data.decoding import DECODING
+from scalekd.data.loader import ALL
 from scalekd.errors import UserError
 from scalekd.hardware import Compute
 from scalekd.methods.outputs import TeacherOutputs
-from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
 from scalekd.recipes import DataKeys, Recipe
 
@@ -27,9 +29,7 @@ _SAMPLE = 8  # images that are compared with the live teacher
 _LEAST_COSINE = 0.99  # between cached and live tokens of an image
 
 
-def describe_cache(
-    recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype, share: FeatureShare
-) -> tuple[Identity, Layout]:
+def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
     """Return the identity of a recipe's cache (everything that its content depends on) and its layout.
 
     Args:
@@ -37,8 +37,8 @@ def describe_cache(
         teacher: The teacher as loaded: `hold_weights` must not have been called.
         split: The training images.
         dtype: The autocast type.
-        share: The images that have tokens.
     """
+    share = recipe.stored_share
     augmentation = recipe.model_dump(mode="json", include=set(DataKeys.model_fields) - _WITHOUT_EFFECT)
     identity = Identity(
         {
@@ -53,7 +53,7 @@ def describe_cache(
             "seed": recipe.seed,
             "precision": str(dtype).removeprefix("torch."),
             "cache_format": recipe.cache_format,
-            **({"feature_share": share.share} if share.share < 1 else {}),  # caches of all tokens keep their names
+            **({} if share == ALL else {SHARE: share.share}),  # caches with all tokens keep their names
         },
         list_images(split),
     )
@@ -64,16 +64,17 @@ def describe_cache(
 def find_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.dtype) -> tuple[Identity, Layout]:
     """Return identity and layout of the cache that a recipe uses.
 
-    It is the recipe's own, which holds the tokens that the recipe needs, unless only a complete cache with the tokens
-    of all images exists. See `describe_cache` for the arguments.
+    This is the cache with just the tokens that the recipe needs. If it is not complete, but the cache with the tokens
+    of all images is, the latter is used. See `describe_cache` for the arguments.
     """
     assert recipe.cache is not None
-    own, layout = describe_cache(recipe, teacher, split, dtype, recipe.stored_share)
-    if own.cache(recipe.cache, layout).exists:
+    views = recipe.augmented_views
+    own, layout = describe_cache(recipe, teacher, split, dtype)
+    if not own.cache(recipe.cache, layout).missing(views):
         return own, layout
-    larger, all_tokens = describe_cache(recipe, teacher, split, dtype, FeatureShare(1.0))
-    cache = larger.cache(recipe.cache, all_tokens)
-    return (larger, all_tokens) if cache.exists and not cache.missing(recipe.augmented_views) else (own, layout)
+    settings = {name: value for name, value in own.settings.items() if name != SHARE}
+    larger, all_tokens = Identity(settings, own.listing), replace(layout, share=ALL)
+    return (own, layout) if larger.cache(recipe.cache, all_tokens).missing(views) else (larger, all_tokens)
 
 
 def compute_outputs(teacher: Teacher, compute: Compute, images: Tensor) -> TeacherOutputs:
