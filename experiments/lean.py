@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lean_grid import FORMS, RESULTS, lean_row, sieve
+from lean_grid import FORMS, RESULTS, grid, lean_row
 from script import check_runs, run, runs_parser, say
 from study import run_all
 from study_run import Study
@@ -49,7 +49,7 @@ def main() -> int:
         print(table(args.results, args.step))
         return 0
     check_runs(parser, args)
-    rows = [row for row in sieve() if any(fnmatch(row.name, pattern) for pattern in args.only)]
+    rows = [row for row in grid() if any(fnmatch(row.name, pattern) for pattern in args.only)]
     say(f"{len(rows)} rows")
     return run_all(Study(args.data, args.teacher_weights, args.runs.resolve(), args.results, 1), rows, args.jobs)
 

@@ -47,7 +47,14 @@ def lean_row(form: str, seed: int = 0, family: str = "cnn") -> Row:
     return Row(f"{family}-{form}-s{seed}", keys, SHARE, teacher, family=family)
 
 
-def sieve() -> Iterator[Row]:
-    """All forms, one seed."""
+# Forms that are run with three seeds, cheapest first.
+CANDIDATES = ("none", "quarter-conv1x1", "conv1x1", "exact")
+
+
+def grid() -> Iterator[Row]:
+    """All forms with one seed, then the candidates with two more."""
     for form in FORMS:
         yield lean_row(form)
+    for seed in (1, 2):
+        for form in CANDIDATES:
+            yield lean_row(form, seed)
