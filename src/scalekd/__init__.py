@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scalekd.methods.ofa import LogitSpaceDistillation
     from scalekd.methods.scalekd import ScaleKD
     from scalekd.models import Student, Teacher
-    from scalekd.models.extra import register_models
+    from scalekd.models.paper_models import register_models
 
 __all__ = [
     "FeatureDistillation",
@@ -35,7 +35,7 @@ _MODULES = {
     "Student": "scalekd.models",
     "Supervised": "scalekd.methods.none",
     "Teacher": "scalekd.models",
-    "register_models": "scalekd.models.extra",
+    "register_models": "scalekd.models.paper_models",
 }
 
 

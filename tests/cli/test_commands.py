@@ -144,8 +144,8 @@ def test_inspect_says_what_training_would_cost(cli: Cli) -> None:
 
 
 def test_inspect_plans_for_this_machine_where_no_device_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scalekd.planner.here.pick_device", lambda _name: torch.device("cpu"))
-    monkeypatch.setattr("scalekd.planner.here.available_memory", lambda _device: 3 * 2**30)
+    monkeypatch.setattr("scalekd.planner.this_machine.pick_device", lambda _name: torch.device("cpu"))
+    monkeypatch.setattr("scalekd.planner.this_machine.available_memory", lambda _device: 3 * 2**30)
     pair = ("inspect", "vit_tiny_patch16_224", "resnet18", "--resolution", "64", "--teacher-resolution", "64")
     text = cli(*pair, "--hours", "--precision", "float32").out
     assert "of the 3 GiB of this machine's CPU" in text

@@ -51,7 +51,7 @@ def test_one_class_and_an_empty_class_are_enough_to_measure_on(data: Path) -> No
     one = read_split(data, "one")
     assert (one.classes, set(one.labels.tolist())) == (("red",), {0})
     (data / "val" / "violet").mkdir()
-    assert read_split(data, "val").aside.empty == ["violet"]
+    assert read_split(data, "val").skipped.empty == ["violet"]
 
 
 def test_different_classes_in_the_splits_are_named(data: Path) -> None:

@@ -13,9 +13,9 @@ from conftest import Cli
 from PIL import Image
 
 from scalekd.data import Split, evaluation_transform, read_split, read_splits
-from scalekd.data.aside import left_out
 from scalekd.data.decoding import UnreadableImageError, read
 from scalekd.data.endings import is_image
+from scalekd.data.skipped_files import left_out
 from scalekd.data.sources import read_unlabelled
 from scalekd.errors import UserError
 from scalekd.recipes import load
@@ -52,7 +52,7 @@ def test_every_format_that_pil_reads_safely_is_read(tmp_path: Path) -> None:
         save(tmp_path / "train" / "cat" / name, kind)
     split = read_split(tmp_path, "train")
     assert [Path(name).name for name in names(split)[:-1]] == sorted([*READ, "0.png"])
-    assert not split.aside.left_out
+    assert not split.skipped.left_out
     for index in range(len(split)):
         with split.open(index) as image:
             assert evaluation_transform(16)(image).shape == (3, 16, 16), split.locate(index)
@@ -75,7 +75,7 @@ def test_heic_is_read_where_its_library_is(tmp_path: Path) -> None:
 def test_heic_is_named_with_what_it_needs_where_its_library_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("endings", "aside"):
+    for module in ("endings", "skipped_files"):
         monkeypatch.setattr(f"scalekd.data.{module}.has_heif", lambda: False)
     monkeypatch.setattr("scalekd.data.endings._heif_formats", lambda: ())
     folder(tmp_path)
@@ -84,7 +84,7 @@ def test_heic_is_named_with_what_it_needs_where_its_library_is_not(
     (tmp_path / "train" / "cat" / "2.jpg").write_bytes(start)
     split = read_split(tmp_path, "train")
     assert names(split) == ["cat/0.png", "cat/2.jpg", "dog/0.png"]
-    (line,) = left_out({"train": split.aside})
+    (line,) = left_out({"train": split.skipped})
     assert line == (
         "left out  train: 1 file (1 .heic) left out, for example cat/1.heic; .heic is read with pillow-heif; "
         "pip install 'scalekd[heif]'"
@@ -102,11 +102,11 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:
         path.touch()
     save(tmp_path / "train" / "stray.jpg")
     for split in (read_split(tmp_path, "train"), read_split(tmp_path, "train")):
-        assert split.aside.left_out == {
+        assert split.skipped.left_out == {
             ".txt": (2, "cat/a.txt"), ".eps": (1, "dog/c.eps"), "without an ending": (1, "dog/more/d"),
             ".jpg_large": (1, "cat/e.jpg_large"), "outside the class folders": (1, "stray.jpg"),
         }  # fmt: skip
-        assert split.aside.described().startswith("6 files (2 .txt, ")
+        assert split.skipped.described().startswith("6 files (2 .txt, ")
     assert names(read_unlabelled(tmp_path, "train")) == ["cat/0.png", "dog/0.png", "stray.jpg"]
 
 
@@ -124,8 +124,8 @@ def test_hidden_files_and_folders_are_neither_images_nor_classes(tmp_path: Path)
         path.touch()
     for split in (read_split(tmp_path, "train"), read_unlabelled(tmp_path, "train")):
         assert names(split) == ["cat/0.png", "dog/0.png"]
-        assert not split.aside.left_out
-        assert sum(count for count, _ in split.aside.hidden.values()) == 9
+        assert not split.skipped.left_out
+        assert sum(count for count, _ in split.skipped.hidden.values()) == 9
     assert read_split(tmp_path, "train").classes == ("cat", "dog")
 
 
@@ -201,8 +201,8 @@ def test_members_with_more_dots_are_read_with_their_labels(tmp_path: Path, kind:
     for split in (shard(tmp_path, members), read_split(tmp_path, "train")):  # listed, then read from the index
         found = [name.removeprefix("train-0.tar/") for name in names(split)]
         assert dict(zip(found, (split.classes[label] for label in split.labels), strict=True)) == expected
-        assert bool(split.aside.left_out) == (kind == "further fields")
-        assert bool(split.aside.hidden) == (kind == "mac companions")
+        assert bool(split.skipped.left_out) == (kind == "further fields")
+        assert bool(split.skipped.hidden) == (kind == "mac companions")
 
 
 def test_companions_of_shards_and_tables_are_not_looked_at(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_two_images_of_one_label_are_refused(tmp_path: Path) -> None:
 
 def test_shards_count_what_they_leave_out(tmp_path: Path) -> None:
     split = shard(tmp_path, {"a.jpg": None, "a.cls": b"x", "a.txt": b"", "b.jpg": None, "b.cls": b"y", "b.npy": b""})
-    assert split.aside.left_out == {".txt": (1, "a.txt"), ".npy": (1, "b.npy")}
+    assert split.skipped.left_out == {".txt": (1, "a.txt"), ".npy": (1, "b.npy")}
 
 
 @pytest.mark.parametrize("output", ["train/run", "train/cat/run", "val/run", "unlabelled/a/b", "train"])

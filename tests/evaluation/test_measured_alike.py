@@ -16,8 +16,8 @@ from rich.console import Console
 from scalekd.models import Classifier, Student
 from scalekd.models.layout import prepare_classifier
 from scalekd.recipes import load
-from scalekd.report.answers import accuracy
 from scalekd.report.measure import measure_figures
+from scalekd.report.predictions import accuracy
 from scalekd.report.record import read_runs
 from scalekd.runs.measured_settings import measured_as
 from scalekd.tasks.distill import distill

@@ -15,8 +15,8 @@ from scalekd.methods.outputs import MapShape
 from scalekd.methods.projector import CrossAttention
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Student, Teacher
-from scalekd.report.answers import Answer, confusion, mistaken, worst
 from scalekd.report.charts import ticks
+from scalekd.report.predictions import Answer, confusion, mistaken, worst
 from scalekd.report.series import epoch_means, thin, training_seconds
 from scalekd.report.spectra import attention, attention_maps, bands, distances, energy_shares
 
@@ -96,7 +96,7 @@ def test_wrong_answers_are_counted_and_ranked() -> None:
 
 
 def test_answers_are_the_softmax_of_the_logits() -> None:
-    from scalekd.report.answers import answers
+    from scalekd.report.predictions import answers
 
     logits = torch.tensor([[0.0, 2.0]])
     (answer,) = answers(logits, torch.tensor([0]), torch.tensor([7]))

@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
         calls += 1
         return honest(*args, **kwargs) * (float("nan") if calls > 2 else 1)
 
-    monkeypatch.setattr("scalekd.methods.task.F.cross_entropy", breaks)
+    monkeypatch.setattr("scalekd.methods.label_loss.F.cross_entropy", breaks)
     output = tmp_path / "run"
     # With micro_batch given the loss is not tried out for its memory first.
     flags = ("--method", "none", "--micro-batch", "6")

@@ -345,7 +345,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch, *when: int) -> None:
         calls += 1
         return honest(*args, **kwargs) * (float("nan") if calls in when else 1)
 
-    monkeypatch.setattr("scalekd.methods.task.F.cross_entropy", loss)
+    monkeypatch.setattr("scalekd.methods.label_loss.F.cross_entropy", loss)
 
 
 SKIPS = ("--batch", "12", "--micro-batch", "6", "--nonfinite", "skip", "--epochs", "3", "--ema", "0.5", "--clip", "1")

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_names_the_student_and_keeps_the_checkpoint_of
         calls += 1
         return honest(*args, **kwargs) * (float("nan") if calls > 5 else 1)
 
-    monkeypatch.setattr("scalekd.methods.task.F.cross_entropy", breaks)
+    monkeypatch.setattr("scalekd.methods.label_loss.F.cross_entropy", breaks)
     outcome = distill(STUDENTS, "group", "--method", "none", "--micro-batch", "6")
     outcome.refused("student test_vit: loss: task became nan at step 3", "checkpoint is kept")
     checkpoint = torch.load(newest_checkpoint(tmp_path / "group"), weights_only=True)

@@ -22,7 +22,7 @@ from scalekd.cli.quickstart import quickstart
 from scalekd.cli.recipes import recipes
 from scalekd.cli.report import report
 from scalekd.cli.transfer import transfer
-from scalekd.engine.launched import launched
+from scalekd.engine.launcher import launched
 from scalekd.engine.signals import Stop
 from scalekd.errors import Interrupted, Stopped, UserError, first_line, printable
 from scalekd.recipes.other_names import suggest

@@ -97,7 +97,7 @@ def _report(found: dict[str, Findings], recipe: Recipe) -> dict[str, Any]:
             "reasons": {each.split.locate(index): reason for index, reason in each.corrupt.items() if reason},
             "duplicates": [each.locate(group) for group in each.duplicates()],
         }
-        | each.split.aside.plain()
+        | each.split.skipped.plain()
         for name, each in found.items()
     }
     leaks = [
@@ -122,9 +122,9 @@ def _rule(mode: str, values: tuple[float, float] | None) -> str:
 
 def _notes(found: Findings) -> list[str]:
     """Return lines on what a split's folder contains in addition to its images."""
-    aside = found.split.aside
-    empty = f"no images in {', '.join(aside.empty[:_SHOWN])}; a run refuses that" if aside.empty else ""
-    lines = {"left out": aside.described(), "hidden": aside.described_hidden(), "empty": empty}
+    skipped = found.split.skipped
+    empty = f"no images in {', '.join(skipped.empty[:_SHOWN])}; a run refuses that" if skipped.empty else ""
+    lines = {"left out": skipped.described(), "hidden": skipped.described_hidden(), "empty": empty}
     return [f"{what:10}{line}" for what, line in lines.items() if line]
 
 

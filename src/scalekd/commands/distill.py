@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from scalekd.commands.launch import launch
-from scalekd.engine.launched import launched, restarted
+from scalekd.engine.launcher import launched, restarted
 from scalekd.engine.processes import Processes, joined
 from scalekd.errors import printable
 from scalekd.recipes import Recipe, load

@@ -26,8 +26,8 @@ from scalekd.data import (
     read_splits,
     refuse_shared,
 )
-from scalekd.data.aside import left_out
-from scalekd.data.steady import SteadyLoader
+from scalekd.data.skipped_files import left_out
+from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import (
     NEIGHBOURS,
@@ -114,7 +114,7 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
     if recipe.data is None:
         raise UserError(_NO_DATA.format(splits="val/<class>/"))
     split = read_split(recipe.data, recipe.val_split, recipe)
-    for line in left_out({recipe.val_split: split.aside}):
+    for line in left_out({recipe.val_split: split.skipped}):
         typer.echo(line, err=True)
     compute = pick_compute(recipe)
     classifier, crop = subject.build(recipe, compute)
@@ -207,7 +207,7 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
     assert recipe.data is not None
     splits = read_splits(recipe.data, recipe.train_split, recipe.val_split, recipe)
     refuse_shared(*splits, (recipe.train_split, recipe.val_split))
-    for line in left_out({recipe.train_split: splits[0].aside, recipe.val_split: splits[1].aside}):
+    for line in left_out({recipe.train_split: splits[0].skipped, recipe.val_split: splits[1].skipped}):
         typer.echo(line, err=True)
     compute = pick_compute(recipe)
     classifier, crop = subject.build(recipe, compute)
@@ -228,6 +228,6 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
 
 def _batches(
     split: Split, classifier: Classifier, crop: float, recipe: Recipe, corrupt: CorruptImages
-) -> SteadyLoader[Batch, Key]:
+) -> RestartingLoader[Batch, Key]:
     dataset = evaluation_images(recipe, split, resolution=classifier.resolution, crop_fraction=crop)
     return evaluation_loader(dataset, recipe.batch, recipe.workers, corrupt.report)

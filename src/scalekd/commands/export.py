@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalekd.commands.model import Named, read_model
 from scalekd.data import CorruptImages, in_order, read_split
-from scalekd.data.aside import left_out
+from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError
 from scalekd.export.compare import Agreement, agreement, time_ratio
 from scalekd.export.folding import Folded, fold
@@ -141,7 +141,7 @@ def _images(classifier: Classifier, recipe: Recipe, split: str) -> Images:
     """Return a split's images, preprocessed as in the model's evaluation."""
     assert recipe.data is not None
     found = read_split(recipe.data, split, recipe)
-    for line in left_out({split: found.aside}):
+    for line in left_out({split: found.skipped}):
         typer.echo(line, err=True)
     if sorted(classifier.classes) == sorted(found.classes):
         found = in_order(found, classifier.classes)

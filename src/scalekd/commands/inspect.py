@@ -17,8 +17,8 @@ from scalekd.methods.base import Method
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models.layout import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
-from scalekd.planner.here import this_machine
 from scalekd.planner.hours import GIB
+from scalekd.planner.this_machine import this_machine
 from scalekd.progress import working
 from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher

@@ -73,7 +73,7 @@ def _find(places: Sequence[Path]) -> Iterator[str]:
             yield str(place)  # missing files are reported with the unreadable ones
             continue
         listing = list_unlabelled(place)
-        left_out = listing.aside.described()
+        left_out = listing.skipped.described()
         if not len(listing.names):
             raise UserError(f"images: no images in {place}{f' ({left_out})' if left_out else ''}")
         if left_out:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from scalekd.commands.launch import launch
-from scalekd.engine.launched import launched
+from scalekd.engine.launcher import launched
 from scalekd.engine.processes import joined
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder

@@ -4,10 +4,10 @@ Knows nothing of training: no optimiser, no loss, no run folder.
 """
 
 from scalekd.data.augmentation import evaluation_transform, training_transform
+from scalekd.data.corrupt import CorruptImages
 from scalekd.data.loader import (
     Batch,
     CachedOutputs,
-    CorruptImages,
     EvaluationOrder,
     Key,
     ReplayDataset,
@@ -16,9 +16,9 @@ from scalekd.data.loader import (
     training_loader,
 )
 from scalekd.data.names import Names
+from scalekd.data.outages import DataGoneError
 from scalekd.data.overlap import refuse_output_among_images, refuse_shared, shared_images
-from scalekd.data.patience import DataGoneError
-from scalekd.data.replay import derive_seed, seed_all, seeded
+from scalekd.data.randomness import derive_seed, seed_all, seeded
 from scalekd.data.sources import (
     Source,
     absolute,

@@ -19,10 +19,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
 from scalekd.data.loader import leave_stopping_to_the_main_process
 from scalekd.data.orientation import AS_STORED
-from scalekd.data.patience import Patience
+from scalekd.data.outages import Patience
 from scalekd.data.pixels import is_deep, numbers
 from scalekd.data.split import UNLABELLED, Split
-from scalekd.data.steady import SteadyLoader
+from scalekd.data.worker_restarts import RestartingLoader
 
 _BATCH = 32
 _LARGEST = 1 << 30  # bytes of an image file
@@ -180,7 +180,7 @@ def check_split(
 
 def _loader(
     images: _CheckedImages, batches: BatchSampler, workers: int, report: Callable[[str], object] | None
-) -> SteadyLoader[list[CheckedImage], int]:
+) -> RestartingLoader[list[CheckedImage], int]:
     def load(given: Iterable[list[int]]) -> DataLoader[CheckedImage]:
         return DataLoader(
             images,
@@ -190,4 +190,4 @@ def _loader(
             collate_fn=list,
         )
 
-    return SteadyLoader(batches, load, report)
+    return RestartingLoader(batches, load, report)

@@ -73,7 +73,7 @@ def read_split(data: str | Path, name: str) -> Split:
         raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class{convert(data)}")
     if not len(listing.names):
         raise _no_images(root, listing)
-    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
+    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.skipped)
 
 
 def read_unlabelled(data: str | Path, name: str) -> Split:
@@ -87,9 +87,9 @@ def read_unlabelled(data: str | Path, name: str) -> Split:
     listing = list_unlabelled(root)
     if not len(listing.names):
         raise _no_images(root, listing)
-    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.aside)
+    return Split(Files(root, listing.names), listing.labels, listing.classes, listing.skipped)
 
 
 def _no_images(root: Path, listing: Listing) -> UserError:
-    found = listing.aside.described()
+    found = listing.skipped.described()
     return UserError(f"data: no images in {root}{f' ({found})' if found else ''}")

@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from scalekd.atomic import replacing
-from scalekd.data.aside import Aside
 from scalekd.data.endings import image_endings, is_hidden, is_image
 from scalekd.data.names import Names
+from scalekd.data.skipped_files import SkippedFiles
 from scalekd.data.split import UNLABELLED, Labels
 from scalekd.data.user_cache import cache_folder
 from scalekd.errors import printable
@@ -49,13 +49,13 @@ class Listing:
         names: Their paths relative to the folder.
         labels: Class index of each image `[n]`, -1 if unlabelled.
         classes: Class names.
-        aside: The files and folders that were skipped.
+        skipped: The files and folders that were skipped.
     """
 
     names: Names
     labels: Labels
     classes: tuple[str, ...]
-    aside: Aside = field(default_factory=Aside)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
 
 def list_classes(root: Path) -> Listing:
@@ -82,7 +82,7 @@ class _Walk:
     """Lists folders, given as paths relative to `root`, and records their modification times before listing.
 
     Attributes:
-        aside: The files and folders that were skipped.
+        skipped: The files and folders that were skipped.
         times: Modification times by folder; a skipped link that does not lead to a folder has `_NO_FOLDER`.
         complete: Whether every folder could be listed.
     """
@@ -90,7 +90,7 @@ class _Walk:
     def __init__(self, root: Path) -> None:
         self.root, self.started = root, time.time_ns()
         self.times: dict[str, tuple[int, int]] = {}
-        self.complete, self.aside = True, Aside()
+        self.complete, self.skipped = True, SkippedFiles()
 
     def read(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the names of the folders and images in a folder, without hidden ones, unsorted; follows links."""
@@ -102,13 +102,13 @@ class _Walk:
                 path = os.path.join(folder, entry.name)
                 is_folder = _is_folder(entry)
                 if is_hidden(entry.name):
-                    self.aside.hide(path, folder=is_folder)
+                    self.skipped.hide(path, folder=is_folder)
                 elif is_folder:
                     folders.append(entry.name)
                 elif is_image(entry.name):
                     images.append(entry.name)
                 else:
-                    self.aside.leave_out(path)
+                    self.skipped.leave_out(path)
                     if entry.is_symlink():
                         self.times[path] = _NO_FOLDER
         return folders, images
@@ -144,7 +144,7 @@ class _Walk:
 def _walk_classes(walk: _Walk) -> Listing:
     folders, stray = walk.read("")
     for image in stray:
-        walk.aside.leave_out(image, "outside the class folders")
+        walk.skipped.leave_out(image, "outside the class folders")
     classes = sorted(folders)
     counts = np.zeros(len(classes), np.int64)
 
@@ -155,14 +155,14 @@ def _walk_classes(walk: _Walk) -> Listing:
             counts[label] = sum(len(images) for _, images in folders)
 
     names = Names.pack(paths())
-    walk.aside.empty += [name for name, count in zip(classes, counts, strict=True) if not count]
+    walk.skipped.empty += [name for name, count in zip(classes, counts, strict=True) if not count]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return Listing(names, labels, tuple(classes), walk.aside)
+    return Listing(names, labels, tuple(classes), walk.skipped)
 
 
 def _walk_all(walk: _Walk) -> Listing:
     paths = sorted(os.path.join(folder, image) for folder, images in walk.images("") for image in images)
-    return Listing(Names.pack(paths), np.full(len(paths), UNLABELLED, np.int32), (), walk.aside)
+    return Listing(Names.pack(paths), np.full(len(paths), UNLABELLED, np.int32), (), walk.skipped)
 
 
 def _indexed(root: Path, kind: str, walk_folders: Callable[[_Walk], Listing]) -> Listing:
@@ -199,14 +199,14 @@ def _load(file: Path, root: Path) -> Listing | None:
     folders = _unpack(arrays, "folders")
     if any(tuple(then) != _times(root, folder) for folder, then in zip(folders, arrays["times"].tolist(), strict=True)):
         return None
-    aside = Aside.load(arrays["aside"].tobytes().decode())
-    return Listing(_unpack(arrays, "names"), arrays["labels"], tuple(_unpack(arrays, "classes")), aside)
+    skipped = SkippedFiles.load(arrays["aside"].tobytes().decode())
+    return Listing(_unpack(arrays, "names"), arrays["labels"], tuple(_unpack(arrays, "classes")), skipped)
 
 
 def _save(file: Path, listing: Listing, times: dict[str, tuple[int, int]]) -> None:
     """Write an index atomically; if that is not possible, warn and continue."""
     arrays: Arrays = {"labels": listing.labels, "times": np.array(list(times.values()), np.int64)}
-    arrays["aside"] = np.frombuffer(listing.aside.dump().encode(), np.uint8)
+    arrays["aside"] = np.frombuffer(listing.skipped.dump().encode(), np.uint8)
     for key, names in (
         ("names", listing.names),
         ("classes", Names.pack(listing.classes)),

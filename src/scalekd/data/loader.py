@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError
-from scalekd.data.patience import Patience
-from scalekd.data.replay import derive_seed, seeded
+from scalekd.data.outages import Patience
+from scalekd.data.randomness import derive_seed, seeded
 from scalekd.data.split import Split
-from scalekd.data.steady import SteadyLoader
-from scalekd.errors import UserError, printable
+from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.share import FeatureShare
 
@@ -242,7 +241,7 @@ def steady_loader(
     gather: Callable[[list[Any]], Any],
     workers: int,
     report: Callable[[str], object] | None = None,
-) -> SteadyLoader[Any, Key]:
+) -> RestartingLoader[Any, Key]:
     """Load batches of any dataset in a given order, replacing workers that die.
 
     Args:
@@ -263,7 +262,7 @@ def steady_loader(
             pin_memory=torch.cuda.is_available(),
         )
 
-    return SteadyLoader(order, load, report)
+    return RestartingLoader(order, load, report)
 
 
 def training_loader(
@@ -271,7 +270,7 @@ def training_loader(
     stream: Sampler[list[Key]],
     workers: int,
     report: Callable[[str], object] | None = None,
-) -> SteadyLoader[Batch, Key]:
+) -> RestartingLoader[Batch, Key]:
     """Load the batches of a training run in the stream's order; see `steady_loader`."""
     return steady_loader(dataset, stream, collate, workers, report)
 
@@ -284,37 +283,6 @@ def evaluation_loader(
     *,
     rank: int = 0,
     count: int = 1,
-) -> SteadyLoader[Batch, Key]:
+) -> RestartingLoader[Batch, Key]:
     """Load every image of a split once, in order; see `EvaluationOrder` for several processes."""
     return training_loader(dataset, EvaluationOrder(len(dataset), batch, rank, count), workers, report)
-
-
-class CorruptImages:
-    """Counts the unreadable files of a run and raises an error above a limit.
-
-    Args:
-        limit: Number of unreadable files that is tolerated.
-        report: Called with a line for each new unreadable file.
-    """
-
-    def __init__(self, limit: int, report: Callable[[str], object] | None = None) -> None:
-        self.limit, self.report = limit, report
-        self.paths: set[str] = set()
-
-    def add(self, files: dict[str, str]) -> None:
-        """Record unreadable files, given with the reason for each or an empty string.
-
-        Raises:
-            UserError: If new files exceed the limit; names the last one.
-        """
-        described = {path: f"{path} ({reason})" if reason else path for path, reason in files.items()}
-        new = sorted(files.keys() - self.paths)
-        for path in new:
-            if self.report is not None:
-                self.report(f"warning: left out, cannot be read: {printable(described[path])}")
-        if new and len(self.paths) + len(new) > self.limit:  # not recorded, so that a resumed run stops at them again
-            raise UserError(
-                f"data: {len(self.paths) + len(new)} unreadable image(s), the last {described[new[-1]]}; "
-                f"fix or remove them, or raise max_corrupt (now {self.limit})"
-            )
-        self.paths.update(new)

@@ -13,8 +13,8 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from scalekd.data.aside import Aside
 from scalekd.data.decoding import MAX_PIXELS, OpenedImage, open_image
+from scalekd.data.skipped_files import SkippedFiles
 
 UNLABELLED = -1
 _AT_ONCE = 65536
@@ -76,13 +76,13 @@ class Split:
         store: Where the images are stored.
         labels: Class index of each image `[n]`, -1 if unlabelled.
         classes: Class names; empty if no image is labelled.
-        aside: The files and folders that the listing skipped.
+        skipped: The files and folders that the listing skipped.
     """
 
     store: Store
     labels: Labels
     classes: tuple[str, ...]
-    aside: Aside = field(default_factory=Aside)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
 
     def __len__(self) -> int:
         return len(self.labels)

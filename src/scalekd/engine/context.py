@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from scalekd.engine.launched import launched
+from scalekd.engine.launcher import launched
 from scalekd.engine.optimisation import quieten_timm
 from scalekd.engine.processes import Processes, joined
 from scalekd.engine.signals import Stop

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from scalekd.engine.launched import launched
+from scalekd.engine.launcher import launched
 from scalekd.errors import Interrupted, Stopped, UserError, first_line
 from scalekd.models.failure import ModelError
 

@@ -10,7 +10,7 @@ import yaml
 
 from scalekd.errors import printable
 from scalekd.models import Classifier
-from scalekd.models.extra import NAMES
+from scalekd.models.paper_models import NAMES
 from scalekd.recipes import ListKeys
 
 # Keys left out of the card: locations on the run's machine, and how it was run there.

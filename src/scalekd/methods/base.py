@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalekd.methods.label_loss import cross_entropy
 from scalekd.methods.outputs import Losses, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
 from scalekd.methods.registry import LOGIT_WEIGHT, MethodKeys
 from scalekd.methods.share import FeatureShare
-from scalekd.methods.task import cross_entropy
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 DEFAULTS = MethodKeys()

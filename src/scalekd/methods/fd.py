@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.methods.base import DEFAULTS, Method, TaskLoss
+from scalekd.methods.label_loss import cross_entropy
 from scalekd.methods.mimicking import view_distance
 from scalekd.methods.outputs import StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
 from scalekd.methods.registry import METHODS, MethodKeys
-from scalekd.methods.task import cross_entropy
 
 
 class FeatureDistillation(Method):

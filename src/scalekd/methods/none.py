@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from scalekd.methods.base import Method, TaskLoss
+from scalekd.methods.label_loss import cross_entropy
 from scalekd.methods.outputs import StudentLike
 from scalekd.methods.registry import MethodKeys
-from scalekd.methods.task import cross_entropy
 
 
 class Supervised(Method):

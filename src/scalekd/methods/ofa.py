@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from scalekd.methods.base import DEFAULTS, Shared
 from scalekd.methods.kd import LogitDistillation
+from scalekd.methods.label_loss import one_hot
 from scalekd.methods.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike
 from scalekd.methods.registry import MethodKeys
-from scalekd.methods.task import one_hot
 
 
 class LogitSpaceDistillation(LogitDistillation):

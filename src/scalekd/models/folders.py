@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalekd.errors import UserError
-from scalekd.models.described import LOCAL
+from scalekd.models.timm_config import LOCAL
 
 TEACHER = "teacher.safetensors"  # written by `adapt`
 STUDENT, RESULT = "student.safetensors", "result.json"  # written by a run; the result only when it is finished

@@ -14,8 +14,8 @@ from torch import nn
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import FIXED_ARGS
-from scalekd.models.described import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
-from scalekd.models.extra import register_models
+from scalekd.models.paper_models import register_models
+from scalekd.models.timm_config import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"

@@ -12,7 +12,7 @@ from scalekd.errors import UserError
 from scalekd.methods.base import Method
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.recipes import Recipe
-from scalekd.report.attended import ATTENDED, attended
+from scalekd.report.attention import ATTENDED, attended
 from scalekd.report.pictures import SIDE, heat, sheet, thumbnail
 from scalekd.report.restore import select_images
 from scalekd.report.spectra import Floats, compared, decades, energy_shares

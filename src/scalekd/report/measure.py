@@ -20,9 +20,9 @@ from scalekd.methods.scalekd import ScaleKD
 from scalekd.planner import ModelCost, StepFlops, model_cost, step_flops
 from scalekd.progress import watched, working
 from scalekd.recipes import Recipe
-from scalekd.report.answers import Answer, answers, worst
-from scalekd.report.attended import ATTENDED, attended
+from scalekd.report.attention import ATTENDED, attended
 from scalekd.report.pictures import thumbnail, uri
+from scalekd.report.predictions import Answer, answers, worst
 from scalekd.report.record import Record
 from scalekd.report.restore import ImageSelection, Models, read_selection, restore_models
 from scalekd.report.spectra import Floats, compared, energy_shares

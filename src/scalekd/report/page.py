@@ -18,10 +18,10 @@ from markupsafe import Markup, escape
 import scalekd
 from scalekd.errors import printable
 from scalekd.report import words
-from scalekd.report.answers import accuracy, confusion, mistaken
 from scalekd.report.charts import Cell, Chart
 from scalekd.report.curves import distance_charts, learning_charts, spectrum_cells, spectrum_chart
 from scalekd.report.measure import Figures
+from scalekd.report.predictions import accuracy, confusion, mistaken
 from scalekd.report.record import Record
 from scalekd.report.table import comparison_table
 

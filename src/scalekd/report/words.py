@@ -8,8 +8,8 @@ from pathlib import Path
 
 from scalekd.methods.registry import METHODS
 from scalekd.planner import StepFlops
-from scalekd.report.answers import accuracy
 from scalekd.report.measure import Figures
+from scalekd.report.predictions import accuracy
 from scalekd.report.record import Record
 
 

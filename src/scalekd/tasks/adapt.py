@@ -16,7 +16,7 @@ from scalekd.data import (
     read_splits,
     refuse_shared,
 )
-from scalekd.data.aside import left_out
+from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import pick_compute
@@ -71,8 +71,8 @@ def probe(
         **recipe.teacher_args,
     )
     teaches = has_patch_tokens(classifier.model)
-    aside = left_out({recipe.train_split: train.aside, recipe.val_split: val.aside})
-    for line in (*_about(classifier, teaches=teaches), *aside):
+    skipped = left_out({recipe.train_split: train.skipped, recipe.val_split: val.skipped})
+    for line in (*_about(classifier, teaches=teaches), *skipped):
         say(line)
     if teaches:
         check_patches(classifier, "resolution")

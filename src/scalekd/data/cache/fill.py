@@ -13,7 +13,8 @@ from torch.utils.data import Sampler
 
 from scalekd.data.cache.layout import Layout
 from scalekd.data.cache.store import Shard, TeacherCache, size
-from scalekd.data.loader import Batch, CorruptImages, Key, ReplayDataset, training_loader
+from scalekd.data.corrupt import CorruptImages
+from scalekd.data.loader import Batch, Key, ReplayDataset, training_loader
 from scalekd.errors import UserError
 from scalekd.methods.outputs import TeacherOutputs
 

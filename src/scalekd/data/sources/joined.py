@@ -60,4 +60,4 @@ def join(split: Split, unlabelled: Split) -> Split:
         for name in part.names
     )
     labels = np.concatenate([split.labels, unlabelled.labels])
-    return Split(Joined(root, names, *parts), labels, split.classes, split.aside.joined(unlabelled.aside))
+    return Split(Joined(root, names, *parts), labels, split.classes, split.skipped.joined(unlabelled.skipped))

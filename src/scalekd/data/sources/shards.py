@@ -15,9 +15,9 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from scalekd.data.aside import Aside
 from scalekd.data.endings import is_hidden, is_image
 from scalekd.data.names import Names
+from scalekd.data.skipped_files import SkippedFiles
 from scalekd.data.sources.downloads import fetch, fetch_if_there
 from scalekd.data.sources.source import Labelling
 from scalekd.data.sources.tarindex import read_index
@@ -163,11 +163,11 @@ class ShardPattern:
 def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split:
     """Read the images of all shards, in their order."""
     root = Path(os.path.commonpath([os.path.abspath(shard.parent) for shard in shards]))
-    labels, indexes, aside = Labelling(), [], Aside()
+    labels, indexes, skipped = Labelling(), [], SkippedFiles()
     for shard in watched(shards, "shards"):
         index = read_index(shard)
         indexes.append((os.path.relpath(shard, root), index))
-        aside = aside.joined(index.aside)
+        skipped = skipped.joined(index.skipped)
         for name, label in zip(index.names, index.labels, strict=True):
             labels.add(label, f"{shard}/{name}")
     lengths = [len(index.names) for _, index in indexes]
@@ -179,7 +179,7 @@ def _read(shards: Sequence[Path], classes: Path | None, labelled: bool) -> Split
         np.concatenate([index.offsets for _, index in indexes]),
         np.concatenate([index.sizes for _, index in indexes]),
     )
-    return replace(labels.split(store, _class_names(classes), labelled=labelled), aside=aside)
+    return replace(labels.split(store, _class_names(classes), labelled=labelled), skipped=skipped)
 
 
 def _class_names(file: Path | None) -> list[str]:

@@ -132,8 +132,8 @@ def with_filled_classes(split: Split) -> Split:
     """
     if len(split.classes) == 1:
         raise UserError(f"data: {split.root} has one class, {split.classes[0]!r}; at least two are needed")
-    if empty := split.aside.empty:
-        found = split.aside.described()
+    if empty := split.skipped.empty:
+        found = split.skipped.described()
         raise UserError(
             f"data: no images in {', '.join(str(split.root / name) for name in empty[:3])}"
             f"{f' ({found})' if found else ''}; add some, or remove the folder"

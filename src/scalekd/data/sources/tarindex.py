@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalekd.atomic import replacing
-from scalekd.data.aside import Aside
 from scalekd.data.endings import image_endings, is_hidden, is_image
+from scalekd.data.skipped_files import SkippedFiles
 from scalekd.data.sources.source import escapes, label_text, parse_json
 from scalekd.data.user_cache import cache_folder
 from scalekd.errors import UserError
@@ -36,14 +36,14 @@ class ShardIndex(NamedTuple):
         labels: Their labels as text, None if there is none.
         offsets: The byte offset of each image in the shard, `[n]` int64.
         sizes: The size of each image in bytes, `[n]` int64.
-        aside: Members that are neither image nor label.
+        skipped: Members that are neither image nor label.
     """
 
     names: list[str]
     labels: list[str | None]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    aside: Aside
+    skipped: SkippedFiles
 
 
 def read_index(shard: Path) -> ShardIndex:
@@ -63,8 +63,8 @@ def read_index(shard: Path) -> ShardIndex:
     kept = cache_folder("indexes", hashlib.sha256(os.fsencode(os.path.realpath(shard))).hexdigest()[:32] + ".npz")
     with suppress(Exception), np.load(kept) as arrays:  # a corrupt file may raise nearly any exception
         if arrays["stamp"].tolist() == stamp:
-            names, labels, aside = json.loads(arrays["text"].tobytes())
-            return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"], Aside.load(aside))
+            names, labels, skipped = json.loads(arrays["text"].tobytes())
+            return ShardIndex(names, labels, arrays["offsets"], arrays["sizes"], SkippedFiles.load(skipped))
     index = _index(shard, found.st_size)
     with suppress(OSError):  # an index that cannot be saved is rebuilt next time
         _keep(kept, stamp, index)
@@ -73,7 +73,7 @@ def read_index(shard: Path) -> ShardIndex:
 
 def _keep(file: Path, stamp: list[int], index: ShardIndex) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = np.frombuffer(json.dumps([index.names, index.labels, index.aside.dump()]).encode(), np.uint8)
+    text = np.frombuffer(json.dumps([index.names, index.labels, index.skipped.dump()]).encode(), np.uint8)
     with replacing(file, concurrently=True) as partial, partial.open("wb") as out:
         np.savez(out, stamp=np.array(stamp), text=text, offsets=index.offsets, sizes=index.sizes)
 
@@ -95,14 +95,14 @@ def _index(shard: Path, size: int) -> ShardIndex:
                 members.add(member)
         samples = members.samples()
     if not samples:
-        found = members.aside.described()
+        found = members.skipped.described()
         raise UserError(f"data: shard {shard} holds no images{f' ({found})' if found else ''}")
     return ShardIndex(
         [image.name for image, _ in samples],
         [label for _, label in samples],
         np.array([image.offset_data for image, _ in samples], np.int64),
         np.array([image.size for image, _ in samples], np.int64),
-        members.aside,
+        members.skipped,
     )
 
 
@@ -113,11 +113,11 @@ class _Members:
     contain further dots. An image therefore belongs to the longest prefix of its name, cut at a dot, that has a label.
 
     Attributes:
-        aside: Members that are neither image nor label.
+        skipped: Members that are neither image nor label.
     """
 
     def __init__(self, shard: Path, file: IO[bytes]) -> None:
-        self.shard, self.file, self.aside = shard, file, Aside()
+        self.shard, self.file, self.skipped = shard, file, SkippedFiles()
         self._images: dict[str, tarfile.TarInfo] = {}  # by path without the last ending; labels likewise
         self._labels: dict[str, dict[str, tarfile.TarInfo]] = {}
 
@@ -126,7 +126,7 @@ class _Members:
         key, after = os.path.splitext(member.name)
         kind = after[1:].lower()
         if any(is_hidden(part) for part in Path(member.name).parts):
-            self.aside.hide(member.name, folder=False)
+            self.skipped.hide(member.name, folder=False)
         elif is_image(member.name):
             if key in self._images:
                 raise self._two_images(self._images[key], member)
@@ -137,7 +137,7 @@ class _Members:
                 raise UserError(f"data: shard {self.shard}: {member.name!r} is a second label of the same sample")
             labels[kind] = member
         else:
-            self.aside.leave_out(member.name)
+            self.skipped.leave_out(member.name)
 
     def samples(self) -> list[tuple[tarfile.TarInfo, str | None]]:
         """Return the image of each sample, in the shard's order, and its label, if any."""
@@ -148,7 +148,7 @@ class _Members:
             if own is None:
                 own = next((each for each in beginnings[1:] if each in self._images), key)
             if own != key and own in self._images:
-                self.aside.leave_out(image.name, "additional images of a sample")
+                self.skipped.leave_out(image.name, "additional images of a sample")
                 continue
             if own in found:
                 raise self._two_images(found[own][0], image)

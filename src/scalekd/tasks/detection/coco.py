@@ -17,7 +17,7 @@ from scalekd.data.decoding import UnreadableImageError, open_image
 from scalekd.errors import UserError
 from scalekd.models.weights import file_hash
 from scalekd.tasks.detection.annotations import AnnotationEntry, Content, Id, ImageEntry, Mask, read_annotations
-from scalekd.tasks.detection.extra import COCO
+from scalekd.tasks.detection.coco_eval import COCO
 from scalekd.tasks.detection.layout import annotation_file, image_folder, missing, named
 from scalekd.tasks.detection.masks import box_of, decode_mask, usable_mask
 

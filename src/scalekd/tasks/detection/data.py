@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as F
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
 from scalekd.data.loader import steady_loader
-from scalekd.data.patience import Patience
-from scalekd.data.steady import SteadyLoader
+from scalekd.data.outages import Patience
+from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.engine.processes import Processes
 from scalekd.tasks.detection.coco import AnnotatedImage, CocoSplit
 from scalekd.tasks.detection.schema import Detection
@@ -152,7 +152,7 @@ def training_batches(
     *,
     masks: bool = True,
     start: int = 0,
-) -> SteadyLoader[DetectionBatch, Key]:
+) -> RestartingLoader[DetectionBatch, Key]:
     """Return the loader of this process's micro-batches in training.
 
     Args:
@@ -187,7 +187,7 @@ def training_batches(
 
 def evaluation_batches(
     split: CocoSplit, recipe: Detection, report: Callable[[str], object], processes: Processes
-) -> SteadyLoader[DetectionBatch, Key]:
+) -> RestartingLoader[DetectionBatch, Key]:
     """Return the loader that reads every image of a split once, in order, divided among the processes.
 
     See `training_batches` for the arguments.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalekd.tasks.detection.extra import COCO, COCOeval_faster, rle_tools
+from scalekd.tasks.detection.coco_eval import COCO, COCOeval_faster, rle_tools
 
 FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _MASK_LIMIT = 0.5  # pixels with a higher probability belong to the object

@@ -9,7 +9,7 @@ from torch import Tensor
 from scalekd.data.decoding import MAX_PIXELS
 from scalekd.errors import UserError
 from scalekd.tasks.detection.annotations import Mask
-from scalekd.tasks.detection.extra import rle_tools
+from scalekd.tasks.detection.coco_eval import rle_tools
 
 _POINTS = 6  # coordinates of the smallest polygon, a triangle
 _FAR = 10  # a polygon may extend to this many times the image's longer side

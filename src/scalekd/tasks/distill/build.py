@@ -8,8 +8,8 @@ from typing import Any
 
 from scalekd.errors import UserError
 from scalekd.methods.base import Method, TaskLoss
+from scalekd.methods.label_loss import binary_cross_entropy, cross_entropy
 from scalekd.methods.registry import METHODS
-from scalekd.methods.task import binary_cross_entropy, cross_entropy
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
 from scalekd.models.folders import weights_of

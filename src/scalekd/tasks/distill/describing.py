@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from scalekd.data.aside import left_out
+from scalekd.data.skipped_files import left_out
 from scalekd.methods.base import Method
 from scalekd.methods.registry import METHODS
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Student, Teacher
 from scalekd.models.teacher import resolution_note
+from scalekd.tasks.distill.no_learning import few_steps
 from scalekd.tasks.distill.setup import Run
-from scalekd.tasks.distill.signs import few_steps
 
 
 def describe_pair(method: Method) -> str:
@@ -44,7 +44,7 @@ def _data(run: Run) -> list[str]:
     return [
         f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
         f"{len(run.classes)} classes; {run.compute.device.type}, {precision}",
-        *left_out({run.recipe.train_split: run.train.aside, run.recipe.val_split: run.val.aside}),
+        *left_out({run.recipe.train_split: run.train.skipped, run.recipe.val_split: run.val.skipped}),
     ]
 
 

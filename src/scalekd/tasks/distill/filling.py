@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from scalekd.data import CorruptImages
-from scalekd.data.aside import left_out
 from scalekd.data.cache import TeacherCache, check_shards, fill
 from scalekd.data.cache.store import size
+from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError, printable
 from scalekd.hardware import pick_compute
 from scalekd.models.layout import prepare_teacher
@@ -54,7 +54,7 @@ def fill_cache(
     identity, layout = find_cache(recipe, teacher, train, compute.dtype)
     cache, views = identity.cache(recipe.cache, layout), recipe.augmented_views
     summary = _summary(cache, views)
-    for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.aside})):
+    for line in (f"teacher   {teacher}", *remarks(teacher), *left_out({recipe.train_split: train.skipped})):
         say(line)
     say(
         f"cache     {summary['images']:,} images x {views} view(s), {size(layout.bytes_per_image)} per image as "

@@ -26,8 +26,8 @@ from scalekd.recipes import Recipe
 from scalekd.runs.logs import JsonLines, TensorBoardEvents, logged_losses
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
+from scalekd.tasks.distill.no_learning import nothing_learned
 from scalekd.tasks.distill.setup import Run
-from scalekd.tasks.distill.signs import nothing_learned
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
 

@@ -12,7 +12,7 @@ import torch
 
 from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, seed_all
 from scalekd.data.cache import TeacherCache, open_cache
-from scalekd.data.steady import SteadyLoader
+from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.engine.batchnorm import batchnorm_over
 from scalekd.engine.context import RunContext
 from scalekd.engine.processes import Processes, check_devices
@@ -62,7 +62,7 @@ class Run:
     methods: tuple[Method, ...]
     accumulate: int
     batchnorm: AbstractContextManager[Any]
-    val_loader: SteadyLoader[Batch, Key]
+    val_loader: RestartingLoader[Batch, Key]
     corrupt: CorruptImages
     notes: tuple[str, ...]
 
@@ -208,6 +208,6 @@ def _images_at_once(
         return min(context.processes.gather(fitting)), notes
 
 
-def _validation_loader(recipe: Recipe, val: Split, at_once: int, context: RunContext) -> SteadyLoader[Batch, Key]:
+def _validation_loader(recipe: Recipe, val: Split, at_once: int, context: RunContext) -> RestartingLoader[Batch, Key]:
     dataset, processes = evaluation_images(recipe, val), context.processes
     return evaluation_loader(dataset, at_once, recipe.workers, context.say, rank=processes.rank, count=processes.count)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from scalekd.data.decoding import UnreadableImageError
-from scalekd.data.patience import Patience
+from scalekd.data.outages import Patience
 from scalekd.errors import UserError
 from scalekd.progress import watched
 from scalekd.tasks.segmentation.files import Pairs

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import open_image, read
 from scalekd.data.loader import steady_loader
-from scalekd.data.patience import DataGoneError, Patience
-from scalekd.data.steady import SteadyLoader
+from scalekd.data.outages import DataGoneError, Patience
+from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
 from scalekd.tasks.segmentation.files import Pairs
@@ -148,7 +148,7 @@ def noise(recipe: Segmentation) -> SegmentationBatch:
 
 def training_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes, *, start: int = 0
-) -> SteadyLoader[SegmentationBatch, Key]:
+) -> RestartingLoader[SegmentationBatch, Key]:
     """Return the loader of this process's micro-batches in training.
 
     Args:
@@ -175,7 +175,7 @@ def training_loader(
 
 def testing_loader(
     pairs: Pairs, recipe: Segmentation, report: Callable[[str], object], processes: Processes
-) -> SteadyLoader[SegmentationBatch, Key]:
+) -> RestartingLoader[SegmentationBatch, Key]:
     """Return the loader that reads every image of a split once, in order, in batches of one because sizes differ.
 
     See `training_loader` for the arguments.

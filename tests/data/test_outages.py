@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY_RUN, Cli
 
 from scalekd.data import Key, ReplayDataset, evaluation_transform, read_split
-from scalekd.data.patience import DataGoneError
+from scalekd.data.outages import DataGoneError
 
 BACK = 0.5  # seconds
 

@@ -17,7 +17,7 @@ Counts = dict[str, tuple[int, str]]  # by kind: the number of files, and the fir
 
 
 @dataclass
-class Aside:
+class SkippedFiles:
     """Files and folders that a listing skips.
 
     Attributes:
@@ -40,9 +40,9 @@ class Aside:
         companion = "._* files" if name.startswith("._") else f"{name} files"
         _count(self.hidden, f"{name} folders" if folder else companion, path)
 
-    def joined(self, other: Aside) -> Aside:
+    def joined(self, other: SkippedFiles) -> SkippedFiles:
         """Return the counts of this listing and of another one, added up."""
-        both = Aside(dict(self.left_out), dict(self.hidden), self.empty + other.empty)
+        both = SkippedFiles(dict(self.left_out), dict(self.hidden), self.empty + other.empty)
         for mine, theirs in ((both.left_out, other.left_out), (both.hidden, other.hidden)):
             for kind, (number, first) in theirs.items():
                 _count(mine, kind, first, number)
@@ -67,11 +67,11 @@ class Aside:
         return json.dumps([self.left_out, self.hidden, self.empty])
 
     @staticmethod
-    def load(text: str) -> Aside:
+    def load(text: str) -> SkippedFiles:
         """Restore what `dump` wrote."""
         left_out, hidden, empty = json.loads(text)
         counts: list[Counts] = [{kind: (each[0], each[1]) for kind, each in c.items()} for c in (left_out, hidden)]
-        return Aside(counts[0], counts[1], empty)
+        return SkippedFiles(counts[0], counts[1], empty)
 
     def plain(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -82,9 +82,9 @@ class Aside:
         } | {"empty": self.empty}
 
 
-def left_out(asides: Mapping[str, Aside]) -> list[str]:
+def left_out(skipped_files: Mapping[str, SkippedFiles]) -> list[str]:
     """Return one line for each split that has files left out, given the skipped files of each split by name."""
-    return [f"left out  {name}: {line}" for name, aside in asides.items() if (line := aside.described())]
+    return [f"left out  {name}: {line}" for name, skipped in skipped_files.items() if (line := skipped.described())]
 
 
 def _count(counts: Counts, kind: str, path: str, number: int = 1) -> None:

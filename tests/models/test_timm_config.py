@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from scalekd import Student, Teacher
 from scalekd.errors import UserError
-from scalekd.models import Classifier, described
+from scalekd.models import Classifier, timm_config
 from scalekd.models.weights import read_weights
 
 VIT: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 2}
@@ -50,7 +50,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return str(folder / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(described, "_answers", lambda: True)
+    monkeypatch.setattr(timm_config, "_answers", lambda: True)
     return write_repository(folder)
 
 
@@ -147,7 +147,7 @@ def test_what_cannot_teach_is_refused_before_anything_is_fetched(name: str, monk
 
     monkeypatch.setattr(hub, "hf_hub_download", fetched)
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
-    monkeypatch.setattr(described, "_answers", fetched)
+    monkeypatch.setattr(timm_config, "_answers", fetched)
     state = torch.get_rng_state()
     with pytest.raises(UserError, match=r"not a vision transformer|not a timm model"):
         Teacher(name)

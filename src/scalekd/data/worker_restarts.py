@@ -25,7 +25,7 @@ def look_for_lost_workers_only_when_waiting() -> None:
     signal_handling._SIGCHLD_handler_set = True
 
 
-class SteadyLoader(Generic[T, K]):
+class RestartingLoader(Generic[T, K]):
     """Yields batches in order. If a worker dies, new workers continue with the first batch that was not delivered.
 
     Args:

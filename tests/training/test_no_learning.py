@@ -26,7 +26,7 @@ from scalekd.runs.folder import RunFolder
 from scalekd.tasks.adapt import finetune, probe
 from scalekd.tasks.detection import run as detection
 from scalekd.tasks.distill import distill, distill_students
-from scalekd.tasks.distill.signs import few_steps, nothing_learned
+from scalekd.tasks.distill.no_learning import few_steps, nothing_learned
 from scalekd.tasks.segmentation import run as segmentation
 
 
