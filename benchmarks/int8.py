@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import torch
 from command import Parser, check_output, positive, say
 from measurement import describe_machine
@@ -28,21 +29,18 @@ from scalekd.errors import UserError, first_line
 from scalekd.export.compare import Forward, time_ratio
 from scalekd.export.images import Images
 from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.quantise import OPERATORS, OPTIONS, quantise
+from scalekd.export.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
 from scalekd.models import Classifier
 from scalekd.recipes import load
 from scalekd.tasks.distill.inputs import evaluation_images
 
-_INPUTS = {"OpTypesToExcludeOutputQuantization": OPERATORS}
-# Name: kinds of operators, onnxruntime's extra options.
-WAYS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "inputs and outputs": (OPERATORS, {}),
-    "activations listed": ((*OPERATORS, "Relu", "Clip"), {}),
-    "activations listed, float bias": ((*OPERATORS, "Relu", "Clip"), {"QuantizeBias": False}),
-    "inputs only": (OPERATORS, _INPUTS),
-    "inputs only, float bias": (OPERATORS, _INPUTS | {"QuantizeBias": False}),
+WAYS: dict[str, Way] = {
+    "inputs and outputs": Way(PRODUCTS, {}),
+    "activations listed": Way((*PRODUCTS, *CLIPS), {}),
+    "activations listed, float bias": AFTER_CLIPS,
+    "inputs only": Way(PRODUCTS, {"OpTypesToExcludeOutputQuantization": PRODUCTS}),
+    "inputs only, float bias": INPUTS_ONLY,
 }
-SHIPPED = next(name for name, way in WAYS.items() if way == (OPERATORS, OPTIONS))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -126,12 +124,14 @@ def measure_student(path: Path, arguments: argparse.Namespace) -> dict[str, Any]
         whole = Path(scratch) / "float32.onnx"
         export_onnx(classifier, whole, card)
         files = {"float32": whole}
-        for number, (way, (operators, options)) in enumerate(WAYS.items()):
-            files[way] = Path(scratch) / f"{number}.onnx"
-            quantise(whole, files[way], calibration, card, operators=operators, options=options)
+        for number, (name, way) in enumerate(WAYS.items()):
+            files[name] = Path(scratch) / f"{number}.onnx"
+            quantise(whole, files[name], calibration, card, way=way)
+        chosen = choose_way({node.op_type for node in onnx.load(whole).graph.node})
         validation = validate(classifier, whole, arguments)
         result: dict[str, Any] = {
             "student": classifier.name,
+            "written": next(name for name, way in WAYS.items() if way == chosen),
             "images": len(validation.labels),
             "float32_top1": compare(validation.truth, validation)["top1"],
             "size_ratio": {way: file.stat().st_size / whole.stat().st_size for way, file in files.items()},
@@ -203,7 +203,6 @@ def main() -> int:
         check_output(arguments.output)
         result: dict[str, Any] = {
             "machine": describe_machine(torch.device("cpu")),
-            "shipped": SHIPPED,
             "calibration_images": arguments.calibration,
             "students": {},
         }

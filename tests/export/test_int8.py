@@ -12,7 +12,7 @@ from conftest import TINY_CNN, TINY_VIT, Cli, write_images
 from torch import Tensor, nn
 
 from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.quantise import quantise
+from scalekd.export.quantise import AFTER_CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
 from scalekd.models import Classifier
 
 STUDENTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # architecture, image side, arguments
@@ -63,13 +63,28 @@ def written(model: Classifier, folder: Path, **how: Any) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
-def test_rounding_inputs_alone_is_nearer_than_rounding_outputs_too(tmp_path: Path, kind: str) -> None:
+def test_rounding_is_nearer_than_that_of_inputs_and_outputs(tmp_path: Path, kind: str) -> None:
     model = trained(kind)
     asked = images(32, model.resolution, seed=1)
     whole, small = written(model, tmp_path)
-    _, both = written(model, tmp_path, options={})
+    _, both = written(model, tmp_path, way=Way(PRODUCTS, {}))
     truth, ours, theirs = (OnnxClassifier(file)(asked) for file in (whole, small, both))
     assert 0 < error(ours, truth) < (0.9 if kind == "depthwise" else 1.1) * error(theirs, truth)  # ReLU6 gains most
+
+
+@pytest.mark.parametrize(
+    ("operators", "way"),
+    [
+        ({"Conv", "Relu", "Add"}, AFTER_CLIPS),
+        ({"Conv", "Clip", "Gemm"}, AFTER_CLIPS),
+        ({"Conv", "Relu", "HardSwish"}, INPUTS_ONLY),
+        ({"Conv", "Relu", "Softmax", "MatMul"}, INPUTS_ONLY),
+        ({"Conv", "Gemm", "Erf"}, INPUTS_ONLY),
+        ({"Conv", "Gemm"}, INPUTS_ONLY),
+    ],
+)
+def test_values_are_rounded_after_activations_only_if_all_of_them_clip(operators: set[str], way: Way) -> None:
+    assert choose_way(operators) is way
 
 
 @pytest.mark.parametrize("kind", STUDENTS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from scalekd.tasks.distill.build import task_loss
 
 def rates(keys: dict[str, object], steps_per_epoch: int) -> list[float]:
     recipe = load(None, keys)
-    optimizer = build_optimizer(recipe, nn.Linear(2, 2))
+    optimizer = build_optimizer(recipe, nn.ModuleDict({"student": nn.Linear(2, 2)}))
     schedule = build_schedule(recipe, optimizer, steps_per_epoch)
     values = []
     for step in range(recipe.epochs * steps_per_epoch):
@@ -104,3 +105,19 @@ def test_projectors_learn_at_their_own_share_of_the_rate(scale: float, teacher: 
             own = 1.0 if name.startswith("student.") else scale
             assert rates[id(parameter)] == pytest.approx(rate * own), name
         assert built.param_groups[0]["lr"] == pytest.approx(rate), "what is logged is the student's"
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale"),
+    [
+        ({"lr": 8e-3}, 0.125),
+        ({"lr": 1e-3}, 1.0),
+        ({"lr": 1e-4}, 1.0),
+        ({"lr": 8e-3, "optimizer": "lamb"}, 1.0),
+        ({"lr": 0.1, "optimizer": "sgd"}, 1.0),
+        ({"lr": 8e-3, "projector_lr_scale": 0.5}, 0.5),
+        ({"lr": 8e-3, "projector_lr_scale": "auto"}, 0.125),
+    ],
+)
+def test_projectors_under_adamw_learn_at_1e_3_at_most_by_default(keys: dict[str, Any], scale: float) -> None:
+    assert load(None, keys).used_projector_lr_scale == pytest.approx(scale)

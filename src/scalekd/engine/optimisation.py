@@ -39,7 +39,7 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
     kinds = parameter_kinds(module)
-    scale = recipe.projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
+    scale = recipe.used_projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from scalekd.export.onnx import IMAGES, needed
 from scalekd.models.weights import CARD_KEY, Card
 
-# Operators with nearly all of the computation. Norms, softmax and activations stay in float32, as transformers need.
-OPERATORS = ("Conv", "Gemm", "MatMul")
-# Only the inputs of these operators are quantised, not their outputs: if an activation (above all ReLU6) clips the
-# output next, most steps of its scale are wasted; and OpenVINO computes a ViT's quantised patch embedding wrongly. See
-# docs/decisions.md.
-OPTIONS = {"OpTypesToExcludeOutputQuantization": OPERATORS, "QuantizeBias": False}
+PRODUCTS = ("Conv", "Gemm", "MatMul")  # nearly all of the computation
+CLIPS = ("Relu", "Clip")
+OTHER_ACTIVATIONS = {
+    "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Sigmoid", "Softmax", "Tanh",
+}  # fmt: skip
+
+
+class Way(NamedTuple):
+    """A way to quantise a model.
+
+    Attributes:
+        operators: Types of operators to quantise. All others, such as norms and softmax, stay in float32.
+        options: `extra_options` of `onnxruntime.quantization.quantize_static`.
+    """
+
+    operators: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+# Biases stay in float32: OpenCV cannot run quantised ones. The measurements are in docs/export.md.
+AFTER_CLIPS = Way((*PRODUCTS, *CLIPS), {"QuantizeBias": False})
+INPUTS_ONLY = Way(PRODUCTS, {"OpTypesToExcludeOutputQuantization": PRODUCTS, "QuantizeBias": False})
+
+
+def choose_way(operators: Set[str]) -> Way:
+    """Choose how to quantise a model, given the types of its operators.
+
+    If ReLU and ReLU6 are the only activations, values are rounded after them, so that no step of a scale is wasted on
+    what they clip, and a convolution with its activation is one integer operation. Otherwise only the inputs of
+    products are rounded, because OpenVINO computes a ViT's patch embedding wrongly if its output is rounded.
+    """
+    return AFTER_CLIPS if operators & set(CLIPS) and not operators & OTHER_ACTIVATIONS else INPUTS_ONLY
 
 
 def quantise(
@@ -29,8 +54,7 @@ def quantise(
     batches: Iterable[Tensor],
     card: Card,
     *,
-    operators: Sequence[str] = OPERATORS,
-    options: Mapping[str, Any] = MappingProxyType(OPTIONS),
+    way: Way | None = None,
 ) -> None:
     """Quantise the matrix products and convolutions of `source` to int8, and write the model to `target`.
 
@@ -41,8 +65,7 @@ def quantise(
         target: The `.onnx` file to write.
         batches: Images to calibrate on, `[B, 3, h, w]` in [0, 1].
         card: As for `export_onnx`; quantisation drops that of the source.
-        operators: Types of operators to quantise.
-        options: `extra_options` of `onnxruntime.quantization.quantize_static`.
+        way: How to quantise. Default: what `choose_way` returns for the model.
     """
     source, target = Path(source), Path(target)
     onnx = needed("onnx")
@@ -51,6 +74,7 @@ def quantise(
     with TemporaryDirectory() as scratch:
         prepared, quantised = Path(scratch) / "prepared.onnx", Path(scratch) / "quantised.onnx"
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        operators, options = way or choose_way({node.op_type for node in onnx.load(prepared).graph.node})
         quantization.quantize_static(
             prepared,
             quantised,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -26,6 +26,7 @@ from scalekd.methods.share import FeatureShare
 from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
+MOST_PROJECTOR_LR = 1e-3  # docs/LOG.md, "ScaleKD's collapse is the projectors' rate"
 
 
 class TeacherKeys(Keys):
@@ -164,9 +165,9 @@ class OptimisationKeys(OptimizerKeys):
     """Epochs of linear warm-up. If not set, it is at most a tenth of the epochs."""
     warmup_lr: NonNegative = 1e-6
     """Learning rate at the start of warm-up."""
-    projector_lr_scale: float = Field(default=1.0, gt=0)
-    """Learning rate of the projectors, as a multiple of the student's. Set it below 1 if the projectors collapse at a
-    rate that suits the student."""
+    projector_lr_scale: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Learning rate of the projectors, as a multiple of the student's. auto: with adamw such that it is at most 1e-3,
+    because projectors collapsed at higher rates; otherwise 1."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; larger gradients are scaled down to it."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -174,6 +175,13 @@ class OptimisationKeys(OptimizerKeys):
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do if the loss is NaN or infinite. stop: end the run. skip: drop the gradients of the step and continue,
     unless this happens 10 times in a row."""
+
+    @property
+    def used_projector_lr_scale(self) -> float:
+        """`projector_lr_scale`, with `auto` as a number."""
+        if self.projector_lr_scale != "auto":
+            return self.projector_lr_scale
+        return min(1.0, MOST_PROJECTOR_LR / self.lr) if self.optimizer == "adamw" else 1.0
 
 
 class RunKeys(Keys):

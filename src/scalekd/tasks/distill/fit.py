@@ -24,6 +24,7 @@ from scalekd.methods.share import FeatureShare
 from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import JsonLines, TensorBoardEvents, logged_losses
+from scalekd.tasks.distill.collapse import CollapseWatch
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
 from scalekd.tasks.distill.no_learning import nothing_learned
@@ -110,6 +111,8 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
         recipe,
         method,
         folder,
+        collapse=CollapseWatch(recipe.warmup_epochs * run.steps_per_epoch, recipe.used_projector_lr_scale),
+        warn=run.context.say,
         watch=None if watcher is None else partial(watcher.watch, events),
         optimizer=optimizer,
         schedule=build_schedule(recipe, optimizer, run.steps_per_epoch),
