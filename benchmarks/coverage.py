@@ -22,7 +22,7 @@ import torch
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, pick_dtype
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.planner import UnpredictableError, step_memory
 from scalekd.tasks.distill.trial import in_safe_layout
 

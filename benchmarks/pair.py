@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory
-from scalekd.models import layout
+from scalekd.models import memory_format
 from scalekd.planner.fake import device_of
 
 STEP = (
@@ -82,7 +82,7 @@ def join(teacher: Teacher, student: Student) -> ScaleKD:
 
 def prepare(method: ScaleKD, dtype: torch.dtype) -> None:
     """Prepare the method as training does before its first step."""
-    layout.prepare(method, device_of(method), dtype, channels_last=True)
+    memory_format.prepare(method, device_of(method), dtype, channels_last=True)
     keep_freed_memory()
 
 

@@ -26,7 +26,7 @@ from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import autocast, keep_freed_memory
 from scalekd.methods.base import Method
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.planner import StepFlops, step_flops
 from scalekd.planner.measure import seconds
 from scalekd.recipes import Recipe, load

@@ -37,7 +37,7 @@ from scalekd.hardware import autocast, keep_freed_memory
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.share import FeatureShare
 from scalekd.models import Teacher
-from scalekd.models.layout import prepare, prepare_teacher
+from scalekd.models.memory_format import prepare, prepare_teacher
 from scalekd.planner import step_flops
 from scalekd.recipes import Recipe, load
 from scalekd.runs.logs import JsonLines
@@ -166,11 +166,11 @@ def scalekd_step(bench: Bench, keys: dict[str, Any], log: Path) -> tuple[Step, d
         index, batch = next(batches)
         with autocast(CPU, bench.dtype):
             prepared = task.prepare(batch, index)
-            loss = learner.learn(partial(task.losses, learner, prepared), index=index, step=index + 1)
+            loss = learner.compute_loss(partial(task.losses, learner, prepared), index=index, step=index + 1)
         if (index + 1) % recipe.log_every == 0:
             learner.log_training(index + 1)
         torch.autograd.backward(loss)
-        learner.descend(index + 1)
+        learner.optimizer_step(index + 1)
 
     parts = {name: getattr(flops, name) for name in ("teacher", "student", "cap", "tail")}
     return step, parts if live else parts | {"teacher": 0}

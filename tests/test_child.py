@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from scalekd.child import DeathError, can_fork, in_child
+from scalekd.child import ChildDiedError, can_fork, in_child
 from scalekd.errors import UserError
 
 pytestmark = pytest.mark.skipif(not can_fork(torch.device("cpu")), reason="this machine's processes cannot be copied")
@@ -41,7 +41,7 @@ def test_the_answer_comes_back_and_nothing_else_changes() -> None:
     ],
 )
 def test_a_death_is_told(end: object, cause: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DeathError) as told:
+    with pytest.raises(ChildDiedError) as told:
         in_child(end)  # type: ignore[arg-type]
     assert str(told.value).startswith(cause)
     assert capfd.readouterr() == ("", "")

@@ -1,6 +1,6 @@
 """Runs a function in a fork of this process, where it may change any state or crash without affecting this process.
 
-For Linux and macOS.
+Forks on Linux only; elsewhere `can_fork` is false.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scalekd.errors import UserError
 T = TypeVar("T")
 
 
-class DeathError(UserError):
+class ChildDiedError(UserError):
     """Raised if a child process ended without an answer; names the signal or exit code."""
 
 
@@ -38,14 +38,14 @@ def can_fork(device: torch.device) -> bool:
 
     torch's threads for GPUs do not survive a fork, nor do macOS's system libraries.
     """
-    alone = not multiprocessing.current_process().daemon  # a daemonic process may not have children
-    return device.type == "cpu" and sys.platform == "linux" and alone and not torch.cuda.device_count()
+    may_have_children = not multiprocessing.current_process().daemon  # a daemonic process may not have children
+    return device.type == "cpu" and sys.platform == "linux" and may_have_children and not torch.cuda.device_count()
 
 
 def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
     """Run `work` in a fork of this process on one thread and return its result.
 
-    The fork starts at once and loads nothing again. What `work` changes (weights, buffers, random generators,
+    The fork starts immediately and imports nothing again. What `work` changes (weights, buffers, random generators,
     gradients) changes only in the fork.
 
     Args:
@@ -57,7 +57,7 @@ def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
 
     Raises:
         ForkError: If the fork cannot run a backward.
-        DeathError: If the fork ended without an answer.
+        ChildDiedError: If the fork ended without an answer.
         BaseException: Whatever `work` raised.
     """
     context = multiprocessing.get_context("fork")
@@ -73,7 +73,7 @@ def in_child(work: Callable[[], T], *, seconds: float = 300) -> T | None:
         answer, error = ours.recv()
     except EOFError:
         process.join()
-        raise DeathError(_cause(process.exitcode)) from None
+        raise ChildDiedError(_cause(process.exitcode)) from None
     finally:
         if process.pid is not None:
             process.kill()
@@ -88,7 +88,7 @@ def _answer(pipe: Connection, work: Callable[[], object]) -> None:
     """Run in the child: call `work` and send its result or exception."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    _die_in_silence()
+    _suppress_crash_output()
     torch.set_num_threads(1)  # the thread pool does not exist in the fork
     try:
         _start_autograd()
@@ -114,7 +114,7 @@ def _start_autograd() -> None:
         raise ForkError(str(error)) from error
 
 
-def _die_in_silence() -> None:
+def _suppress_crash_output() -> None:
     """Write no core file and print nothing on a crash: the parent reports it."""
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

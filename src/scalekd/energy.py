@@ -14,7 +14,7 @@ _INTERVAL = 10.0  # seconds between readings
 _MOST_WATTS = 1000.0  # upper bound of a processor package's power
 
 
-class _Packages:
+class _CpuEnergy:
     """Energy of all processor packages; unknown (None) as soon as a part of it is unknown.
 
     The counters wrap around: at 400 W after 11 minutes if they hold 262 kJ (Intel servers), after less than 3 minutes
@@ -62,7 +62,7 @@ class _Packages:
         return self._joules
 
 
-class _Gpus:
+class _GpuEnergy:
     """Energy of the first `count` CUDA devices from NVML's counters, which do not wrap around; None if unknown."""
 
     def __init__(self, count: int) -> None:
@@ -105,21 +105,21 @@ class EnergyMeter:
 
     def __init__(self, gpus: int) -> None:
         self._before: dict[str, float | None] = {"cpu_joules": 0.0, "gpu_joules": 0.0}
-        self._packages, self._gpus = _Packages(POWERCAP), _Gpus(gpus)
+        self._cpus, self._gpus = _CpuEnergy(POWERCAP), _GpuEnergy(gpus)
 
     def resume(self, before: Mapping[str, float | None] | None) -> None:
         """Add the energy that a resumed run used earlier, as returned by `energy`; unknown parts stay unknown."""
         self._before = {name: (before or {}).get(name) for name in self._before}
 
     def poll(self) -> None:
-        """Read the counters if necessary; must be called several times a minute (see `_Packages`) and is cheap."""
-        self._packages.poll()
+        """Read the counters if necessary; must be called several times a minute (see `_CpuEnergy`) and is cheap."""
+        self._cpus.poll()
 
     @property
     def energy(self) -> dict[str, float | None] | None:
         """`cpu_joules` and `gpu_joules` so far, each None unless known for the whole run; None if neither is known."""
         total: dict[str, float | None] = {}
-        for name, now in (("cpu_joules", self._packages.joules()), ("gpu_joules", self._gpus.joules())):
+        for name, now in (("cpu_joules", self._cpus.joules()), ("gpu_joules", self._gpus.joules())):
             before = self._before[name]
             total[name] = None if now is None or before is None else round(before + now, 1)
         return total if any(joules is not None for joules in total.values()) else None

@@ -15,7 +15,7 @@ def printable(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something; its kind where it says nothing."""
+    """Return the first line of an error's message that is not blank, or the error's type if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

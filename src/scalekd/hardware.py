@@ -43,7 +43,7 @@ class ComputeKeys(Protocol):
 
 
 def pick_compute(recipe: ComputeKeys) -> Compute:
-    """The device and the number format that a recipe asks for; see `pick_device`."""
+    """Return the device and number format that a recipe specifies; see `pick_device`."""
     device = pick_device(recipe.accelerator)
     return Compute(device, pick_dtype(recipe.precision, device))
 

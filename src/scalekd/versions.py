@@ -13,7 +13,12 @@ from pathlib import Path
 import scalekd
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow")
-_FORMATS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions that determine the speed of number formats
+_INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+)  # for number formats
 
 
 def versions() -> str:
@@ -75,5 +80,5 @@ def _cpu() -> str:
     text = info.read_text("utf-8", "replace") if info.is_file() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
     flags = re.search(r"^flags\s*:\s*(.+)$", text, re.M)
-    formats = [each for each in _FORMATS if flags and each in flags[1].split()]
+    formats = [each for each in _INSTRUCTION_SETS if flags and each in flags[1].split()]
     return ", ".join([name[1] if name else platform.machine(), f"{os.cpu_count()} processors", *formats])

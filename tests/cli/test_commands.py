@@ -32,13 +32,13 @@ def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
 
 def test_a_stopped_quickstart_names_its_own_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resuming the run that was stopped would not continue the quickstart."""
-    honest = Learner.descend
+    honest = Learner.optimizer_step
 
     def press_ctrl_c(self: Learner, step: int) -> None:
         honest(self, step)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Learner, "descend", press_ctrl_c)
+    monkeypatch.setattr(Learner, "optimizer_step", press_ctrl_c)
     outcome = cli("quickstart", "--output", tmp_path / "quick")
     assert outcome.code == 130, outcome.err
     assert outcome.err.strip().splitlines()[-1] == "stopped; the same command starts the quickstart from scratch"

@@ -56,8 +56,8 @@ def test_a_place_that_comes_back_is_waited_for(
     assert sample.image is not None
     assert not sample.corrupt
     gone, back = capfd.readouterr().err.splitlines()
-    assert f"{data / 'train'} is gone" in gone
-    assert back == f"data      {data / 'train'} is back"
+    assert f"{data / 'train'} is unavailable" in gone
+    assert back == f"data      {data / 'train'} is available again"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
@@ -74,7 +74,7 @@ def test_a_disk_that_fails_is_no_broken_image(data: Path, monkeypatch: pytest.Mo
     assert dataset[Key(0, 0)].image is not None
     until = float("inf")
     dataset.patience.seconds = 0
-    with pytest.raises(DataGoneError, match=f"is gone: .*0.png: {os.strerror(number)}; waited 0 s"):
+    with pytest.raises(DataGoneError, match=f"is unavailable: .*0.png: {os.strerror(number)}; waited 0 s"):
         dataset[Key(0, 0)]
 
 
@@ -92,7 +92,7 @@ def distill(cli: Cli, data: Path, output: Path, *more: str) -> Path:
     outcome = cli("distill", *base, "--validate-every", "8", "--max-corrupt", "0", *more)
     (output / "err").write_text(outcome.err)
     if "--data-patience" in more and more[-1] == "0.5":
-        outcome.refused("data: ", "is gone", "waited 0.5 s", "data_patience", "--resume")
+        outcome.refused("data: ", "is unavailable", "waited 0.5 s", "data_patience", "--resume")
     else:
         assert outcome.code == 0, outcome.err
     return output
@@ -120,8 +120,12 @@ def test_a_run_goes_on_when_its_data_is_back(cli: Cli, data: Path, tmp_path: Pat
     disturbed = distill(cli, data, tmp_path / "run", "--workers", "2", "--data-patience", "60")
     thread.join()
     assert (quiet / "student.safetensors").read_bytes() == (disturbed / "student.safetensors").read_bytes()
-    told = [line for line in (disturbed / "err").read_text().splitlines() if "is gone" in line or "is back" in line]
-    assert ["is gone" in line for line in told] == [True, False]
+    told = [
+        line
+        for line in (disturbed / "err").read_text().splitlines()
+        if "is unavailable" in line or "is available again" in line
+    ]
+    assert ["is unavailable" in line for line in told] == [True, False]
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     whole = run(*more)
     assert whole.code == 0, whole.err
     lines = logged(tmp_path / "run")
-    honest = Learner.descend
+    honest = Learner.optimizer_step
 
     def press_ctrl_c(learner: Learner, step: int) -> None:
         honest(learner, step)
@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "descend", press_ctrl_c)
+        patch.setattr(Learner, "optimizer_step", press_ctrl_c)
         stopped = run(*more, "--overwrite")
     assert stopped.code == 130
     assert f"stopped at step {last}" in stopped.err

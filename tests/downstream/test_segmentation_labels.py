@@ -19,9 +19,9 @@ from rich.console import Console
 
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
-from scalekd.tasks.segmentation import Segmentation, counting
-from scalekd.tasks.segmentation.counting import check_labels
+from scalekd.tasks.segmentation import Segmentation, label_check
 from scalekd.tasks.segmentation.files import Pairs, read_pairs
+from scalekd.tasks.segmentation.label_check import check_labels
 from scalekd.tasks.segmentation.measuring import palette
 from scalekd.tasks.segmentation.values import Coding
 
@@ -133,7 +133,7 @@ def test_values_beyond_the_classes_are_told_before_training(tmp_path: Path) -> N
 def test_a_sample_is_counted_and_the_rest_where_a_class_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "SAMPLE", 3)
+    monkeypatch.setattr(label_check, "SAMPLE", 3)
     data = write(tmp_path, [stripes(1, 2)] * 7)
     assert "(3 of 7 label images counted)" in checked(data)[1][0]
     Image.fromarray(stripes(3, 3)).save(data / "annotations" / "training" / "4.png")

@@ -19,8 +19,8 @@ from tool_docs import row, scripts
 from scalekd.errors import UserError
 from scalekd.recipes import load_as
 from scalekd.tasks.segmentation import Segmentation
-from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.files import read_pairs
+from scalekd.tasks.segmentation.label_check import check_labels
 from scalekd.tasks.segmentation.values import Coding
 
 NAMES = tuple(f"photo-{number}" for number in range(5))

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from scalekd.models import Classifier, Student
-from scalekd.models.layout import prepare_classifier
+from scalekd.models.memory_format import prepare_classifier
 from scalekd.recipes import load
 from scalekd.report.measure import measure_figures
 from scalekd.report.predictions import accuracy

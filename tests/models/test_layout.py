@@ -11,7 +11,7 @@ from conftest import TINY_CNN, TINY_VIT
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.methods.projector import StemConvolution
-from scalekd.models.layout import SparsePointwise, WideDepthwise, choose_attention, choose_convolutions
+from scalekd.models.memory_format import SparsePointwise, WideDepthwise, choose_attention, choose_convolutions
 
 CPU = torch.device("cpu")
 

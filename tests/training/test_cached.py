@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_the_cache_where_it_was_live(
     cli: Cli, common: list[str | Path], filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed(cli("distill", *common, "--output", tmp_path / "whole"))
-    learn, calls = Learner.learn, iter(range(100))
+    learn, calls = Learner.compute_loss, iter(range(100))
 
     def stops(self: Learner, *args: Any, **kwargs: Any) -> torch.Tensor:
         if next(calls) == 4:
@@ -103,7 +103,7 @@ def test_a_run_goes_on_from_the_cache_where_it_was_live(
         return learn(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "learn", stops)
+        patch.setattr(Learner, "compute_loss", stops)
         assert cli("distill", *common, "--output", tmp_path / "run").code == 130
     passed(cli("distill", "--resume", "--output", tmp_path / "run", "--cache", filled.parent))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

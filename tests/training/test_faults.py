@@ -277,7 +277,7 @@ def test_a_full_disk_ends_the_log_and_the_run_begins_anew(
     long = ("--epochs", "40", "--validate-every", "40")
     assert distill("whole", *long).code == 0
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Learner, "learn", 20, partial(fill, disk))
+        at_call(patch, Learner, "compute_loss", 20, partial(fill, disk))
         stopped = distill(disk / "run", *long)
     stopped.refused("log: ", str(disk / "run"), "No space left")
     assert "no checkpoint was written" in stopped.err
@@ -308,7 +308,7 @@ def kill_workers() -> None:
         os.kill(worker.pid or 0, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("during", ["learn", "validate"])
+@pytest.mark.parametrize("during", ["compute_loss", "validate"])
 def test_workers_that_are_killed_are_replaced_and_the_run_ends_the_same(
     distill: Distill, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, during: str
 ) -> None:
@@ -377,7 +377,7 @@ def test_ten_steps_in_a_row_without_a_finite_gradient_end_the_run_also_a_resumed
     distill: Distill, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks(monkeypatch, *range(13, 1000))
-    at_call(monkeypatch, Learner, "learn", 23, lambda: signal.raise_signal(signal.SIGINT))
+    at_call(monkeypatch, Learner, "compute_loss", 23, lambda: signal.raise_signal(signal.SIGINT))
     flags = ("--nonfinite", "skip", "--epochs", "20")
     assert distill("run", *flags).code == 130
     stopped = cli("distill", "--resume", "--output", tmp_path / "run")
@@ -391,7 +391,7 @@ def test_unreadable_images_met_before_the_stop_count_after_it(
     honest = bad.read_bytes()
     bad.write_bytes(b"no image")
     with monkeypatch.context() as patch:
-        at_call(patch, Learner, "learn", 8, lambda: signal.raise_signal(signal.SIGTERM))
+        at_call(patch, Learner, "compute_loss", 8, lambda: signal.raise_signal(signal.SIGTERM))
         assert distill("run", "--max-corrupt", "1").code == 143
     bad.write_bytes(honest)
     (data / "val" / "red" / "1.png").write_bytes(b"no image")

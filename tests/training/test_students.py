@@ -98,7 +98,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
 ) -> None:
     assert distill(STUDENTS, "whole", *HARD).code == 0
     calls = 0
-    honest = Learner.learn
+    honest = Learner.compute_loss
 
     def interrupted(self: Learner, *args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal calls
@@ -107,7 +107,7 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
             signal.raise_signal(signal.SIGINT)
         return honest(self, *args, **kwargs)
 
-    monkeypatch.setattr(Learner, "learn", interrupted)
+    monkeypatch.setattr(Learner, "compute_loss", interrupted)
     stopped = distill(STUDENTS, "stopped", *HARD)
     monkeypatch.undo()
     group = tmp_path / "stopped"

@@ -19,7 +19,7 @@ from scalekd import ScaleKD, Student, Teacher
 from scalekd.child import can_fork
 from scalekd.errors import Interrupted, UserError
 from scalekd.methods.none import Supervised
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.recipes import load
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import trial
@@ -211,7 +211,7 @@ def test_what_fails_before_the_first_checkpoint_leaves_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise UserError("loss: it fails")
 
-    monkeypatch.setattr(Learner, "learn", fail)
+    monkeypatch.setattr(Learner, "compute_loss", fail)
     output = tmp_path / "out" / "run"
     if there:
         output.mkdir(parents=True)

@@ -64,9 +64,9 @@ def distill(
         if len(students) > 1:
             raise UserError(f"check: tries one student at a time, not {len(students)}; pass one --student")
         settings = load(recipe, flags, partial(typer.echo, err=True))
-        from scalekd.commands.distill import try_out
+        from scalekd.commands.distill import dry_run_command
 
-        try_out(settings, as_json=as_json)
+        dry_run_command(settings, as_json=as_json)
         return
     if output is None:
         raise UserError("output: none is given; pass --output (a folder for weights, logs and checkpoints)")

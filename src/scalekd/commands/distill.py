@@ -35,9 +35,9 @@ def run(
 ) -> None:
     """Train and print each result; see the command for the arguments."""
     with joined() as processes:
-        found = processes.first_says(lambda: _found(output)) if auto_resume or restarted() else None
+        found = processes.from_first(lambda: _found(output)) if auto_resume or restarted() else None
         if found == "finished" and not overwrite:
-            results = processes.first_says(lambda: _results(recipe, flags, students, output))
+            results = processes.from_first(lambda: _results(recipe, flags, students, output))
         else:
             resume, overwrite = resume or found == "unfinished", overwrite and found != "unfinished"
             results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
@@ -49,7 +49,7 @@ def run(
         typer.echo("\n".join(_line(output / name, result, name or "student") for name, result in results.items()))
 
 
-def try_out(settings: Recipe, *, as_json: bool) -> None:
+def dry_run_command(settings: Recipe, *, as_json: bool) -> None:
     """Take one step with the recipe's pair on generated images, and print its losses."""
     checked = dry_run(settings)
     terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
@@ -69,11 +69,11 @@ def _train(
 ) -> dict[str, dict[str, Any]]:
     """Train in these processes, or in as many as `devices` specifies; return results by folder, '' for a single run."""
     if resume and not students:
-        students = processes.first_says(lambda: RunGroup.stored_students(output))
+        students = processes.from_first(lambda: RunGroup.stored_students(output))
     group = RunGroup(output, students)
     if resume:
-        processes.first_says(lambda: _check_given(group, flags))
-    stored = processes.first_says(group.stored_keys) if resume and recipe is None else recipe
+        processes.from_first(lambda: _check_given(group, flags))
+    stored = processes.from_first(group.stored_keys) if resume and recipe is None else recipe
     settings = load(stored, flags, _say if processes.first else lambda _line: None)
     if settings.devices > 1 and not launched():
         raise SystemExit(launch(settings.devices, sys.argv[1:]))

@@ -39,7 +39,7 @@ from scalekd.evaluation import (
 )
 from scalekd.hardware import Compute, pick_compute
 from scalekd.models import Classifier
-from scalekd.models.layout import prepare_classifier
+from scalekd.models.memory_format import prepare_classifier
 from scalekd.models.weights import EXPORTED, read_weights
 from scalekd.progress import watched, working
 from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored

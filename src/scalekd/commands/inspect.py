@@ -15,7 +15,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.methods.base import Method
 from scalekd.methods.scalekd import ScaleKD
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.hours import GIB
 from scalekd.planner.this_machine import this_machine

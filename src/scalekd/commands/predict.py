@@ -22,7 +22,7 @@ from scalekd.errors import UserError, printable
 from scalekd.export.onnx import OnnxClassifier
 from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
-from scalekd.models.layout import prepare_classifier
+from scalekd.models.memory_format import prepare_classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
 from scalekd.runs.measured_settings import measured_as

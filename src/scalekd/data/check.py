@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
 from scalekd.data.loader import leave_stopping_to_the_main_process
 from scalekd.data.orientation import AS_STORED
-from scalekd.data.outages import Patience
+from scalekd.data.outages import OutageRetry
 from scalekd.data.pixels import is_deep, numbers
 from scalekd.data.split import UNLABELLED, Split
 from scalekd.data.worker_restarts import RestartingLoader
@@ -51,7 +51,7 @@ class CheckedImage(NamedTuple):
 
 class _CheckedImages(Dataset[CheckedImage]):
     def __init__(self, split: Split, max_pixels: int, patience: float) -> None:
-        self.split, self.max_pixels, self.patience = split, max_pixels, Patience(patience)
+        self.split, self.max_pixels, self.patience = split, max_pixels, OutageRetry(patience)
 
     def __len__(self) -> int:
         return len(self.split)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalekd.data.endings import is_image
 from scalekd.data.index import Listing, list_classes, list_unlabelled
-from scalekd.data.layouts import convert, other_name
+from scalekd.data.layout_hints import conversion_hint, split_flag_hint
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError, did_you_mean
 
@@ -29,11 +29,11 @@ def _folder(data: Path, name: str) -> Path:
         if any(data.glob("*.parquet")) or any(data.glob("*.arrow")):
             raise UserError(f"data: {data} holds tables of a Hugging Face data set; specify it as hf:{data}")
         holds = f"it holds {', '.join(found[:5])}" if found else "it holds no folders"
-        hint, parent = other_name(data, name) or did_you_mean(name, found), data.absolute().parent
+        hint, parent = split_flag_hint(data, name) or did_you_mean(name, found), data.absolute().parent
         if not hint and (parent / name).is_dir():  # DATA/train was given
             hint = f"; did you mean its parent, {parent}?"
         classes = sum(_has_images(data / folder) for folder in found[:_LOOKED_AT])
-        if classes > 1 and not hint and not convert(data):
+        if classes > 1 and not hint and not conversion_hint(data):
             raise UserError(
                 f"data: {data} has no folder {name!r}; {holds}, which hold images: classes that are not split yet. "
                 f"Move about a tenth of each class to {data}/val/<class>/ and the rest to {data}/train/<class>/, or "
@@ -42,7 +42,7 @@ def _folder(data: Path, name: str) -> Path:
         raise UserError(
             f"data: {data} has no folder {name!r}{hint}; {holds}. It needs one folder for training and one for "
             "validation; if they have other names, specify them as train_split and val_split (--train-split, "
-            f"--val-split){convert(data)}"
+            f"--val-split){conversion_hint(data)}"
         )
     return root
 
@@ -70,7 +70,9 @@ def read_split(data: str | Path, name: str) -> Split:
     root = _folder(data, name)
     listing = list_classes(root)
     if not listing.classes:
-        raise UserError(f"data: {root} holds no folder: it needs one folder of images for each class{convert(data)}")
+        raise UserError(
+            f"data: {root} holds no folder: it needs one folder of images for each class{conversion_hint(data)}"
+        )
     if not len(listing.names):
         raise _no_images(root, listing)
     return Split(Files(root, listing.names), listing.labels, listing.classes, listing.skipped)

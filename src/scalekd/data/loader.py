@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scalekd.data.augmentation import Transform
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError
-from scalekd.data.outages import Patience
+from scalekd.data.outages import OutageRetry
 from scalekd.data.randomness import derive_seed, seeded
 from scalekd.data.split import Split
 from scalekd.data.worker_restarts import RestartingLoader
@@ -92,7 +92,7 @@ class ReplayDataset(Dataset[Sample]):
     ) -> None:
         self.split, self.transform, self.seed, self.substitute = split, transform, seed, substitute
         self.share = share
-        self.cached_outputs, self.max_pixels, self.patience = cached_outputs, max_pixels, Patience(patience)
+        self.cached_outputs, self.max_pixels, self.patience = cached_outputs, max_pixels, OutageRetry(patience)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -235,7 +235,7 @@ class EvaluationOrder(Sampler[list[Key]]):
             yield [Key(0, index) for index in self._images[first : first + self.batch]]
 
 
-def steady_loader(
+def restarting_loader(
     dataset: Dataset[Any],
     order: Sampler[list[Key]],
     gather: Callable[[list[Any]], Any],
@@ -271,8 +271,8 @@ def training_loader(
     workers: int,
     report: Callable[[str], object] | None = None,
 ) -> RestartingLoader[Batch, Key]:
-    """Load the batches of a training run in the stream's order; see `steady_loader`."""
-    return steady_loader(dataset, stream, collate, workers, report)
+    """Load the batches of a training run in the stream's order; see `restarting_loader`."""
+    return restarting_loader(dataset, stream, collate, workers, report)
 
 
 def evaluation_loader(

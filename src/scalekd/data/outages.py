@@ -17,7 +17,7 @@ from scalekd.errors import UserError, printable
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds
-_OF_THE_PLACE = {
+_OUTAGE_ERRNOS = {
     errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET,
     errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
 }  # fmt: skip
@@ -27,8 +27,8 @@ class DataGoneError(UserError):
     """The folder of the images became unavailable and did not come back in time."""
 
 
-class Patience:
-    """Retries reading an image if its folder is unavailable, as opposed to a corrupt image.
+class OutageRetry:
+    """Retries reading an image while its folder is unavailable; a corrupt image is not retried.
 
     Args:
         seconds: How long to keep trying.
@@ -61,15 +61,17 @@ class Patience:
                     raise
                 if left <= 0:
                     raise DataGoneError(
-                        f"data: {root} is gone: {reason}; waited {self.seconds:g} s for it (data_patience); "
+                        f"data: {root} is unavailable: {reason}; waited {self.seconds:g} s for it (data_patience); "
                         "bring it back, then run the command again (training: with --resume)"
                     ) from None
-                self._report(True, f"warning: data: {root} is gone: {reason}; waiting up to {self.seconds:g} s for it")
+                self._report(
+                    True, f"warning: data: {root} is unavailable: {reason}; waiting up to {self.seconds:g} s for it"
+                )
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 if pause > _FIRST_PAUSE:
-                    self._report(False, f"data      {root} is back")
+                    self._report(False, f"data      {root} is available again")
                 return result
 
     def _report(self, gone: bool, line: str) -> None:
@@ -83,7 +85,7 @@ def _why_unavailable(error: UnreadableImageError, root: Path) -> str | None:
     cause = error.__cause__
     if not isinstance(cause, OSError):
         return None
-    if cause.errno in _OF_THE_PLACE:
+    if cause.errno in _OUTAGE_ERRNOS:
         return f"{cause.filename or 'an image'}: {cause.strerror}"
     if not isinstance(cause, FileNotFoundError | NotADirectoryError | PermissionError):
         return None

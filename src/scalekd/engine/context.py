@@ -90,9 +90,9 @@ def find_checkpoint(context: RunContext, steps: int) -> Checkpoint | None:
     if not context.resume:
         return None
     group, processes = context.group, context.processes
-    checkpoint = processes.first_says(lambda: group.checkpoints.newest(context.say))
+    checkpoint = processes.from_first(lambda: group.checkpoints.newest(context.say))
     if checkpoint is None:
-        processes.first_says(lambda: _refuse_earlier_revision(group))
+        processes.from_first(lambda: _refuse_earlier_revision(group))
         context.say(f"warning: no checkpoint is in {group.checkpoints.folder}; the run begins from scratch")
     else:
         done = checkpoint.run["step"]

@@ -120,7 +120,7 @@ class Learner(nn.Module):
         """Number of steps that were skipped because their gradients were NaN or infinite."""
         return 0 if self._skipper is None else self._skipper.skipped
 
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """Return this learner's state for a checkpoint, apart from its tensors."""
         skipper = self._skipper
         return {
@@ -128,7 +128,7 @@ class Learner(nn.Module):
             "skipped": None if skipper is None else [skipper.skipped, skipper.in_a_row],
         }
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:
+    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
         """Restore the state that `progress` returned."""
         self._rest = dict(progress["figures"])
         if self._skipper is not None:
@@ -143,7 +143,7 @@ class Learner(nn.Module):
         called = self.called
         return called.no_sync() if isinstance(called, DistributedDataParallel) and not ends_step else nullcontext()
 
-    def learn(self, losses: Callable[[], StepLosses], *, index: int, step: int) -> Tensor:
+    def compute_loss(self, losses: Callable[[], StepLosses], *, index: int, step: int) -> Tensor:
         """Compute the loss of a micro-batch, the sum of its terms.
 
         Args:
@@ -172,7 +172,7 @@ class Learner(nn.Module):
         self._unchecked = (step, finite, known) if self._skipper is None else None
         return loss
 
-    def descend(self, step: int) -> None:
+    def optimizer_step(self, step: int) -> None:
         """Take optimiser step number `step` with the accumulated gradients, and advance the schedule.
 
         Raises:

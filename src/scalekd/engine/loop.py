@@ -31,8 +31,8 @@ from scalekd.runs.group import naming
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """Defines what happens at which optimiser step.
+class LoopSettings:
+    """The length of a run, and the steps at which it logs, validates and saves.
 
     Attributes:
         steps: Optimiser steps of the run.
@@ -64,7 +64,7 @@ class Loop:
 
     Args:
         task: What is trained.
-        intervals: What happens at which step.
+        settings: Length of the run, and when it logs, validates and saves.
         context: Folders, processes, signals and console of the run.
         compute: Where and in which number format the models are trained.
         command: The command that trains, as `distill`, for the message when it is stopped.
@@ -76,27 +76,27 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        intervals: Intervals,
+        settings: LoopSettings,
         context: RunContext,
         *,
         compute: Compute,
         command: str,
     ) -> None:
-        self.task, self.intervals, self.step = task, intervals, 0
+        self.task, self.settings, self.step = task, settings, 0
         self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
         self._stop, self._processes, self._say = context.stop, context.processes, context.say
         self._compute = compute
         self._display = Display(
-            context.console, batch=intervals.batch, steps=intervals.steps, steps_per_epoch=intervals.steps_per_epoch
+            context.console, batch=settings.batch, steps=settings.steps, steps_per_epoch=settings.steps_per_epoch
         )
         gpus = context.processes.local_count if compute.device.type == "cuda" else 0
-        self._meter = EnergyMeter(gpus)  # of this start
+        self._meter = EnergyMeter(gpus)  # counts from this start; `resume` adds earlier energy
         self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
         self._learners = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
         self._vote = Vote(context.processes)
         self._seconds_before, self._started = 0.0, time.perf_counter()
-        self._saved_at = self._started
+        self._saved_time = self._started
         self._saved_step: int | None = None  # of the last checkpoint; None if there is none
         self._at_step_end = True  # whether the models are in the state at the end of a step
         self._validation_due = False  # whether the validation of this step has begun but not ended
@@ -109,14 +109,14 @@ class Loop:
 
     def run(
         self,
-        batches: Callable[[int], Iterable[Any]],
+        batches_from: Callable[[int], Iterable[Any]],
         validation: Iterable[Any] | None,
         checkpoint: Checkpoint | None = None,
     ) -> dict[str, Any]:
         """Train to the last step, and save the final models.
 
         Args:
-            batches: Returns the training micro-batches of this process, starting with the one of the given index.
+            batches_from: Returns the training micro-batches of this process, starting with the one of the given index.
             validation: The validation batches; None if nothing is validated.
             checkpoint: The checkpoint to resume from, if any.
 
@@ -124,8 +124,9 @@ class Loop:
             The training's part of the result: samples, steps, seconds, energy, unreadable images.
 
         Raises:
-            Interrupted: If a signal stopped the run; a checkpoint is written.
-            UserError: If training fails; a checkpoint is written if a step had just ended.
+            Interrupted: If a signal stopped the run; a checkpoint is written, unless a second signal ends it at once.
+            UserError: If training fails; a checkpoint is written if a step had just ended, the loss is finite and there
+                is only one process.
         """
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -135,8 +136,8 @@ class Loop:
             if self._validation_due and validation is not None:
                 self._validate(validation)
             self._display.start(self.step)
-            if self.step < self.intervals.steps:
-                self._train(batches(self.step * self.intervals.accumulate), validation)
+            if self.step < self.settings.steps:
+                self._train(batches_from(self.step * self.settings.accumulate), validation)
             self._vote.close()
         except BaseException as error:
             self._save_after_error(error)
@@ -149,7 +150,7 @@ class Loop:
             self._display.close()
         unreadable = set().union(*self._processes.gather(self.task.corrupt.paths))
         result = {
-            "samples": self.step * self.intervals.batch,
+            "samples": self.step * self.settings.batch,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "energy": self._meter.energy,
@@ -161,9 +162,9 @@ class Loop:
         return result
 
     def _train(self, batches: Iterable[Any], validation: Iterable[Any] | None) -> None:
-        intervals = self.intervals
-        for index, batch in enumerate(self._display.timed(batches), start=self.step * intervals.accumulate):
-            ends_step = (index + 1) % intervals.accumulate == 0
+        settings = self.settings
+        for index, batch in enumerate(self._display.timed(batches), start=self.step * settings.accumulate):
+            ends_step = (index + 1) % settings.accumulate == 0
             self._at_step_end = False
             self._meter.poll()
             self._learn(batch, index, ends_step)
@@ -173,10 +174,10 @@ class Loop:
             self._at_step_end = True
             self._display.advance(self.step, self._terms)
             request = self._vote.cast(self._request())  # of the previous step if there are several processes
-            if self.step % intervals.validate_every == 0 and validation is not None:
+            if self.step % settings.validate_every == 0 and validation is not None:
                 self._validate(validation)
                 request = max(self._processes.gather(self._request()))
-            elif self.step % intervals.validate_every == 0:
+            elif self.step % settings.validate_every == 0:
                 self._log_speed()
                 self._display.line(self.step, self.task.summary())
                 self._save_checkpoint_and_weights(measured=False)
@@ -185,7 +186,7 @@ class Loop:
             elif request.checkpoint and self._saved_step != self.step - 1:  # the step that requested it may be saved
                 self._write_checkpoint()
             self._stop_if(request)
-            if self.step == intervals.steps:
+            if self.step == settings.steps:
                 return
 
     def _learn(self, batch: Any, index: int, ends_step: bool) -> None:
@@ -199,19 +200,19 @@ class Loop:
         for learner in task.learners:  # one at a time, so that only one learner's activations are in memory
             with naming(learner.name), learner.gradient_sync(ends_step):
                 with self._compute.autocast():
-                    loss = learner.learn(partial(task.losses, learner, batch), index=global_index, step=step)
-                if ends_step and (step % self.intervals.log_every == 0 or step == self.intervals.steps):
+                    loss = learner.compute_loss(partial(task.losses, learner, batch), index=global_index, step=step)
+                if ends_step and (step % self.settings.log_every == 0 or step == self.settings.steps):
                     learner.log_training(step)
                 with task.naming_failures(learner, batch):
-                    torch.autograd.backward(loss / self.intervals.accumulate)
+                    torch.autograd.backward(loss / self.settings.accumulate)
                 if ends_step:
-                    learner.descend(step)
+                    learner.optimizer_step(step)
 
     @torch.no_grad()  # not inference mode: a sharded model keeps tensors of its first forward for training
     def _validate(self, validation: Iterable[Any]) -> None:
         if not self._validation_due:  # otherwise this is a resumed run, whose speed is already in the log
             self._validation_due = True
-            self._log_sizes = self._sync_logs()  # logging the speed may fail too
+            self._log_sizes = self._sync_logs()  # for a checkpoint after a failure to log
             self._log_speed()
             self._log_sizes = self._sync_logs()
         if self._processes.count > 1:
@@ -254,8 +255,8 @@ class Loop:
 
     def _request(self) -> Request:
         """Return this process's request after a step: whether to stop, and whether a checkpoint is due."""
-        minutes = self.intervals.checkpoint_minutes
-        due = minutes is not None and time.perf_counter() - self._saved_at >= 60 * minutes
+        minutes = self.settings.checkpoint_minutes
+        due = minutes is not None and time.perf_counter() - self._saved_time >= 60 * minutes
         return Request(stop=int(self._stop.asked or 0), checkpoint=due)
 
     def _stop_if(self, request: Request) -> None:
@@ -274,8 +275,9 @@ class Loop:
             except (UserError, OSError) as failed:  # only a warning: the original error is the one to raise
                 self._say(f"warning: {failed}")
         saved = self._saved_step
-        kept = "no checkpoint was written" if saved is None else f"the checkpoint is of step {saved}"
-        self._say(f"stopped in step {self.step + 1}; {kept}")
+        remark = "no checkpoint was written" if saved is None else f"the checkpoint is of step {saved}"
+        where = f"after step {self.step}" if self._at_step_end else f"in step {self.step + 1}"
+        self._say(f"stopped {where}; {remark}")
 
     def _save_checkpoint_and_weights(self, *, measured: bool) -> None:
         """Write a checkpoint and the models' weights."""
@@ -300,16 +302,16 @@ class Loop:
                 "seconds": self.seconds,
                 "energy": self._meter.energy,
                 "corrupt_images": sorted(set().union(*self._processes.gather(self.task.corrupt.paths))),
-                "task": self.task.progress(),
-                "learners": [learner.progress() for learner in self.task.learners],
+                "task": self.task.checkpoint_state(),
+                "learners": [learner.checkpoint_state() for learner in self.task.learners],
             },
             **kept_state(self._learners, self._optimizers, self._processes),
         }
         if self._processes.first:
             self._checkpoints.save(content, self._checkpoints.path(self.step))
-            self._checkpoints.prune(self.intervals.keep)
+            self._checkpoints.prune(self.settings.keep)
         self._processes.wait()
-        self._saved_step, self._saved_at = self.step, time.perf_counter()
+        self._saved_step, self._saved_time = self.step, time.perf_counter()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         run = checkpoint.run
@@ -320,6 +322,6 @@ class Loop:
         self._seconds_before = run["seconds"]
         self._meter.resume(run.get("energy"))
         self.task.corrupt.paths.update(run["corrupt_images"])
-        self.task.restore_progress(run["task"])
+        self.task.restore_checkpoint_state(run["task"])
         for learner, progress in zip(self.task.learners, run["learners"], strict=True):
-            learner.restore_progress(progress)
+            learner.restore_checkpoint_state(progress)

@@ -74,7 +74,7 @@ class Processes:
         """
         self.gather(None)
 
-    def first_says(self, ask: Callable[[], T]) -> T:
+    def from_first(self, ask: Callable[[], T]) -> T:
         """Call `ask` in the first process only and return its result in all; an error in it ends all of them."""
         return self.gather(ask() if self.first else None)[0]  # type: ignore[return-value]
 
@@ -195,7 +195,7 @@ def joined() -> Iterator[Processes]:
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
     processes = Processes(rank, count, local_rank, local_count)
-    _meet(processes)
+    _init_process_group(processes)
     token = _joined.set(processes)
     try:
         yield processes
@@ -209,7 +209,7 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _meet(processes: Processes) -> None:
+def _init_process_group(processes: Processes) -> None:
     """Set up the process group: gloo for tensors on the CPU, nccl for tensors on GPUs."""
     gpus = torch.cuda.device_count()
     if processes.local_rank < gpus:  # there may be more processes if they train on the CPU, see `check_devices`

@@ -55,11 +55,11 @@ class Task(ABC):
     def summary(self) -> list[str]:
         """Return loss and figures of the last validation as short texts for the console."""
 
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         """Return the task's own state for a checkpoint, as plain values."""
         return {}
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:  # noqa: B027  # most tasks have nothing to restore
+    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:  # noqa: B027  # most tasks have nothing to restore
         """Restore the state that `progress` returned."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.export.checkpoint import read_checkpoint
 from scalekd.models import Classifier
-from scalekd.models.fitting import load_weights, stored_resolution
+from scalekd.models.key_matching import load_weights, stored_resolution
 from scalekd.models.sources import create, timm_config
 
 # Prefixes of mmpretrain's names -> timm's. mmpretrain numbers MobileNet's blocks consecutively, timm within stages.

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict  # pydantic's choice below Python 3.12
 from scalekd.errors import UserError
 from scalekd.keys import FIXED_ARGS
 from scalekd.models import Classifier
-from scalekd.models.fitting import load_weights
 from scalekd.models.folders import CONFIG, WEIGHTS
+from scalekd.models.key_matching import load_weights
 from scalekd.models.sources import create, is_timm, may_come_from_a_file, timm_config
 from scalekd.models.weights import file_hash, read_weights
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from scalekd.models.fitting import fit_keys, load_fitted, stored_resolution
+from scalekd.models.key_matching import fit_keys, load_fitted, stored_resolution
 from scalekd.models.resolve import ModelSpec
 from scalekd.models.sources import create
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from scalekd.errors import UserError
-from scalekd.models.fitting import likely_head_width
 from scalekd.models.folders import weights_of
+from scalekd.models.key_matching import likely_head_width
 from scalekd.models.sources import TORCHVISION, described, may_come_from_a_file, timm_config
 from scalekd.models.weights import FILE_ENDINGS, Card, read_weights
 

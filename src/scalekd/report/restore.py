@@ -17,13 +17,13 @@ from scalekd.hardware import autocast, pick_compute
 from scalekd.methods.base import Method
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Classifier, Teacher
-from scalekd.models.layout import prepare, prepare_classifier
+from scalekd.models.memory_format import prepare, prepare_classifier
 from scalekd.models.sources import PYTHON
 from scalekd.recipes import Recipe
 from scalekd.report.record import Record
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, head_width
 from scalekd.tasks.distill.inputs import evaluation_images, read_data
-from scalekd.tasks.distill.restoring import restore_method
+from scalekd.tasks.distill.stored_method import restore_method
 
 _BATCH = 16  # images at once if the run's recipe does not say
 

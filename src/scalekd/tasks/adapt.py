@@ -23,7 +23,7 @@ from scalekd.hardware import pick_compute
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.folders import TEACHER
-from scalekd.models.layout import prepare_classifier
+from scalekd.models.memory_format import prepare_classifier
 from scalekd.models.sources import is_timm
 from scalekd.models.teacher import check_patches, outline, resolution_note
 from scalekd.progress import plain_lines, watched, working

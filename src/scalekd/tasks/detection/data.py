@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import MAX_PIXELS, UnreadableImageError, open_image, read
-from scalekd.data.loader import steady_loader
-from scalekd.data.outages import Patience
+from scalekd.data.loader import restarting_loader
+from scalekd.data.outages import OutageRetry
 from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.engine.processes import Processes
 from scalekd.tasks.detection.coco import AnnotatedImage, CocoSplit
@@ -76,7 +76,7 @@ class CocoDataset(Dataset[Example]):
         patience: float = 0,
     ) -> None:
         self.split, self.seed, self.flip, self.learning, self.masks = split, seed, flip, learning, masks
-        self._max_pixels, self._patience = max_pixels, Patience(patience)
+        self._max_pixels, self._patience = max_pixels, OutageRetry(patience)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -182,7 +182,7 @@ def training_batches(
         max_pixels=recipe.max_pixels,
         patience=recipe.data_patience,
     )
-    return steady_loader(dataset, stream, collate, recipe.workers, report)
+    return restarting_loader(dataset, stream, collate, recipe.workers, report)
 
 
 def evaluation_batches(
@@ -195,4 +195,4 @@ def evaluation_batches(
     dataset = CocoDataset(split, max_pixels=recipe.max_pixels, patience=recipe.data_patience)
     at_once = recipe.micro_batch or recipe.batch
     order = EvaluationOrder(len(split), at_once, processes.rank, processes.count)
-    return steady_loader(dataset, order, collate, recipe.workers, report)
+    return restarting_loader(dataset, order, collate, recipe.workers, report)

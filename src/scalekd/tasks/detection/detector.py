@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 
-from scalekd.models.fitting import load_weights
+from scalekd.models.key_matching import load_weights
 from scalekd.models.weights import read_weights
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder

@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.engine.context import RunContext, find_checkpoint
-from scalekd.engine.loop import Intervals
+from scalekd.engine.loop import LoopSettings
 from scalekd.engine.processes import Processes
 from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.models.weights import file_hash
@@ -122,7 +122,7 @@ def _train(
     checkpoint = find_checkpoint(context, recipe.epochs * steps)
     learner = build_learner(context, recipe, detector, partial(step_schedule, recipe, steps), compute.device)
     task = DetectionTask(context, recipe, learner, val)
-    intervals = Intervals(
+    settings = LoopSettings(
         steps=recipe.epochs * steps,
         steps_per_epoch=steps,
         batch=recipe.batch,
@@ -137,7 +137,7 @@ def _train(
         context,
         compute,
         task,
-        intervals,
+        settings,
         lambda start: training_batches(learned, recipe, context.say, processes, masks=masks, start=start),
         validation=evaluation_batches(val, recipe, context.say, processes),
         checkpoint=checkpoint,
@@ -150,7 +150,7 @@ def _train(
         "backbone": detector.backbone.backbone.name,
         "detector": context.folder.detector.name,
     }
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
+    return processes.from_first(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(

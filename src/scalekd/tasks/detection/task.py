@@ -82,10 +82,10 @@ class DetectionTask(TransferTask):
             for kind, measured in self.figures.items()
         )
 
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         return {"seen": self.seen, "figures": {kind: asdict(measured) for kind, measured in self.figures.items()}}
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:
+    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
         self.seen = progress["seen"]
         self.figures = {kind: AveragePrecision(**measured) for kind, measured in progress["figures"].items()}
 

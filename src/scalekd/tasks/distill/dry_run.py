@@ -15,7 +15,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import Compute, pick_compute, to_device
 from scalekd.methods.base import Method
 from scalekd.models import Student
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import (
@@ -101,7 +101,7 @@ def _take_step(recipe: Recipe, method: Method, compute: Compute) -> dict[str, fl
     images = torch.rand(recipe.batch, 3, recipe.resolution, recipe.resolution)
     batch = to_device(Batch(images, torch.randint(classes, (recipe.batch,)), {}), compute.device)
     with compute.autocast():
-        loss = learner.learn(partial(task.losses, learner, task.prepare(batch, 0)), index=0, step=1)
+        loss = learner.compute_loss(partial(task.losses, learner, task.prepare(batch, 0)), index=0, step=1)
     torch.autograd.backward(loss)
-    learner.descend(1)
+    learner.optimizer_step(1)
     return {k.removeprefix("train/"): float(v) for k, v in learner.figures.items() if k.startswith("train/")}

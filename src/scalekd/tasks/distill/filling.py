@@ -13,7 +13,7 @@ from scalekd.data.cache.store import size
 from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError, printable
 from scalekd.hardware import pick_compute
-from scalekd.models.layout import prepare_teacher
+from scalekd.models.memory_format import prepare_teacher
 from scalekd.progress import RateMeter, image_bar, plain_lines
 from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import build_teacher

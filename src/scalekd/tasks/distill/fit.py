@@ -14,7 +14,7 @@ from scalekd.atomic import write_json
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.engine.context import find_checkpoint
-from scalekd.engine.loop import Intervals, Loop
+from scalekd.engine.loop import Loop, LoopSettings
 from scalekd.engine.optimisation import build_optimizer, build_schedule
 from scalekd.engine.sharding import shard_trained
 from scalekd.evaluation import Accuracy
@@ -46,7 +46,7 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
         The result of each student.
     """
     recipe, context = run.recipe, run.context
-    intervals = Intervals(
+    settings = LoopSettings(
         steps=run.steps_per_epoch * recipe.epochs,
         steps_per_epoch=run.steps_per_epoch,
         batch=recipe.batch,
@@ -56,14 +56,14 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
         checkpoint_minutes=recipe.checkpoint_minutes,
         keep=recipe.keep,
     )
-    checkpoint = find_checkpoint(context, intervals.steps)
+    checkpoint = find_checkpoint(context, settings.steps)
     keep_freed_memory()
     learners = [_learner(run, index, live) for index in range(len(run.recipes))]
     task = DistillationTask(learners, run.classes, run.corrupt)
-    loop = Loop(task, intervals, context, compute=run.compute, command=command)
+    loop = Loop(task, settings, context, compute=run.compute, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
-    return context.processes.first_says(lambda: [_conclude(run, learner, facts) for learner in learners])
+    return context.processes.from_first(lambda: [_conclude(run, learner, facts) for learner in learners])
 
 
 def _batches(run: Run, start: int) -> Any:

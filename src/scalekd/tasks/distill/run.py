@@ -108,9 +108,9 @@ def _distill(
     with run_context(group, recipes[0].devices, resume=resume, console=console) as context:
         processes, say = context.processes, context.say
         if resume and recipes[0].micro_batch is None:
-            at_once = {"micro_batch": processes.first_says(lambda: _stored_micro_batch(group, recipes[0], processes))}
+            at_once = {"micro_batch": processes.from_first(lambda: _stored_micro_batch(group, recipes[0], processes))}
             recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
-        processes.first_says(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
+        processes.from_first(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
         run = build_run(recipes, context)
         for line in (*check_training(run), *describe_run(run)):
             say(line)
@@ -121,8 +121,8 @@ def _distill(
             say(f"teacher   top1 {teacher_accuracy.top1:.2f}% on the validation images")
         inputs = check_inputs(run)
         # Last, so that a run that cannot start does not delete another.
-        processes.first_says(lambda: group.prepare(run.recipes, inputs, resume=resume))
-        if resume and (packages := processes.first_says(context.folder.changed_packages)):
+        processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
+        if resume and (packages := processes.from_first(context.folder.changed_packages)):
             say(f"warning: other packages than at the start, so figures may differ: {', '.join(packages)}")
         return fit(run, teacher_accuracy, live, command)
 

@@ -21,7 +21,7 @@ from scalekd.errors import UserError
 from scalekd.hardware import Compute, pick_compute
 from scalekd.methods.base import Method
 from scalekd.models import Teacher
-from scalekd.models.layout import prepare
+from scalekd.models.memory_format import prepare
 from scalekd.progress import working
 from scalekd.recipes import Recipe
 from scalekd.runs.group import naming

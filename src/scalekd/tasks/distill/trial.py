@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from scalekd.child import DeathError, ForkError, can_fork, in_child
+from scalekd.child import ChildDiedError, ForkError, can_fork, in_child
 from scalekd.data import seeded
 from scalekd.errors import UserError
 from scalekd.hardware import autocast
@@ -88,14 +88,14 @@ def in_safe_layout(
     student = _student(method)
     try:
         return _on_copy(method, step)
-    except DeathError as death:
+    except ChildDiedError as death:
         cause = death
     if str(cause).startswith(_KILLED):
         raise UserError(f"memory: the system killed a training step of {student.name}; close other programs")
     student.model.to(memory_format=torch.contiguous_format)
     try:
         answer = _on_copy(method, step)
-    except DeathError as death:
+    except ChildDiedError as death:
         number, other = ("bf16", "float32") if dtype == torch.bfloat16 else ("float32", "bf16")
         raise UserError(
             f"student: a training step of {student.name} in {number} ends its process on this machine ({death}), "

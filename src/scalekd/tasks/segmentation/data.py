@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from scalekd.data import EvaluationOrder, Key, TrainingStream, seeded
 from scalekd.data.decoding import open_image, read
-from scalekd.data.loader import steady_loader
-from scalekd.data.outages import DataGoneError, Patience
+from scalekd.data.loader import restarting_loader
+from scalekd.data.outages import DataGoneError, OutageRetry
 from scalekd.data.worker_restarts import RestartingLoader
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
@@ -65,7 +65,7 @@ class LabelledImages(Dataset[SegmentationBatch]):
 
     def __init__(self, pairs: Pairs, recipe: Segmentation, transform: Transform, *, substitute: bool = False) -> None:
         self.pairs, self.transform, self.substitute, self.seed = pairs, transform, substitute, recipe.seed
-        self._max_pixels, self._patience = recipe.max_pixels, Patience(recipe.data_patience)
+        self._max_pixels, self._patience = recipe.max_pixels, OutageRetry(recipe.data_patience)
         self._coding = Coding(recipe)
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ def training_loader(
         start=start,
     )
     dataset = LabelledImages(pairs, recipe, training_transform(recipe), substitute=True)
-    return steady_loader(dataset, stream, _join, recipe.workers, report)
+    return restarting_loader(dataset, stream, _join, recipe.workers, report)
 
 
 def testing_loader(
@@ -182,7 +182,7 @@ def testing_loader(
     """
     dataset = LabelledImages(pairs, recipe, testing_transform(recipe))
     order = EvaluationOrder(len(pairs), 1, processes.rank, processes.count)
-    return steady_loader(dataset, order, _join, recipe.workers, report)
+    return restarting_loader(dataset, order, _join, recipe.workers, report)
 
 
 def _join(samples: list[SegmentationBatch]) -> SegmentationBatch:

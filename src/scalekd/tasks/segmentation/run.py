@@ -13,19 +13,19 @@ from scalekd.atomic import write_json
 from scalekd.data import CorruptImages
 from scalekd.data.overlap import refuse_output_among_images
 from scalekd.engine.context import RunContext, find_checkpoint
-from scalekd.engine.loop import Intervals
+from scalekd.engine.loop import LoopSettings
 from scalekd.engine.processes import Processes
 from scalekd.errors import UserError
 from scalekd.hardware import Compute, pick_compute
-from scalekd.models.fitting import load_weights
-from scalekd.models.layout import choose_attention, choose_convolutions
+from scalekd.models.key_matching import load_weights
+from scalekd.models.memory_format import choose_attention, choose_convolutions
 from scalekd.models.weights import file_hash, read_weights
 from scalekd.progress import plain_lines, watched
 from scalekd.recipes import load_as
 from scalekd.runs.folder import RunFolder
-from scalekd.tasks.segmentation.counting import check_labels
 from scalekd.tasks.segmentation.data import noise, testing_loader, training_loader
 from scalekd.tasks.segmentation.files import Pairs, folders_of, read_pairs
+from scalekd.tasks.segmentation.label_check import check_labels
 from scalekd.tasks.segmentation.measuring import IntersectionOverUnion, draw, measure
 from scalekd.tasks.segmentation.model import Segmenter
 from scalekd.tasks.segmentation.schema import Segmentation
@@ -159,7 +159,7 @@ def _train(
     checkpoint = find_checkpoint(context, recipe.steps)
     learner = build_learner(context, recipe, segmenter, partial(poly_schedule, recipe), compute.device)
     task = SegmentationTask(context, recipe, learner)
-    intervals = Intervals(
+    settings = LoopSettings(
         steps=recipe.steps,
         steps_per_epoch=len(train) // recipe.batch,
         batch=recipe.batch,
@@ -173,14 +173,14 @@ def _train(
         context,
         compute,
         task,
-        intervals,
+        settings,
         lambda start: training_loader(train, recipe, context.say, processes, start=start),
         validation=testing_loader(val, recipe, context.say, processes),
         checkpoint=checkpoint,
     )
     assert task.figures is not None
     result = {**_rounded(task.figures, recipe), **facts, "backbone": segmenter.backbone.name}
-    return processes.first_says(lambda: _conclude(task, recipe, val, context, result, compute=compute))
+    return processes.from_first(lambda: _conclude(task, recipe, val, context, result, compute=compute))
 
 
 def _conclude(

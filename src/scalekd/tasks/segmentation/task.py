@@ -78,10 +78,10 @@ class SegmentationTask(TransferTask):
         figures = self.figures
         return f"mIoU {figures.miou:.2f}% over {figures.extent} classes  pixel accuracy {figures.pixel_accuracy:.2f}%"
 
-    def progress(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> dict[str, Any]:
         return {"figures": None if self.figures is None else asdict(self.figures)}
 
-    def restore_progress(self, progress: dict[str, Any]) -> None:
+    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
         self.figures = None if progress["figures"] is None else IntersectionOverUnion(**progress["figures"])
 
     def save(self, *, measured: bool) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError, first_line
 from scalekd.models.failure import naming_model
-from scalekd.models.fitting import load_weights
 from scalekd.models.image_model import ImageModel
+from scalekd.models.key_matching import load_weights
 from scalekd.models.sources import create, is_timm
 from scalekd.models.weights import Card, save_weights
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from scalekd.data import seed_all
 from scalekd.engine.context import RunContext, run_context
 from scalekd.engine.learner import Learner
-from scalekd.engine.loop import Intervals, Loop
+from scalekd.engine.loop import Loop, LoopSettings
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
@@ -54,7 +54,7 @@ def transfer_context(
     """
     with run_context(RunGroup(output), recipe.devices, resume=resume, console=console) as context:
         processes = context.processes
-        processes.first_says(lambda: context.group.check([recipe], resume=resume, overwrite=overwrite))
+        processes.from_first(lambda: context.group.check([recipe], resume=resume, overwrite=overwrite))
         check_devices(processes, recipe.accelerator, compute.device)
         if recipe.batch % (processes.count * (recipe.micro_batch or 1)):
             raise UserError(f"batch: {recipe.batch} cannot be shared equally by {processes.count} processes")
@@ -71,7 +71,7 @@ def prepare(context: RunContext, recipe: Transfer, backbone: Backbone, inputs: d
     inputs = inputs | weights
     if any(other != inputs for other in context.processes.gather(inputs)):
         raise UserError("data: the processes do not read the same data or weights; pass the same to all")
-    context.processes.first_says(lambda: context.group.prepare([recipe], [inputs], resume=context.resume))
+    context.processes.from_first(lambda: context.group.prepare([recipe], [inputs], resume=context.resume))
 
 
 def named_backbone(recipe: Transfer) -> str:
@@ -160,7 +160,7 @@ def fit(
     context: RunContext,
     compute: Compute,
     task: TransferTask,
-    intervals: Intervals,
+    settings: LoopSettings,
     training: Callable[[int], Iterable[Any]],
     *,
     validation: Iterable[Any],
@@ -172,7 +172,7 @@ def fit(
         context: The run's surroundings.
         compute: Where and in which number format the model runs.
         task: What is trained.
-        intervals: What happens at which step.
+        settings: Length of the run, and when it logs, validates and saves.
         training: Returns this process's micro-batches, starting with a given one.
         validation: The validation batches of this process.
         checkpoint: Where to resume, from `find_checkpoint`.
@@ -181,7 +181,7 @@ def fit(
         The part of the result that describes the training: steps, samples, seconds and so on.
     """
     keep_freed_memory()
-    loop = Loop(task, intervals, context, compute=compute, command=f"transfer {task.name}")
+    loop = Loop(task, settings, context, compute=compute, command=f"transfer {task.name}")
     return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
         "processes": context.processes.count,

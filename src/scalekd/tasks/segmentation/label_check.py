@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from scalekd.data.decoding import UnreadableImageError
-from scalekd.data.outages import Patience
+from scalekd.data.outages import OutageRetry
 from scalekd.errors import UserError
 from scalekd.progress import watched
 from scalekd.tasks.segmentation.files import Pairs
@@ -130,7 +130,7 @@ def check_labels(
 
 def _counted(pairs: Pairs, recipe: Segmentation, coding: Coding, console: Console, *, as_colours: bool) -> Count:
     count, order = Count(len(pairs)), _spread(pairs.labels)
-    patience = Patience(recipe.data_patience)
+    patience = OutageRetry(recipe.data_patience)
     for part in (order[:SAMPLE], order[SAMPLE:]):
         for path in watched(part, f"count {pairs.split} labels", console):
             try:

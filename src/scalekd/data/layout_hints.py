@@ -8,7 +8,7 @@ from pathlib import Path
 _OTHER_NAMES = {"train": ("training", "Train"), "val": ("valid", "validation", "Val", "Validation", "test")}
 
 
-def other_name(data: Path, split: str) -> str:
+def split_flag_hint(data: Path, split: str) -> str:
     """Suggest the flag for a split's folder that has one of the other usual names, as the end of an error.
 
     Empty if there is no such folder.
@@ -17,7 +17,7 @@ def other_name(data: Path, split: str) -> str:
     return f"; pass --{split}-split {found}" if found else ""
 
 
-def convert(data: Path) -> str:
+def conversion_hint(data: Path) -> str:
     """Suggest how to convert a known tool's export whose folders are not classes, as the end of an error.
 
     Empty if no tool is recognised.
