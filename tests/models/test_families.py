@@ -170,3 +170,15 @@ def test_held_weights_change_nothing_under_autocast(family: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(full(images(full)).tokens, held(images(held)).tokens)
         assert torch.equal(full.tail(tokens), held.tail(tokens))
+
+
+@every_family
+def test_the_tail_alone_gives_the_same_tokens_with_less_memory(family: str) -> None:
+    teacher = build(family)
+    tokens = torch.randn(2, teacher.tail_input.positions, teacher.tail_input.channels)
+    before, held = teacher.tail(tokens), sum(p.nbytes for p in teacher.parameters())
+    teacher.keep_tail_only()
+    assert torch.equal(teacher.tail(tokens), before)
+    assert sum(p.nbytes for p in teacher.parameters()) < 0.9 * held
+    with pytest.raises(RuntimeError, match="only its tail"):
+        teacher(torch.rand(2, 3, teacher.resolution, teacher.resolution))

@@ -15,9 +15,10 @@ import torch
 import yaml
 from conftest import TINY_CNN, TINY_RUN, Cli, Outcome
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scalekd.data.cache import layout
-from scalekd.models import Classifier
+from scalekd.models import Classifier, Teacher
 from scalekd.tasks.distill.task import StudentLearner as Learner
 
 BASE = (*TINY_RUN, "--no-check-teacher", "--epochs", "4", "--augmentation-epochs", "2", "--micro-batch", "6")
@@ -89,6 +90,28 @@ def test_a_cached_run_is_the_live_one_bit_for_bit(
         assert losses(run) == losses(tmp_path / "live")
         assert weights(run) == weights(tmp_path / "live")
     assert yaml.safe_load((run / "recipe.yaml").read_text())["cache"] == str(caches)
+
+
+def test_only_a_cached_run_frees_the_teachers_body(
+    cli: Cli, common: list[str | Path], filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, freed = Teacher.keep_tail_only, []
+
+    def free(self: Teacher) -> None:
+        before = sum(p.nbytes for p in self.parameters())
+        keep(self)
+        freed.append(1 - sum(p.nbytes for p in self.parameters()) / before)
+
+    monkeypatch.setattr(Teacher, "keep_tail_only", free)
+    passed(cli("distill", *common, "--output", tmp_path / "live"))
+    assert freed == []
+    outcome = passed(cli("distill", *common, "--cache", filled.parent, "--output", tmp_path / "cached"))
+    assert len(freed) == 1
+    assert freed[0] > 0.3
+    assert "pictures" not in outcome.err
+    events = EventAccumulator(str(tmp_path / "cached" / "tensorboard"))
+    events.Reload()
+    assert "teacher/spectrum" in events.Tags()["images"]
 
 
 def test_a_run_goes_on_from_the_cache_where_it_was_live(

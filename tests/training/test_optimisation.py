@@ -117,7 +117,9 @@ def test_projectors_learn_at_their_own_share_of_the_rate(scale: float, teacher: 
         ({"lr": 0.1, "optimizer": "sgd"}, 1.0),
         ({"lr": 8e-3, "projector_lr_scale": 0.5}, 0.5),
         ({"lr": 8e-3, "projector_lr_scale": "auto"}, 0.125),
+        ({"lr": 8e-3, "method": "fd"}, 1.0),
+        ({"lr": 8e-3, "method": "ofa"}, 1.0),
     ],
 )
-def test_projectors_under_adamw_learn_at_1e_3_at_most_by_default(keys: dict[str, Any], scale: float) -> None:
+def test_scalekds_projectors_under_adamw_learn_at_1e_3_at_most_by_default(keys: dict[str, Any], scale: float) -> None:
     assert load(None, keys).used_projector_lr_scale == pytest.approx(scale)

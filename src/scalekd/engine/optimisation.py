@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from scalekd.engine.adamw import AlignedAdamW, can_be_fused
-from scalekd.recipes import OptimisationKeys, OptimizerKeys, Recipe
+from scalekd.recipes import OptimizerKeys, Recipe
 
 _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
 
@@ -39,7 +39,7 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
     kinds = parameter_kinds(module)
-    scale = recipe.used_projector_lr_scale if isinstance(recipe, OptimisationKeys) else 1.0
+    scale = recipe.used_projector_lr_scale if isinstance(recipe, Recipe) else 1.0
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scalekd.methods.base import Method
 
 LOGIT_WEIGHT = 0.5
+LEAN = {"stem": "conv1x1", "feature_share": 0.25}  # what `lean` sets; chosen by experiments/lean.py
 LOGITS = frozenset({"logit_weight", "temperature"})
 
 
@@ -33,6 +34,8 @@ class Entry:
         keys: The recipe keys that it reads but not all methods do.
         logit_weight: `lambda` if the recipe does not set it.
         logits_only: Whether the method uses nothing of the teacher but its logits.
+        projector_lr: The highest learning rate under AdamW that `projector_lr_scale: auto` gives its projectors; None
+            for no limit.
         compares: The loss term that compares the images of a micro-batch with each other; empty if there is none.
     """
 
@@ -42,6 +45,7 @@ class Entry:
     keys: frozenset[str] = LOGITS
     logit_weight: float = LOGIT_WEIGHT
     logits_only: bool = False
+    projector_lr: float | None = None
     compares: str = ""
 
     def load(self) -> type[Method]:
@@ -70,8 +74,9 @@ METHODS = {
         "ScaleKD", "the whole method", "scalekd.methods.scalekd:ScaleKD",
         LOGITS | {
             "views", "alpha_spatial", "alpha_frequency", "tpp", "stages", "query", "heads", "softmax_scale", "stem",
-            "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share",
+            "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share", "lean",
         },
+        projector_lr=1e-3,  # docs/LOG.md, "ScaleKD's collapse is the projectors' rate"
     ),
 }  # fmt: skip
 
@@ -111,6 +116,9 @@ class MethodKeys(Keys):
     feature_share: float = Field(default=1.0, gt=0, le=1)
     """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
     the paper's: see docs/method.md."""
+    lean: bool = False
+    """Whether to use the lean form, which is ours and cheaper: stem conv1x1 and feature_share 0.25, unless they are
+    set. See docs/method.md."""
     logit_weight: Fraction | None = None
     """Weight of the logit terms (lambda); the task term has weight 1 - lambda. Default: 0.5, and 0 for fd."""
     temperature: float = Field(default=1.0, gt=0)

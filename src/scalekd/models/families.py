@@ -34,6 +34,10 @@ class Family(Protocol):
         """Run the tail on tokens: `[B, N', D'] -> [B, N, D]`."""
         ...
 
+    def tail_modules(self) -> list[nn.Module]:
+        """Return the modules that the tail runs."""
+        ...
+
 
 class SwinFamily:
     """Swin v1 and v2: the tail is patch merging, last stage and norm; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
@@ -53,6 +57,9 @@ class SwinFamily:
         height, width = self.tail_input.height, self.tail_input.width
         grid = tokens.reshape(len(tokens), height, width, -1)  # BxN'xD' -> BxH'xW'xD'
         return self.read(self._model.norm(self._model.layers[-1](grid)))
+
+    def tail_modules(self) -> list[nn.Module]:
+        return [self._model.layers[-1], self._model.norm]
 
 
 class ViTFamily:
@@ -80,6 +87,9 @@ class ViTFamily:
     def tail(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self._token_norm(self._model.norm(self._run_blocks(tokens)))
         return normed
+
+    def tail_modules(self) -> list[nn.Module]:
+        return [*self._model.blocks[self._first :], self._model.norm, self._token_norm]
 
     def _run_blocks(self, tokens: Tensor) -> Tensor:
         for block in self._model.blocks[self._first :]:
@@ -110,6 +120,10 @@ class _PositionalFamily(ViTFamily, ABC):
 class BeitFamily(_PositionalFamily):
     """BEiT and BEiTv2: a relative-position bias in each block, or a single shared one."""
 
+    def tail_modules(self) -> list[nn.Module]:
+        shared = self._model.rel_pos_bias
+        return [*super().tail_modules(), *([] if shared is None else [shared])]
+
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
         shared = self._model.rel_pos_bias
         # Each block adds the shared bias to its own.
@@ -119,6 +133,9 @@ class BeitFamily(_PositionalFamily):
 
 class RotaryFamily(_PositionalFamily):
     """EVA-02, DINOv3 and others with rotary positions, equal in all blocks or learned per block ("mixed")."""
+
+    def tail_modules(self) -> list[nn.Module]:
+        return [*super().tail_modules(), self._model.rope]
 
     def _options(self, mask: Tensor) -> list[dict[str, Any]]:
         model = self._model

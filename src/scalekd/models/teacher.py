@@ -61,6 +61,7 @@ class Teacher(ImageModel):
             **model_args,
         )
         self._family = family_of(self.model, self.name, tail_blocks)
+        self._tail_only = False
         check_patches(self)
         self.requires_grad_(False)
         self.train(False)
@@ -109,12 +110,25 @@ class Teacher(ImageModel):
                 module.to(dtype)
         return self
 
+    def keep_tail_only(self) -> None:
+        """Free the weights that only `forward` needs, for a run whose teacher outputs come from a cache.
+
+        `tail` still works; `forward` raises a RuntimeError from now on.
+        """
+        kept = {id(parameter) for module in self._family.tail_modules() for parameter in module.parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in kept:
+                parameter.data = parameter.data.new_empty(0)
+        self._tail_only = True
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> TeacherOutputs:
         """Compute tokens `[B, N, D]` and logits `[B, K]` (None without a head) of RGB images in [0, 1] `[B, 3, h, w]`.
 
         Under autocast both are of the autocast type on every device, so that they can be stored in it without loss.
         """
+        if self._tail_only:
+            raise RuntimeError("teacher: its weights were freed; only its tail can be run")
         features = self.run("teacher", self.model.forward_features, images)
         tokens = self._family.read(features)
         logits = self.model.forward_head(features) if self.num_classes else None

@@ -21,12 +21,11 @@ from scalekd.keys import (
     Undecayed,
 )
 from scalekd.methods.parts import resolve_parts
-from scalekd.methods.registry import METHODS, MethodKeys
+from scalekd.methods.registry import LEAN, METHODS, MethodKeys
 from scalekd.methods.share import FeatureShare
 from scalekd.recipes.other_names import suggest
 
 K = TypeVar("K", bound="Keys")
-MOST_PROJECTOR_LR = 1e-3  # docs/LOG.md, "ScaleKD's collapse is the projectors' rate"
 
 
 class TeacherKeys(Keys):
@@ -166,8 +165,8 @@ class OptimisationKeys(OptimizerKeys):
     warmup_lr: NonNegative = 1e-6
     """Learning rate at the start of warm-up."""
     projector_lr_scale: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    """Learning rate of the projectors, as a multiple of the student's. auto: with adamw such that it is at most 1e-3,
-    because projectors collapsed at higher rates; otherwise 1."""
+    """Learning rate of the projectors, as a multiple of the student's. auto: for scalekd with adamw such that it is at
+    most 1e-3, because its projectors collapsed at higher rates; otherwise 1."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; larger gradients are scaled down to it."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -175,13 +174,6 @@ class OptimisationKeys(OptimizerKeys):
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do if the loss is NaN or infinite. stop: end the run. skip: drop the gradients of the step and continue,
     unless this happens 10 times in a row."""
-
-    @property
-    def used_projector_lr_scale(self) -> float:
-        """`projector_lr_scale`, with `auto` as a number."""
-        if self.projector_lr_scale != "auto":
-            return self.projector_lr_scale
-        return min(1.0, MOST_PROJECTOR_LR / self.lr) if self.optimizer == "adamw" else 1.0
 
 
 class RunKeys(Keys):
@@ -225,6 +217,14 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
         return min(self.epochs, self.augmentation_epochs or self.epochs)
 
     @property
+    def used_projector_lr_scale(self) -> float:
+        """`projector_lr_scale`, with `auto` as a number."""
+        if self.projector_lr_scale != "auto":
+            return self.projector_lr_scale
+        most = METHODS[self.method].projector_lr
+        return min(1.0, most / self.lr) if most is not None and self.optimizer == "adamw" else 1.0
+
+    @property
     def stored_share(self) -> FeatureShare:
         """The images whose tokens a cache for this run holds: none if the method uses nothing but logits."""
         return FeatureShare(0.0 if METHODS[self.method].logits_only else self.feature_share)
@@ -245,6 +245,11 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
         if "warmup_epochs" in keys or not epochs.isdecimal():
             return keys
         return keys | {"warmup_epochs": min(cls.model_fields["warmup_epochs"].default, int(epochs) // 10)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lean_sets_keys(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        return LEAN | keys if keys.get("lean") is True else keys
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Recipe:

@@ -44,12 +44,13 @@ class LiveFigures:
     """
 
     def __init__(self, recipe: Recipe, method: ScaleKD, val: Split) -> None:
-        # The validation has just read these images, so there is no need to wait for a data folder that is gone.
+        # Pictures are not worth waiting for a data folder that is unavailable.
         self._selection = select_images(recipe.model_copy(update={"data_patience": 0}), val, LOOKED_AT)
         self._method, self._at_once = method, recipe.micro_batch or 1  # as many images as fit in memory in training
         # Kept on the CPU: images `[B, 3, h, w]` with the teacher's tokens, and the images that attention is drawn over.
         self._teacher_tokens: list[tuple[Tensor, Tensor]] = []
         self._attended: list[Tensor] = []
+        self._shown = False
 
     @property
     def _device(self) -> torch.device:
@@ -57,19 +58,22 @@ class LiveFigures:
 
     def __call__(self) -> Shown:
         """Compute the figures of the current weights; the first call adds the teacher's spectrum."""
+        self.prepare()
         images = {}
-        if not self._teacher_tokens:
-            self._read()
+        if not self._shown:
+            self._shown = True
             tokens = torch.cat([tokens for _, tokens in self._teacher_tokens])
             images["teacher/spectrum"] = spectrum_picture(energy_shares(tokens, self._method.teacher.tokens))
         return Shown(images | self._attention(), self._distances())
 
-    def _read(self) -> None:
-        """Read the images and run the teacher on them.
+    def prepare(self) -> None:
+        """Read the images and run the teacher on them, if that is not done yet.
 
         Raises:
             UserError: If none can be read.
         """
+        if self._teacher_tokens:
+            return
         read = {index: image for index in self._selection.indices if (image := self._selection.read(index)) is not None}
         if not read:
             raise UserError(f"data: none of {len(self._selection.indices)} images can be read")

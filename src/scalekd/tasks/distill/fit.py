@@ -59,6 +59,8 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     checkpoint = find_checkpoint(context, settings.steps)
     keep_freed_memory()
     learners = [_learner(run, index, live) for index in range(len(run.recipes))]
+    if run.cache is not None and run.teacher is not None and not run.sharded:
+        run.teacher.keep_tail_only()
     task = DistillationTask(learners, run.classes, run.corrupt)
     loop = Loop(task, settings, context, compute=run.compute, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
@@ -132,7 +134,10 @@ def _watcher(run: Run, live: Live | None, recipe: Recipe, method: Method) -> Wat
     visualise = live(recipe, method, run.val)
     if visualise is None:
         return None
-    return Watcher(visualise, method, run.compute.autocast, run.context.say)
+    watcher = Watcher(visualise, method, run.compute.autocast, run.context.say)
+    if run.cache is not None:
+        watcher.prepare()
+    return watcher
 
 
 def _distributed(run: Run, method: Method) -> DistributedDataParallel:

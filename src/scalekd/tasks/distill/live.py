@@ -6,7 +6,7 @@ This module decides when and how they are written. `report/live.py` computes the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from scalekd.errors import first_line
 from scalekd.methods.base import Method
 from scalekd.recipes import Recipe
 from scalekd.runs.logs import TensorBoardEvents, shown_values
+
+T = TypeVar("T")
 
 
 class Shown(NamedTuple):
@@ -32,8 +34,17 @@ class Shown(NamedTuple):
     histograms: dict[str, NDArray[Any]]
 
 
-Visualise = Callable[[], Shown]
-"""Computes pictures and histograms of a pair in its current state."""
+class Visualise(Protocol):
+    """Computes pictures and histograms of a pair in its current state."""
+
+    def prepare(self) -> None:
+        """Read the images and run the teacher on them, if that is not done yet."""
+
+    def __call__(self) -> Shown:
+        """Compute the pictures and histograms; prepares first if that is not done yet."""
+        ...
+
+
 Live = Callable[[Recipe, Method, Split], Visualise | None]
 """Creates a `Visualise` from a run's settings, pair and validation images; None if there is nothing to show."""
 
@@ -54,18 +65,28 @@ class Watcher:
         self._visualise: Visualise | None = visualise
         self._method, self._autocast, self._say = method, autocast, say
 
+    def prepare(self) -> None:
+        """Run the teacher now, for a run that will free the teacher's weights."""
+        self._attempt(lambda visualise: visualise.prepare())
+
     def watch(self, events: TensorBoardEvents, step: int) -> None:
         """Write pictures and histograms of this step to `events`; after the first failure, no more are drawn.
 
         An error in writing to `events` is not caught: it ends the run like any other log that cannot be written.
         """
+        with seeded(step):
+            shown = self._attempt(lambda visualise: shown_values(*visualise()))
+        if shown is not None:
+            events.log(shown, step)
+
+    def _attempt(self, work: Callable[[Visualise], T]) -> T | None:
+        """Return the result of `work`; None after a failure, which is reported once."""
         if self._visualise is None:
-            return
+            return None
         try:
-            with evaluating(self._method), seeded(step), torch.no_grad(), self._autocast():
-                shown = shown_values(*self._visualise())
+            with evaluating(self._method), torch.no_grad(), self._autocast():
+                return work(self._visualise)
         except Exception as error:  # pictures must never end a run, not even if memory runs out
             self._visualise = None
             self._say(f"warning: pictures for TensorBoard are left out from now on: {first_line(error)}")
-            return
-        events.log(shown, step)
+            return None
