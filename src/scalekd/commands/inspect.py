@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import typer
 
+from scalekd.data.cache.store import size
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.errors import UserError
 from scalekd.hardware import pick_device, pick_dtype
 from scalekd.methods.base import Method
+from scalekd.methods.registry import LEAN, has_key
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models.memory_format import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
+from scalekd.planner.cost import step_flops
 from scalekd.planner.hours import GIB
+from scalekd.planner.storage import Storage, storage
 from scalekd.planner.this_machine import this_machine
 from scalekd.progress import working
 from scalekd.recipes import Recipe
+from scalekd.recipes.schema import validate
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher
 from scalekd.tasks.distill.describing import describe_pair
 
@@ -59,11 +64,15 @@ def run(
             epochs=settings.epochs,
             share=settings.stored_share,
         )
+        lean = _lean(settings, num_classes, torch.device(target.kind), dtype, images)
     if as_json:
-        typer.echo(json.dumps(_as_dict(method, costs) | ({"measured": outcome} if outcome else {})))
+        more = {"lean": lean._asdict()} if lean else {}
+        typer.echo(json.dumps(_as_dict(method, costs) | more | ({"measured": outcome} if outcome else {})))
         return
     typer.echo(describe_pair(method))
     typer.echo(str(costs))
+    if lean:
+        typer.echo(f"lean      {lean}")
     if hours:
         what = "GPU-hours" if target.kind == "cuda" else "Hours"
         typer.echo(f"\n{what} on {target.article}\n{costs.hours.arithmetic()}")
@@ -108,6 +117,40 @@ def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype
     method = build_method(settings, teacher, student)
     prepare(method, device, dtype, channels_last=settings.channels_last)
     return method
+
+
+class Lean(NamedTuple):
+    """Costs of the same pair with `--lean`: FLOPs of a step for one image, in all and with a cached teacher, and disk.
+
+    `str(lean)` is human-readable.
+    """
+
+    flops_total: int
+    flops_cached: int
+    cache: Storage
+
+    def __str__(self) -> str:
+        return (
+            f"with --lean: {self.flops_total / 1e9:.4g} GFLOP per image, {self.flops_cached / 1e9:.4g} with a cached "
+            f"teacher; cache {size(self.cache.bf16)} per image and view (docs/method.md, Ours)"
+        )
+
+
+def _lean(
+    settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype, images: int
+) -> Lean | None:
+    """Return the cost of the lean form; None if the recipe has it already, or its method or micro-batch does not."""
+    if settings.lean or not has_key(settings.method, "lean"):
+        return None
+    try:
+        settings = validate(Recipe, settings.model_dump() | LEAN | {"lean": True})
+    except UserError:  # a micro-batch of fewer than four images
+        return None
+    method = _join(settings, num_classes, device, dtype)
+    assert method.teacher is not None
+    flops = step_flops(method)
+    cache = storage(method.teacher, images, dtype, settings.stored_share)
+    return Lean(flops.total, flops.total - flops.teacher, cache)
 
 
 def _measure(settings: Recipe, num_classes: int | None) -> dict[str, Any]:
