@@ -36,25 +36,35 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def lean_row(form: str, seed: int = 0, family: str = "cnn") -> Row:
-    """Return a run of one form."""
+def lean_row(form: str, seed: int = 0, family: str = "cnn", epochs: int = EPOCHS) -> Row:
+    """Return a run of one form; training alone sees new augmentations in every epoch if the run is a long one."""
     keys: dict[str, Any] = {"method": "scalekd"} | FORMS[form]
     rate = keys.pop("projectors", PROJECTORS if family == "cnn" else USUAL[family])
-    keys |= {"lr": USUAL[family], "epochs": EPOCHS, "augmentation_epochs": VIEWS, "seed": seed} | STUDENTS[family]
+    keys |= {"lr": USUAL[family], "epochs": epochs, "seed": seed} | STUDENTS[family]
     if "projector_lr_scale" in METHODS[keys["method"]].keys:
         keys["projector_lr_scale"] = rate / keys["lr"]
+    if epochs == EPOCHS:
+        keys["augmentation_epochs"] = VIEWS
+    elif keys["method"] != "none":
+        keys["augmentation_epochs"] = LONG_VIEWS
     teacher = None if keys["method"] == "none" else STRONG
-    return Row(f"{family}-{form}-s{seed}", keys, SHARE, teacher, family=family)
+    length = "" if epochs == EPOCHS else f"-e{epochs}"
+    return Row(f"{family}-{form}{length}-s{seed}", keys, SHARE, teacher, family=family)
 
 
+# Form and epochs of runs that take about the same time and are long enough to converge.
+LONG = (("none", 80), ("quarter-conv1x1", 40), ("kd", 78))
+LONG_VIEWS = 8
 # Forms that are run with three seeds, cheapest first.
 CANDIDATES = ("none", "quarter-conv1x1", "conv1x1", "exact")
 
 
 def grid() -> Iterator[Row]:
-    """All forms with one seed, then the candidates with two more."""
+    """All forms with one seed, then the candidates with two more, then the long runs."""
     for form in FORMS:
         yield lean_row(form)
     for seed in (1, 2):
         for form in CANDIDATES:
             yield lean_row(form, seed)
+    for form, epochs in LONG:
+        yield lean_row(form, epochs=epochs)
