@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import typer
@@ -66,7 +66,7 @@ def run(
         )
         lean = _lean(settings, num_classes, torch.device(target.kind), dtype, images)
     if as_json:
-        more = {"lean": lean._asdict()} if lean else {}
+        more = {"lean": asdict(lean)} if lean else {}
         typer.echo(json.dumps(_as_dict(method, costs) | more | ({"measured": outcome} if outcome else {})))
         return
     typer.echo(describe_pair(method))
@@ -119,7 +119,8 @@ def _join(settings: Recipe, num_classes: int | None, device: torch.device, dtype
     return method
 
 
-class Lean(NamedTuple):
+@dataclass(frozen=True)
+class Lean:
     """Costs of the same pair with `--lean`: FLOPs of a step for one image, in all and with a cached teacher, and disk.
 
     `str(lean)` is human-readable.

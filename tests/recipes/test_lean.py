@@ -1,0 +1,75 @@
+"""`lean` sets the keys of the lean form, and any of them that is set itself is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+
+from scalekd.errors import UserError
+from scalekd.methods.registry import LEAN
+from scalekd.recipes import Recipe, load
+
+
+def form(keys: dict[str, Any]) -> tuple[str, float]:
+    recipe = load(None, keys)
+    return recipe.stem, recipe.feature_share
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, ("conv3x3", 1.0)),
+        ({"lean": False}, ("conv3x3", 1.0)),
+        ({"lean": True}, ("conv1x1", 0.25)),
+        ({"lean": True, "feature_share": 0.5}, ("conv1x1", 0.5)),
+        ({"lean": True, "stem": "none"}, ("none", 0.25)),
+    ],
+)
+def test_lean_sets_what_is_not_set(keys: dict[str, Any], expected: tuple[str, float]) -> None:
+    assert form(keys) == expected
+
+
+def test_a_lean_recipe_survives_a_round_trip() -> None:
+    recipe = load(None, {"lean": True, "batch": 64})
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"method": "kd"}, "lean is no key of method kd"),
+        ({"method": "none"}, "lean is no key of method none"),
+        ({"batch": 8, "micro_batch": 2}, "feature_share: 0.25 of 2 images at once is less than one image"),
+    ],
+)
+def test_lean_is_refused_where_it_has_no_meaning(keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        load(None, {"lean": True} | keys)
+
+
+def test_a_file_and_a_flag_are_combined(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("feature_share: 0.5\n")
+    recipe = load(str(file), {"lean": True})
+    assert (recipe.stem, recipe.feature_share) == ("conv1x1", 0.5)
+
+
+def test_inspect_compares_the_lean_form(cli: Cli) -> None:
+    pair = ("inspect", "vit_tiny_patch16_224", "resnet18", "--resolution", "64", "--device", "a100", "--batch", "8")
+    plain, lean = (json.loads(cli(*pair, "--json", *more).out) for more in ((), ("--lean",)))
+    assert "lean" not in lean, "it is the plan itself"
+    assert plain["lean"]["flops_total"] == lean["costs"]["flops_total"]
+    assert plain["lean"]["flops_total"] < plain["costs"]["flops_total"]
+    assert plain["lean"]["cache"]["bf16"] == lean["costs"]["cache"]["bf16"]
+    assert "lean      with --lean: " in cli(*pair).out
+    assert "with --lean" not in cli(*pair, "--method", "kd").out
+    assert "with --lean" not in cli(*pair, "--micro-batch", "2").out
+
+
+def test_the_help_names_what_lean_sets() -> None:
+    text = Recipe.model_fields["lean"].description or ""
+    assert all(f"{key} {value}" in " ".join(text.split()) for key, value in LEAN.items())
