@@ -17,6 +17,7 @@ from scalekd.hardware import pick_device, pick_dtype
 from scalekd.methods.base import Method
 from scalekd.methods.registry import LEAN, has_key
 from scalekd.methods.scalekd import ScaleKD
+from scalekd.models import Student, Teacher
 from scalekd.models.memory_format import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
 from scalekd.planner.cost import step_flops
@@ -64,7 +65,7 @@ def run(
             epochs=settings.epochs,
             share=settings.stored_share,
         )
-        lean = _lean(settings, num_classes, torch.device(target.kind), dtype, images)
+        lean = _lean(settings, method, dtype, images)
     if as_json:
         more = {"lean": asdict(lean)} if lean else {}
         typer.echo(json.dumps(_as_dict(method, costs) | more | ({"measured": outcome} if outcome else {})))
@@ -137,20 +138,19 @@ class Lean:
         )
 
 
-def _lean(
-    settings: Recipe, num_classes: int | None, device: torch.device, dtype: torch.dtype, images: int
-) -> Lean | None:
-    """Return the cost of the lean form; None if the recipe has it already, or its method or micro-batch does not."""
+def _lean(settings: Recipe, pair: Method, dtype: torch.dtype, images: int) -> Lean | None:
+    """Return the cost of the pair in the lean form; None if the recipe is lean already or cannot be made lean."""
     if settings.lean or not has_key(settings.method, "lean"):
         return None
     try:
         settings = validate(Recipe, settings.model_dump() | LEAN | {"lean": True})
     except UserError:  # a micro-batch of fewer than four images
         return None
-    method = _join(settings, num_classes, device, dtype)
-    assert method.teacher is not None
-    flops = step_flops(method)
-    cache = storage(method.teacher, images, dtype, settings.stored_share)
+    teacher, student = pair.teacher, pair.student
+    assert isinstance(teacher, Teacher)
+    assert isinstance(student, Student)
+    flops = step_flops(build_method(settings, teacher, student))
+    cache = storage(teacher, images, dtype, settings.stored_share)
     return Lean(flops.total, flops.total - flops.teacher, cache)
 
 
