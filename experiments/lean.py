@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lean_grid import FORMS, RESULTS, grid, lean_row
+from lean_grid import FORMS, LONG, RESULTS, grid, lean_row
 from script import check_runs, run, runs_parser, say
 from study import run_all
 from study_run import Study
@@ -27,8 +27,10 @@ def table(results: Path, step: Path | None) -> str:
     """Format the accuracy of each form that has been run, and the time of its step if it was measured."""
     ratios = {} if step is None else json.loads(step.read_text("utf-8"))["ratios"]
     lines = ["| form | top-1 of each seed | step, labels only = 1 |", "|---|---|---|"]
-    for form in FORMS:
-        files = sorted(results.glob(f"{lean_row(form).name.removesuffix('-s0')}-s[0-9].json"))
+    rows = [(form, lean_row(form).name) for form in FORMS]
+    rows += [(f"{form}, {epochs} epochs", lean_row(form, epochs=epochs).name) for form, epochs in LONG]
+    for form, name in rows:
+        files = sorted(results.glob(f"{name.removesuffix('-s0')}-s[0-9].json"))
         if files:
             found = [json.loads(file.read_text("utf-8"))["result"]["top1"] for file in files]
             time = f"{ratios[form]['median']:.2f}" if form in ratios else ""

@@ -1,4 +1,4 @@
-"""Defines the rows of the lean study: cheaper forms of ScaleKD, first all with one seed, then the best with three."""
+"""Defines the rows of the lean study: all forms with one seed, the best with three, and long runs of equal time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lean_row(form: str, seed: int = 0, family: str = "cnn", epochs: int = EPOCHS
     return Row(f"{family}-{form}{length}-s{seed}", keys, SHARE, teacher, family=family)
 
 
-# Form and epochs of runs that take about the same time and are long enough to converge.
+# Form and epochs of runs that take about the same time, by the ratios of docs/LOG.md (1, 1.91 and 1.03).
 LONG = (("none", 80), ("quarter-conv1x1", 40), ("kd", 78))
 LONG_VIEWS = 8
 # Forms that are run with three seeds, cheapest first.

@@ -13,12 +13,8 @@ from pathlib import Path
 import scalekd
 
 _PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow")
-_INSTRUCTION_SETS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "amx_bf16",
-)  # for number formats
+# Instructions that determine how fast each number format is.
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def versions() -> str:

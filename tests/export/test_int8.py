@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import TINY_CNN, TINY_VIT, Cli, write_images
 from torch import Tensor, nn
 
 from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.quantise import AFTER_CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
+from scalekd.export.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
 from scalekd.models import Classifier
 
 STUDENTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # architecture, image side, arguments
@@ -80,11 +81,24 @@ def test_rounding_is_nearer_than_that_of_inputs_and_outputs(tmp_path: Path, kind
         ({"Conv", "Relu", "HardSwish"}, INPUTS_ONLY),
         ({"Conv", "Relu", "Softmax", "MatMul"}, INPUTS_ONLY),
         ({"Conv", "Gemm", "Erf"}, INPUTS_ONLY),
+        ({"Conv", "Relu", "Softplus", "Mul"}, INPUTS_ONLY),
+        ({"Conv", "Relu", "Attention"}, INPUTS_ONLY),
         ({"Conv", "Gemm"}, INPUTS_ONLY),
     ],
 )
 def test_values_are_rounded_after_activations_only_if_all_of_them_clip(operators: set[str], way: Way) -> None:
     assert choose_way(operators) is way
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("cnn", True), ("depthwise", True), ("mixer", False), ("vit", False)])
+def test_outputs_of_products_are_rounded_only_in_plain_cnns(tmp_path: Path, kind: str, outputs: bool) -> None:
+    _, small = written(trained(kind), tmp_path)
+    nodes = onnx.load(small).graph.node
+    products = {output for node in nodes if node.op_type in PRODUCTS for output in node.output}
+    rounded = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    assert bool(products & rounded) is outputs
+    clips = {node.input[0] for node in nodes if node.op_type in CLIPS}
+    assert not clips & {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}, "rounded after them"
 
 
 @pytest.mark.parametrize("kind", STUDENTS)

@@ -12,6 +12,7 @@ from conftest import Cli
 from scalekd.errors import UserError
 from scalekd.methods.registry import LEAN
 from scalekd.recipes import Recipe, load
+from scalekd.recipes.load import dump
 
 
 def form(keys: dict[str, Any]) -> tuple[str, float]:
@@ -53,9 +54,26 @@ def test_lean_is_refused_where_it_has_no_meaning(keys: dict[str, Any], reason: s
 
 def test_a_file_and_a_flag_are_combined(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text("feature_share: 0.5\n")
-    recipe = load(str(file), {"lean": True})
+    file.write_text("lean: true\n")
+    recipe = load(str(file), {"feature_share": 0.5})
     assert (recipe.stem, recipe.feature_share) == ("conv1x1", 0.5)
+
+
+@pytest.mark.parametrize("value", [1, "true", "on"])
+def test_lean_is_a_boolean(value: object) -> None:
+    with pytest.raises(UserError, match="lean: input should be a valid boolean"):
+        load(None, {"lean": value})
+
+
+def test_the_recipe_of_a_finished_run_can_be_made_lean_and_exact_again(tmp_path: Path) -> None:
+    exact, lean = tmp_path / "exact.yaml", tmp_path / "lean.yaml"
+    exact.write_text(dump(load(None, {})))
+    made = load(str(exact), {"lean": True})
+    assert (made.stem, made.feature_share) == ("conv1x1", 0.25)
+    lean.write_text(dump(made))
+    assert load(str(lean), {}) == made
+    again = load(str(lean), {"lean": False})
+    assert (again.stem, again.feature_share) == ("conv3x3", 1.0)
 
 
 def test_inspect_compares_the_lean_form(cli: Cli) -> None:
@@ -68,6 +86,7 @@ def test_inspect_compares_the_lean_form(cli: Cli) -> None:
     assert "lean      with --lean: " in cli(*pair).out
     assert "with --lean" not in cli(*pair, "--method", "kd").out
     assert "with --lean" not in cli(*pair, "--micro-batch", "2").out
+    assert "with --lean" not in cli(*pair, "--feature-share", "0.5").out
 
 
 def test_the_help_names_what_lean_sets() -> None:

@@ -139,8 +139,9 @@ class Lean:
 
 
 def _lean(settings: Recipe, pair: Method, dtype: torch.dtype, images: int) -> Lean | None:
-    """Return the cost of the pair in the lean form; None if the recipe is lean already or cannot be made lean."""
-    if settings.lean or not has_key(settings.method, "lean"):
+    """Return the cost of the pair in the lean form; None if the recipe is not exact or cannot be lean."""
+    exact = all(getattr(settings, key) == Recipe.model_fields[key].default for key in LEAN)
+    if not exact or not has_key(settings.method, "lean"):
         return None
     try:
         settings = validate(Recipe, settings.model_dump() | LEAN | {"lean": True})

@@ -128,11 +128,11 @@ class Learner(nn.Module):
             "skipped": None if skipper is None else [skipper.skipped, skipper.in_a_row],
         }
 
-    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
-        """Restore the state that `progress` returned."""
-        self._rest = dict(progress["figures"])
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Restore the state that `checkpoint_state` returned."""
+        self._rest = dict(state["figures"])
         if self._skipper is not None:
-            self._skipper.skipped, self._skipper.in_a_row = progress["skipped"]
+            self._skipper.skipped, self._skipper.in_a_row = state["skipped"]
 
     def gradient_sync(self, ends_step: bool) -> AbstractContextManager[Any]:
         """Return the context for forward and backward, in which DDP averages gradients only if the step ends.

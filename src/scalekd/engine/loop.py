@@ -323,5 +323,5 @@ class Loop:
         self._meter.resume(run.get("energy"))
         self.task.corrupt.paths.update(run["corrupt_images"])
         self.task.restore_checkpoint_state(run["task"])
-        for learner, progress in zip(self.task.learners, run["learners"], strict=True):
-            learner.restore_checkpoint_state(progress)
+        for learner, state in zip(self.task.learners, run["learners"], strict=True):
+            learner.restore_checkpoint_state(state)

@@ -59,8 +59,8 @@ class Task(ABC):
         """Return the task's own state for a checkpoint, as plain values."""
         return {}
 
-    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:  # noqa: B027  # most tasks have nothing to restore
-        """Restore the state that `progress` returned."""
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:  # noqa: B027  # most tasks have nothing to restore
+        """Restore the state that `checkpoint_state` returned."""
 
     @abstractmethod
     def save(self, *, measured: bool) -> None:

@@ -16,9 +16,12 @@ from scalekd.models.weights import CARD_KEY, Card
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # nearly all of the computation
 CLIPS = ("Relu", "Clip")
-OTHER_ACTIVATIONS = {
-    "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Sigmoid", "Softmax", "Tanh",
-}  # fmt: skip
+# Operators of plain CNNs next to these. Any other (Softmax, Erf, Sigmoid, Mish, Attention, ...) may be an activation.
+NEUTRAL = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "Div", "Expand", "Flatten", "Gather",
+    "GlobalAveragePool", "Identity", "MaxPool", "Mul", "Pad", "ReduceMean", "Reshape", "Resize", "Shape", "Slice",
+    "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+})  # fmt: skip
 
 
 class Way(NamedTuple):
@@ -33,7 +36,7 @@ class Way(NamedTuple):
     options: Mapping[str, Any]
 
 
-# Biases stay in float32: OpenCV cannot run quantised ones. The measurements are in docs/export.md.
+# Biases stay in float32: OpenCV 5.0.0 cannot run a file in which they and outputs are rounded. See docs/export.md.
 AFTER_CLIPS = Way((*PRODUCTS, *CLIPS), {"QuantizeBias": False})
 INPUTS_ONLY = Way(PRODUCTS, {"OpTypesToExcludeOutputQuantization": PRODUCTS, "QuantizeBias": False})
 
@@ -41,11 +44,12 @@ INPUTS_ONLY = Way(PRODUCTS, {"OpTypesToExcludeOutputQuantization": PRODUCTS, "Qu
 def choose_way(operators: Set[str]) -> Way:
     """Choose how to quantise a model, given the types of its operators.
 
-    If ReLU and ReLU6 are the only activations, values are rounded after them, so that no step of a scale is wasted on
-    what they clip, and a convolution with its activation is one integer operation. Otherwise only the inputs of
-    products are rounded, because OpenVINO computes a ViT's patch embedding wrongly if its output is rounded.
+    If ReLU and ReLU6 are the only activations, they are quantised like the products before them: no step of a scale is
+    wasted on what they clip, and a runtime can compute a convolution with its activation in integers. Otherwise only
+    the inputs of products are rounded, because OpenVINO answers a ViT near chance if outputs are rounded too.
     """
-    return AFTER_CLIPS if operators & set(CLIPS) and not operators & OTHER_ACTIVATIONS else INPUTS_ONLY
+    plain = operators <= NEUTRAL | {*PRODUCTS, *CLIPS}
+    return AFTER_CLIPS if plain and operators & set(CLIPS) else INPUTS_ONLY
 
 
 def quantise(

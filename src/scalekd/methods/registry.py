@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from scalekd.keys import Fraction, Keys, NonNegative, Positive
 from scalekd.methods.parts import Query, Stage, Stem, StemNorm, View
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalekd.methods.base import Method
 
 LOGIT_WEIGHT = 0.5
-LEAN = {"stem": "conv1x1", "feature_share": 0.25}  # what `lean` sets; chosen by experiments/lean.py
+LEAN = {"stem": "conv1x1", "feature_share": 0.25}  # what `lean` sets; docs/LOG.md compares it with other forms
 LOGITS = frozenset({"logit_weight", "temperature"})
 
 
@@ -116,7 +116,7 @@ class MethodKeys(Keys):
     feature_share: float = Field(default=1.0, gt=0, le=1)
     """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
     the paper's: see docs/method.md."""
-    lean: bool = False
+    lean: Annotated[bool, Strict()] = False
     """Whether to use the lean form, which is ours and cheaper: stem conv1x1 and feature_share 0.25, unless they are
     set. See docs/method.md."""
     logit_weight: Fraction | None = None

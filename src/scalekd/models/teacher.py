@@ -91,7 +91,12 @@ class Teacher(ImageModel):
         return super().train(False)
 
     def weights_hash(self) -> str:
-        """Return the SHA-256 of the loaded weights' names and float32 values; call it before `hold_weights`."""
+        """Return the SHA-256 of the loaded weights' names and float32 values; call it before `hold_weights`.
+
+        Raises:
+            RuntimeError: After `keep_tail_only`.
+        """
+        self._check_complete()
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             value = tensor.float() if tensor.is_floating_point() else tensor
@@ -110,10 +115,14 @@ class Teacher(ImageModel):
                 module.to(dtype)
         return self
 
+    def _check_complete(self) -> None:
+        if self._tail_only:
+            raise RuntimeError("teacher: its weights were freed; only its tail can be run")
+
     def keep_tail_only(self) -> None:
         """Free the weights that only `forward` needs, for a run whose teacher outputs come from a cache.
 
-        `tail` still works; `forward` raises a RuntimeError from now on.
+        `tail` still works; `forward` and `weights_hash` raise a RuntimeError from now on.
         """
         kept = {id(parameter) for module in self._family.tail_modules() for parameter in module.parameters()}
         for parameter in self.parameters():
@@ -127,8 +136,7 @@ class Teacher(ImageModel):
 
         Under autocast both are of the autocast type on every device, so that they can be stored in it without loss.
         """
-        if self._tail_only:
-            raise RuntimeError("teacher: its weights were freed; only its tail can be run")
+        self._check_complete()
         features = self.run("teacher", self.model.forward_features, images)
         tokens = self._family.read(features)
         logits = self.model.forward_head(features) if self.num_classes else None

@@ -12,7 +12,7 @@ import yaml
 
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import Keys
-from scalekd.methods.registry import has_key, methods_with
+from scalekd.methods.registry import LEAN, has_key, methods_with
 from scalekd.recipes.schema import K, ListKeys, Recipe, validate
 from scalekd.recipes.text import read_keys
 
@@ -88,6 +88,10 @@ def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str,
     if foreign:
         key = foreign[0]
         raise UserError(f"{source}: {key} is no key of method {method} (but of {methods_with(key)}); leave it out")
+    if above.get("lean") is True:  # it also replaces keys of the recipe below, such as that of a finished run
+        keys = below | LEAN | above
+    elif above.get("lean") is False and below.get("lean"):
+        keys = below | {key: Recipe.model_fields[key].default for key in LEAN} | above
     return {key: value for key, value in keys.items() if has_key(method, key)}
 
 

@@ -151,6 +151,8 @@ class RunFolder:
         defaults = resolved(type(recipe)())  # for keys that are newer than the run
         stored, wanted = defaults | self.stored_keys(), resolved(recipe)
         free = {"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set()
+        if isinstance(recipe, Recipe) and stored.get("projector_lr_scale") == recipe.used_projector_lr_scale:
+            free = free | {"projector_lr_scale"}  # `auto`, or the number that it stands for
         changed = [key for key in wanted if key not in free and _differs(key, stored.get(key), wanted[key])]
         causes = [key for key in changed if _FOLLOWS.get(key) not in changed]
         if causes:

@@ -85,9 +85,9 @@ class DetectionTask(TransferTask):
     def checkpoint_state(self) -> dict[str, Any]:
         return {"seen": self.seen, "figures": {kind: asdict(measured) for kind, measured in self.figures.items()}}
 
-    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
-        self.seen = progress["seen"]
-        self.figures = {kind: AveragePrecision(**measured) for kind, measured in progress["figures"].items()}
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+        self.figures = {kind: AveragePrecision(**measured) for kind, measured in state["figures"].items()}
 
     def save(self, *, measured: bool) -> None:
         if self._context.processes.first:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-COLLAPSED = 0.05  # the frequency cosines of collapsed runs are at most 0.01; others pass 0.2 within 30 steps
+COLLAPSED = 0.05  # docs/LOG.md: the frequency cosines of collapsed runs are at most 0.01
 _FIRST_STEP, _LINES = 50, 5
 
 
 class CollapseWatch:
-    """Warns once if a frequency cosine stays near 0 after warm-up.
+    """Warns once per start if a frequency cosine stays near 0 after warm-up.
 
     The frequency view has no mean, so that collapsed tokens have no direction in it; the spatial cosine stays high.
 
@@ -35,6 +35,6 @@ class CollapseWatch:
             return None
         self._warned = True
         return (
-            f"the projectors have collapsed: the cosine of {name} is {lowest:.2f} at step {step} (it should be above "
-            f"0.2); stop and set --projector-lr-scale {self._scale / 4:.3g} (now {self._scale:.3g}), or a lower --lr"
+            f"the projectors have collapsed: the cosine {name} is {lowest:.2f} at step {step}; start again with "
+            f"--projector-lr-scale {self._scale / 4:.3g} (now {self._scale:.3g}) or a lower --lr"
         )

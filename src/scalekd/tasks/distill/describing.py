@@ -6,10 +6,11 @@ import torch
 
 from scalekd.data.skipped_files import left_out
 from scalekd.methods.base import Method
-from scalekd.methods.registry import METHODS
+from scalekd.methods.registry import METHODS, has_key
 from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Student, Teacher
 from scalekd.models.teacher import resolution_note
+from scalekd.recipes import Recipe
 from scalekd.tasks.distill.no_learning import few_steps
 from scalekd.tasks.distill.setup import Run
 
@@ -56,7 +57,16 @@ def _schedule(run: Run) -> list[str]:
     return [
         f"schedule  {recipe.epochs} epochs of {run.steps_per_epoch} steps of {recipe.batch} images{unused}",
         *([few] if few else []),
+        *_projector_rate(recipe),
     ]
+
+
+def _projector_rate(recipe: Recipe) -> list[str]:
+    """Return a line with the projectors' learning rate if it is not the student's."""
+    scale = recipe.used_projector_lr_scale
+    if scale == 1 or not has_key(recipe.method, "projector_lr_scale"):
+        return []
+    return [f"rates     student {recipe.lr:g}, projectors {scale * recipe.lr:g} (projector_lr_scale {scale:.4g})"]
 
 
 def _batch(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -113,8 +114,7 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
         recipe,
         method,
         folder,
-        collapse=CollapseWatch(recipe.warmup_epochs * run.steps_per_epoch, recipe.used_projector_lr_scale),
-        warn=run.context.say,
+        check_cosines=_collapse_check(run, recipe, run.context.group.names[index]),
         watch=None if watcher is None else partial(watcher.watch, events),
         optimizer=optimizer,
         schedule=build_schedule(recipe, optimizer, run.steps_per_epoch),
@@ -125,6 +125,19 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
         logs=(JsonLines(folder.metrics), events),
         name=run.context.group.names[index],
     )
+
+
+def _collapse_check(run: Run, recipe: Recipe, name: str) -> Callable[[dict[str, float], int], None] | None:
+    """Return what warns if the projectors collapse; None if the frequency view, which shows it, has no weight."""
+    if "frequency" not in recipe.views or not recipe.alpha_frequency:
+        return None
+    watch = CollapseWatch(recipe.warmup_epochs * run.steps_per_epoch, recipe.used_projector_lr_scale)
+
+    def check(cosines: dict[str, float], step: int) -> None:
+        if line := watch.look(cosines, step):
+            run.context.say(f"warning: {name + ': ' if name else ''}{line}")
+
+    return check
 
 
 def _watcher(run: Run, live: Live | None, recipe: Recipe, method: Method) -> Watcher | None:

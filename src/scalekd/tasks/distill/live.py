@@ -39,6 +39,7 @@ class Visualise(Protocol):
 
     def prepare(self) -> None:
         """Read the images and run the teacher on them, if that is not done yet."""
+        ...
 
     def __call__(self) -> Shown:
         """Compute the pictures and histograms; prepares first if that is not done yet."""

@@ -22,7 +22,6 @@ from scalekd.models.failure import naming_model
 from scalekd.recipes import Recipe
 from scalekd.runs.folder import RunFolder
 from scalekd.runs.group import naming
-from scalekd.tasks.distill.collapse import CollapseWatch
 
 
 class StudentLearner(Learner):
@@ -33,8 +32,7 @@ class StudentLearner(Learner):
         method: The joined pair, on its device.
         folder: The run folder; None to write no files.
         watch: Called with the step after each validation, for example to draw pictures.
-        collapse: Looks for collapsed projectors at each log line; None if there are none.
-        warn: Prints a warning.
+        check_cosines: Called with the logged cosines and the step at each log line.
         others: Further arguments of `Learner`: optimizer, schedule, average, ...
     """
 
@@ -45,13 +43,12 @@ class StudentLearner(Learner):
         folder: RunFolder | None = None,
         *,
         watch: Callable[[int], object] | None = None,
-        collapse: CollapseWatch | None = None,
-        warn: Callable[[str], object] | None = None,
+        check_cosines: Callable[[dict[str, float], int], object] | None = None,
         **others: Any,
     ) -> None:
         assert isinstance(method.student, Student)
         super().__init__(method, method.student, keys=recipe, role="student", **others)
-        self.folder, self._watch, self._collapse, self._warn = folder, watch, collapse, warn
+        self.folder, self._watch, self._check_cosines = folder, watch, check_cosines
         classes, device = method.student.num_classes, method.student.mean.device
         self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
 
@@ -79,17 +76,15 @@ class StudentLearner(Learner):
         return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
 
     def log_training(self, step: int) -> None:
-        """Log losses, cosines and learning rate; warn if the projectors have collapsed.
+        """Log losses, cosines and learning rate, and call `check_cosines`.
 
         Raises:
             NonFiniteLossError: If the last loss is NaN or infinite; names the terms.
         """
         super().log_training(step)
-        if self._collapse is None or self._warn is None:
-            return
-        cosines = {name: float(value) for name, value in self.figures.items() if name.startswith("cosine/")}
-        if line := self._collapse.look(cosines, step):
-            self._warn(f"warning: {self.name + ': ' if self.name else ''}{line}")
+        if self._check_cosines is not None:
+            figures = self.figures.items()
+            self._check_cosines({k.removeprefix("cosine/"): float(v) for k, v in figures if "cosine/" in k}, step)
 
     def start_validation(self) -> None:
         """Reset the metrics."""

@@ -81,8 +81,8 @@ class SegmentationTask(TransferTask):
     def checkpoint_state(self) -> dict[str, Any]:
         return {"figures": None if self.figures is None else asdict(self.figures)}
 
-    def restore_checkpoint_state(self, progress: dict[str, Any]) -> None:
-        self.figures = None if progress["figures"] is None else IntersectionOverUnion(**progress["figures"])
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        self.figures = None if state["figures"] is None else IntersectionOverUnion(**state["figures"])
 
     def save(self, *, measured: bool) -> None:
         if self._context.processes.first:
