@@ -158,6 +158,17 @@ def test_a_pickle_is_refused(run: Cli, tmp_path: Path) -> None:
     run("--student-weights", tmp_path / "weights.pth").refused("weights.pth", "pickle")
 
 
+@pytest.mark.parametrize("kept", [3, 100, 5000])
+def test_a_weights_file_that_was_cut_off_is_called_incomplete(
+    run: Cli, teacher_file: Path, tmp_path: Path, kept: int
+) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(teacher_file.read_bytes()[:kept])
+    refused = run("--student-weights", cut)
+    refused.refused("cut.safetensors is incomplete, corrupt or not a safetensors file", "copy or download it again")
+    assert "pickle" not in refused.err
+
+
 def test_an_argument_that_follows_the_data_cannot_be_given(run: Cli) -> None:
     run("--student-args", "{num_classes: 5}").refused("student_args", "num_classes")
 

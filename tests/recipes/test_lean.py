@@ -83,10 +83,10 @@ def test_inspect_compares_the_lean_form(cli: Cli) -> None:
     assert plain["lean"]["flops_total"] == lean["costs"]["flops_total"]
     assert plain["lean"]["flops_total"] < plain["costs"]["flops_total"]
     assert plain["lean"]["cache"]["bf16"] == lean["costs"]["cache"]["bf16"]
-    assert "lean      with --lean: " in cli(*pair).out
-    assert "with --lean" not in cli(*pair, "--method", "kd").out
-    assert "with --lean" not in cli(*pair, "--micro-batch", "2").out
-    assert "with --lean" not in cli(*pair, "--feature-share", "0.5").out
+    assert "lean      --lean (stem conv1x1, feature_share 0.25) takes " in cli(*pair).out
+    assert "--lean" not in cli(*pair, "--method", "kd").out
+    assert "--lean" not in cli(*pair, "--micro-batch", "2").out
+    assert "--lean" not in cli(*pair, "--feature-share", "0.5").out
 
 
 def test_the_help_names_what_lean_sets() -> None:

@@ -108,14 +108,14 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
         return honest(self, *args, **kwargs)
 
     monkeypatch.setattr(Learner, "compute_loss", interrupted)
-    stopped = distill(STUDENTS, "stopped", *HARD)
+    stopped = distill(STUDENTS, "stopped run", *HARD)
     monkeypatch.undo()
-    group = tmp_path / "stopped"
+    group = tmp_path / "stopped run"
     assert stopped.code == 130
     assert (
         stopped.err.strip()
         .splitlines()[-1]
-        .endswith(f"stopped at step 4; resume with: scalekd distill --resume --output {group}")
+        .endswith(f"stopped at step 4; resume with: scalekd distill --resume --output '{group}'")
     )
     cli("distill", "--resume", "--output", group / "test_vit").refused(
         "one of a group", f"--resume to --output {group}"

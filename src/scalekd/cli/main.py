@@ -31,7 +31,7 @@ from scalekd.versions import versions
 _HELP = """Distil a pre-trained vision transformer into any small image model (ScaleKD, arXiv 2411.06786).
 
 `scalekd COMMAND --help` explains a command. Results go to standard output, everything else to standard error. Exit
-codes: 0, 2 for wrong input, 130 and 143 for Ctrl-C and SIGTERM.
+codes: 0, 1 if some images could not be read or data have faults, 2 for wrong input, 130 and 143 for Ctrl-C and SIGTERM.
 
 Examples:
     scalekd quickstart

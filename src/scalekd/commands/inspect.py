@@ -132,9 +132,11 @@ class Lean:
     cache: Storage
 
     def __str__(self) -> str:
+        keys = ", ".join(f"{key} {value}" for key, value in LEAN.items())
         return (
-            f"with --lean: {self.flops_total / 1e9:.4g} GFLOP per image, {self.flops_cached / 1e9:.4g} with a cached "
-            f"teacher; cache {size(self.cache.bf16)} per image and view (docs/method.md, Ours)"
+            f"--lean ({keys}) takes {self.flops_total / 1e9:.4g} GFLOP "
+            f"per image, {self.flops_cached / 1e9:.4g} with a cached teacher, and {size(self.cache.bf16)} of cache per "
+            "image and view; it may cost accuracy (docs/method.md)"
         )
 
 

@@ -54,6 +54,8 @@ def _naming_what_is_unreadable() -> Iterator[None]:
 
 def _kind_of_damage(error: Exception) -> str:
     """Return what is wrong with a file that PIL cannot read, if its message says so; otherwise empty."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown type"
     return "the file is truncated" if "truncated" in str(error).lower() else ""
 
 

@@ -6,6 +6,7 @@ what is measured and what is saved.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class Loop:
         )
         gpus = context.processes.local_count if compute.device.type == "cuda" else 0
         self._meter = EnergyMeter(gpus)  # counts from this start; `resume` adds earlier energy
-        self._resume_with = f"scalekd {command} --resume --output {context.group.path}"
+        self._resume_with = f"scalekd {command} --resume --output {shlex.quote(str(context.group.path))}"
         self._learners = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
         self._vote = Vote(context.processes)

@@ -69,7 +69,8 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
             raise UserError(f"model: {name} cannot be built with {model_args}: {reason_of(error)}") from error
         raise UserError(
             f"model: the hub weights of {name} cannot be loaded ({type(error).__name__}: {reason_of(error)}); "
-            f"specify a local safetensors file{_FLAGS} instead, or train your own teacher with --method none"
+            f"specify a local safetensors file{_FLAGS} instead, or train your own teacher with "
+            "`scalekd distill --method none`"
         ) from error
 
 

@@ -109,11 +109,21 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
+        if _is_pickle(path):
+            raise UserError(
+                f"weights: {path} is not a safetensors file; pickle files (.pth, .pt, .bin) can run code and are "
+                "refused: load them in torch with weights_only=True and save the tensors with safetensors"
+            ) from None
         raise UserError(
-            f"weights: {path} is not a safetensors file ({error}); pickle files (.pth, .pt, .bin) can run code and are "
-            "refused: load them in torch with weights_only=True and save the tensors with safetensors"
+            f"weights: {path} is incomplete, corrupt or not a safetensors file ({error}); copy or download it again"
         ) from None
     return state, read_card(metadata[CARD_KEY], path) if CARD_KEY in metadata else None
+
+
+def _is_pickle(path: str | Path) -> bool:
+    """Return whether a file starts as those of `torch.save` do: as a zip archive or a pickle."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def read_card(text: str, source: str | Path) -> Card:

@@ -113,10 +113,14 @@ def _nearest(caches: Path, identity: Identity) -> str:
     parts = [
         _compare_images(path, identity.listing)
         if key == "images"
-        else f"{key} {_brief(theirs.get(key))} (run: {_brief(ours.get(key))})"
+        else f"{key} {_value(key, theirs.get(key))} (run: {_value(key, ours.get(key))})"
         for key in differing
     ]
     return f"{caches} holds no cache for this run; the nearest, {path.name}, has {', '.join(parts)}; {fix}"
+
+
+def _value(key: str, value: Any) -> str:
+    return "0.0, that is, logits only" if key == SHARE and value == 0 else _brief(value)
 
 
 def _brief(value: Any) -> str:

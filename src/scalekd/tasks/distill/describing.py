@@ -23,6 +23,8 @@ def describe_pair(method: Method) -> str:
     else:
         lines = [*([] if teacher is None else [f"teacher   {teacher}"]), f"student   {student}"]
     assert isinstance(student, Student)
+    if method.feature_share.share < 1:
+        lines.append(f"features  compared on {method.feature_share.share:.4g} of the images (feature_share)")
     if isinstance(teacher, Teacher):
         lines += remarks(teacher)
     return "\n".join([*lines, *(f"student   {note}" for note in student.notes)])
