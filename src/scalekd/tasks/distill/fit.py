@@ -11,7 +11,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scalekd.atomic import write_json
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.engine.context import find_checkpoint
@@ -22,13 +21,12 @@ from scalekd.evaluation import Accuracy
 from scalekd.hardware import keep_freed_memory
 from scalekd.methods.base import Method
 from scalekd.methods.share import FeatureShare
-from scalekd.models.weights import file_hash
 from scalekd.recipes import Recipe
-from scalekd.runs.logs import JsonLines, TensorBoardEvents, logged_losses
+from scalekd.runs.logs import JsonLines, TensorBoardEvents
 from scalekd.tasks.distill.collapse import CollapseWatch
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
-from scalekd.tasks.distill.no_learning import nothing_learned
+from scalekd.tasks.distill.result import write_result
 from scalekd.tasks.distill.setup import Run
 from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
@@ -66,7 +64,7 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     loop = Loop(task, settings, context, compute=run.compute, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
-    return context.processes.from_first(lambda: [_conclude(run, learner, facts) for learner in learners])
+    return context.processes.from_first(lambda: [write_result(run, learner, facts) for learner in learners])
 
 
 def _batches(run: Run, start: int) -> Any:
@@ -176,28 +174,3 @@ def _distributed(run: Run, method: Method) -> DistributedDataParallel:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, unused)  # type: ignore[no-untyped-call]
     devices = [run.context.processes.local_rank] if run.compute.device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def _conclude(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write the result of a student, and print a warning if it suggests that nothing was learned."""
-    recipe, folder, accuracies = run.recipe, learner.folder, learner.accuracies
-    assert folder is not None
-    warnings = nothing_learned(logged_losses(folder.metrics), accuracies.get("top1"), run.val)
-    for warning in warnings:
-        run.context.say(f"warning: {learner.name + ': ' if learner.name else ''}{warning}")
-    result = {
-        "method": recipe.method,
-        "top1": None,
-        **accuracies,
-        **facts,
-        "warnings": warnings,
-        "skipped_steps": learner.skipped_steps,
-        "processes": run.context.processes.count,
-        "device": run.compute.device.type,
-        "dtype": str(run.compute.dtype).removeprefix("torch."),
-        "student": folder.student.name,
-        "sha256": file_hash(folder.student),
-        **({"group": run.context.group.students} if run.context.group.students else {}),
-    }
-    write_json(folder.result, result)
-    return result

@@ -1,0 +1,37 @@
+"""Writes `result.json` of a finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scalekd.atomic import write_json
+from scalekd.models.weights import file_hash
+from scalekd.runs.logs import logged_losses
+from scalekd.tasks.distill.no_learning import nothing_learned
+from scalekd.tasks.distill.setup import Run
+from scalekd.tasks.distill.task import StudentLearner
+
+
+def write_result(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write the result of a student, and print a warning if it suggests that nothing was learned."""
+    recipe, folder, accuracies = run.recipe, learner.folder, learner.accuracies
+    assert folder is not None
+    warnings = nothing_learned(logged_losses(folder.metrics), accuracies.get("top1"), run.val)
+    for warning in warnings:
+        run.context.say(f"warning: {learner.name + ': ' if learner.name else ''}{warning}")
+    result = {
+        "method": recipe.method,
+        "top1": None,
+        **accuracies,
+        **facts,
+        "warnings": warnings,
+        "skipped_steps": learner.skipped_steps,
+        "processes": run.context.processes.count,
+        "device": run.compute.device.type,
+        "dtype": str(run.compute.dtype).removeprefix("torch."),
+        "student": folder.student.name,
+        "sha256": file_hash(folder.student),
+        **({"group": run.context.group.students} if run.context.group.students else {}),
+    }
+    write_json(folder.result, result)
+    return result
