@@ -111,7 +111,7 @@ def test_an_error_between_two_steps_leaves_a_checkpoint(
         at_call(patch, Split, "open", 4 * 4 + 1 + 6, gone)  # after the first epoch, its validation and a step
         stopped = distill("run")
     stopped.refused("data: gone")
-    assert "stopped in step 5; the checkpoint is of step 4" in stopped.err
+    assert "stopped after step 4; the checkpoint is of step 4" in stopped.err
     resume(cli, tmp_path / "run")
     assert_same(tmp_path / "run", whole)
 
@@ -249,7 +249,7 @@ def fill(disk: Path) -> None:
     [
         (Checkpoints, "save", 2, "step-00000006.ckpt"),
         (Learner, "save", 2, "student.safetensors"),
-        (sys.modules["scalekd.tasks.distill.fit"], "write_json", 1, "result.json"),
+        (sys.modules["scalekd.tasks.distill.result"], "write_json", 1, "result.json"),
         (folder, "write_json", 1, "inputs.json"),
     ],
     ids=["checkpoint", "weights", "result", "inputs"],

@@ -120,8 +120,8 @@ def test_an_interrupted_group_goes_on_together_and_ends_the_same(
     cli("distill", "--resume", "--output", group / "test_vit").refused(
         "one of a group", f"--resume to --output {group}"
     )
-    distill(("test_resnet",), "stopped", *HARD, "--resume").refused("group of runs")
-    distill((*STUDENTS, "test_vit2"), "stopped", *HARD, "--resume").refused("test_vit2", "remove --student")
+    distill(("test_resnet",), "stopped run", *HARD, "--resume").refused("group of runs")
+    distill((*STUDENTS, "test_vit2"), "stopped run", *HARD, "--resume").refused("test_vit2", "remove --student")
     cli("distill", "--resume", "--output", group, "--lr", "1").refused("lr is 1.0")
     resumed = cli("distill", "--resume", "--output", group, "--json")
     assert resumed.code == 0, resumed.err

@@ -123,7 +123,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Card | None]:
 def _is_pickle(path: str | Path) -> bool:
     """Return whether a file starts as those of `torch.save` do: as a zip archive or a pickle."""
     with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+        start = file.read(9)
+    # The eight bytes before a safetensors header, its length, may look like the start of a pickle.
+    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{")
 
 
 def read_card(text: str, source: str | Path) -> Card:

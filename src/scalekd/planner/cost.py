@@ -150,7 +150,7 @@ def step_flops(method: Method, batch: int | None = None) -> StepFlops:
     Args:
         method: The method. It is not changed; the step runs on a copy without memory.
         batch: Batch size of the counted step. A learned query is projected once per batch, so that its share per image
-            falls with the batch size. Default: 2, or the size that has closest to `feature_share` of its images.
+            falls with the batch size. Default: a size of which `feature_share` is a whole number of images, above 1.
     """
     batch = _divisible(method.feature_share) if batch is None else batch
     flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=student_of(method).is_own_code)
@@ -158,8 +158,12 @@ def step_flops(method: Method, batch: int | None = None) -> StepFlops:
 
 
 def _divisible(share: FeatureShare) -> int:
-    """Return the smallest batch of which the share's rounded-down count is closest to the share."""
-    return max(range(2, 65), key=lambda images: (share.count(images) / images, -images))
+    """Return the smallest batch of which the share's rounded-down count is closest to the share.
+
+    At least two images are compared, if possible: batch norm cannot train on one image with a map of one position.
+    """
+    enough = [images for images in range(2, 513) if share.count(images) > 1] or [512]
+    return max(enough, key=lambda images: (share.count(images) / images, -images))
 
 
 def _convolution_backward(*shapes: Any, **_: Any) -> int:
