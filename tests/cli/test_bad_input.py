@@ -169,6 +169,13 @@ def test_a_weights_file_that_was_cut_off_is_called_incomplete(
     assert "pickle" not in refused.err
 
 
+@pytest.mark.parametrize("length", [b"PK", b"\x80\x04"])
+def test_a_header_length_that_looks_like_a_pickle_is_none(run: Cli, tmp_path: Path, length: bytes) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(length + bytes(6) + b'{"a": ')
+    run("--student-weights", cut).refused("incomplete, corrupt or not a safetensors file")
+
+
 def test_an_argument_that_follows_the_data_cannot_be_given(run: Cli) -> None:
     run("--student-args", "{num_classes: 5}").refused("student_args", "num_classes")
 

@@ -124,8 +124,8 @@ def _is_pickle(path: str | Path) -> bool:
     """Return whether a file starts as those of `torch.save` do: as a zip archive or a pickle."""
     with open(path, "rb") as file:
         start = file.read(9)
-    # The eight bytes before a safetensors header, its length, may look like the start of a pickle.
-    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[8:] != b"{")
+    # A safetensors file starts with the length of its header, whose bytes may be any, and then the header's brace.
+    return start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
 
 
 def read_card(text: str, source: str | Path) -> Card:
