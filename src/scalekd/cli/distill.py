@@ -26,6 +26,15 @@ def distill(
     check: Annotated[
         bool, typer.Option("--check", help="Only try the recipe: random weights, one step on 2 generated images.")
     ] = False,
+    pilot: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            min=0,
+            help="Only compare a few settings, in short runs on a part of the training images that take about this "
+            "many minutes together: learning rates, slower projectors, the lean form. Prints the flags to take.",
+        ),
+    ] = None,
     resume: Resume = False,
     auto_resume: Annotated[
         bool,
@@ -52,21 +61,28 @@ def distill(
             --data DATA --epochs 50 --output runs/a
         scalekd distill --recipe imagenette --method kd --data DATA --output runs/kd
         scalekd distill --method none --student resnet18 --data DATA --output runs/b
+        scalekd distill --teacher TEACHER --student resnet18 --data DATA --pilot 20
         scalekd distill --resume --output runs/a
         tensorboard --logdir runs    # watch all of them
     """
     students = student or []
     if len(students) == 1:
         flags = flags | {"student": students[0]}
-    if check:
+    if check or pilot is not None:
+        mode = "check" if check else "pilot"
+        if check and pilot is not None:
+            raise UserError("check: and --pilot are two ways to try a recipe; pass one of them")
         if resume or auto_resume or overwrite or output is not None:
-            raise UserError("check: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
+            raise UserError(f"{mode}: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
         if len(students) > 1:
-            raise UserError(f"check: tries one student at a time, not {len(students)}; pass one --student")
+            raise UserError(f"{mode}: tries one student at a time, not {len(students)}; pass one --student")
         settings = load(recipe, flags, partial(typer.echo, err=True))
-        from scalekd.commands.distill import dry_run_command
+        from scalekd.commands.distill import dry_run_command, pilot_command
 
-        dry_run_command(settings, as_json=as_json)
+        if pilot is None:
+            dry_run_command(settings, as_json=as_json)
+        else:
+            pilot_command(settings, pilot, as_json=as_json)
         return
     if output is None:
         raise UserError("output: none is given; pass --output (a folder for weights, logs and checkpoints)")

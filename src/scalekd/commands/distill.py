@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from scalekd.commands.launch import launch
 from scalekd.engine.launcher import launched, restarted
 from scalekd.engine.processes import Processes, joined
 from scalekd.errors import printable
+from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.runs.group import RunGroup
-from scalekd.tasks.distill import distill, distill_students, dry_run
+from scalekd.tasks.distill import Pilot, distill, distill_students, dry_run, run_pilot
 
 _say = partial(typer.echo, err=True)
 
@@ -55,6 +59,41 @@ def dry_run_command(settings: Recipe, *, as_json: bool) -> None:
     terms = ", ".join(f"{name} {value:.3f}" for name, value in checked["losses"].items())
     moved = f"{checked['student_parameters_moved']} of {checked['student_parameters']}"
     typer.echo(json.dumps(checked) if as_json else f"check     one step: {terms}; {moved} student parameters changed")
+
+
+def pilot_command(settings: Recipe, minutes: float, *, as_json: bool) -> None:
+    """Compare a few settings of the recipe in short runs; print a table, and the flags of the best."""
+    found = run_pilot(settings, minutes, plain_lines())
+    flags = _as_flags(found.best.keys)
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"best": found.best.keys, "clear": found.clear, "flags": flags}))
+        return
+    table = Table()
+    for column in ("setting", "top1", "time, first = 1"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for trial in found.trials:
+        top1 = "no number" if trial.top1 is None else f"{trial.top1:.1f} +- {found.error(trial):.1f}"
+        time = f"{trial.seconds / found.trials[0].seconds:.2f}" if trial.seconds and found.trials[0].seconds else ""
+        table.add_row(_as_flags(trial.keys), top1, time)
+    Console().print(table)
+    typer.echo(_pilot_advice(found, flags))
+
+
+def _as_flags(keys: dict[str, Any]) -> str:
+    """Format recipe keys as they would be typed."""
+    flags = ((f"--{name.replace('_', '-')}", value) for name, value in keys.items())
+    return " ".join(flag if value is True else f"{flag} {value:g}" for flag, value in flags)
+
+
+def _pilot_advice(found: Pilot, flags: str) -> str:
+    """Say which flags to take, and how far the figures support it."""
+    lines = [f"best      {flags}"]
+    if found.best is not found.trials[0] and not found.clear:
+        lines.append("note      above the recipe's own setting by less than the errors; a longer pilot says more")
+    rates, best = [trial.keys["lr"] for trial in found.trials], found.best.keys["lr"]
+    if best in (min(rates), max(rates)):
+        lines.append(f"note      {best:g} is at the end of the range; repeat the pilot with --lr {best:g}")
+    return "\n".join(lines)
 
 
 def _train(

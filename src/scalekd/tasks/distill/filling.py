@@ -19,13 +19,18 @@ from scalekd.recipes import Recipe
 from scalekd.tasks.distill.build import build_teacher
 from scalekd.tasks.distill.caching import compute_outputs, find_cache
 from scalekd.tasks.distill.describing import remarks
-from scalekd.tasks.distill.inputs import check_output, read_data, training_images
+from scalekd.tasks.distill.inputs import Splits, check_output, read_data, training_images
 
 _BATCH = 64  # images at once if the recipe's batch is larger and micro_batch is not set
 
 
 def fill_cache(
-    recipe: Recipe, *, plan: bool = False, rebuild: bool = False, console: Console | None = None
+    recipe: Recipe,
+    *,
+    plan: bool = False,
+    rebuild: bool = False,
+    console: Console | None = None,
+    splits: Splits | None = None,
 ) -> dict[str, Any]:
     """Run the recipe's teacher on all views of the training images and store its outputs.
 
@@ -34,6 +39,7 @@ def fill_cache(
         plan: Whether to print only the size and fill nothing.
         rebuild: Whether to delete corrupt shards and compute them again.
         console: Where to print. Default: standard error.
+        splits: Training and validation images, if they are not those of the recipe's `data`.
 
     Returns:
         The cache's folder, its size, and how fast it was filled.
@@ -48,7 +54,7 @@ def fill_cache(
     console = console or Console(stderr=True)
     say = plain_lines(console)
     check_output(recipe, recipe.cache, "cache")
-    train, val = read_data(recipe)
+    train, val = splits or read_data(recipe)
     compute = pick_compute(recipe)
     teacher = build_teacher(recipe, val.classes)
     identity, layout = find_cache(recipe, teacher, train, compute.dtype)

@@ -25,8 +25,10 @@ from scalekd.errors import UserError
 from scalekd.methods.share import FeatureShare
 from scalekd.recipes import Recipe
 
+Splits = tuple[Split, Split]  # training and validation images
 
-def read_data(recipe: Recipe) -> tuple[Split, Split]:
+
+def read_data(recipe: Recipe) -> Splits:
     """Read the training and validation images, with or without labels as the recipe's `labels` says.
 
     Raises:
@@ -37,7 +39,7 @@ def read_data(recipe: Recipe) -> tuple[Split, Split]:
     return train, val
 
 
-def _read_data(recipe: Recipe) -> tuple[Split, Split]:
+def _read_data(recipe: Recipe) -> Splits:
     data = recipe.data
     if data is None:
         raise UserError(

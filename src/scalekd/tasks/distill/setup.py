@@ -27,7 +27,7 @@ from scalekd.recipes import Recipe
 from scalekd.runs.group import naming
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, head_width
 from scalekd.tasks.distill.caching import find_cache
-from scalekd.tasks.distill.inputs import evaluation_images, read_data
+from scalekd.tasks.distill.inputs import Splits, evaluation_images, read_data
 from scalekd.tasks.distill.micro_batch import fitting_micro_batch
 from scalekd.tasks.distill.trial import random_losses
 
@@ -98,18 +98,19 @@ class Run:
         return _is_sharded(self.recipe, self.context.processes)
 
 
-def build_run(recipes: Sequence[Recipe], context: RunContext) -> Run:
+def build_run(recipes: Sequence[Recipe], context: RunContext, splits: Splits | None = None) -> Run:
     """Read the data's listing, build the pairs, and find out how many images fit in memory at once.
 
     Args:
         recipes: The settings of each student.
         context: The run's surroundings; its files are not touched.
+        splits: Training and validation images, if they are not those of the recipe's `data`.
 
     Raises:
         UserError: If the data or the models do not match the recipes, each other or the processes.
     """
     recipe, processes = recipes[0], context.processes
-    train, val = read_data(recipe)
+    train, val = splits or read_data(recipe)
     compute = pick_compute(recipe)
     _check_processes(recipes, processes, compute.device, len(val))
     teacher = build_teacher(recipe, val.classes) if recipe.method != "none" else None

@@ -1,0 +1,124 @@
+"""`distill --pilot` compares settings on a part of the training images, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY_RUN, Cli
+
+from scalekd.data import Files, Split
+from scalekd.data.hold_out import hold_out
+from scalekd.engine.learner import NonFiniteLossError
+from scalekd.recipes import load
+from scalekd.tasks.distill import distill
+from scalekd.tasks.distill import pilot as module
+from scalekd.tasks.distill.pilot import Pilot, Trial
+
+
+def split(labels: list[int]) -> Split:
+    names = [f"{number}.png" for number in range(len(labels))]
+    return Split(Files(Path("images"), names), np.array(labels, np.int32), ("a", "b"))
+
+
+def test_classes_keep_their_shares_in_both_parts() -> None:
+    train, held = hold_out(split([0] * 80 + [1] * 20), 20, 40, seed=0)
+    assert [(part.labels == 1).sum() for part in (train, held)] == [pytest.approx(8, abs=2), pytest.approx(4, abs=2)]
+    assert len(train) == 40
+    assert len(held) == 20
+    assert not set(train.store.names) & set(held.store.names)
+    assert train.store.locate(0) == f"images/{train.store.names[0]}"
+    assert all(train.labels[index] == (int(name[:-4]) >= 80) for index, name in enumerate(train.store.names))
+
+
+def test_the_draw_depends_on_the_seed_only() -> None:
+    whole = split([0, 1] * 50)
+    names = [hold_out(whole, 20, 50, seed)[1].fingerprint for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+
+
+def test_images_without_labels_are_not_measured_on() -> None:
+    train, held = hold_out(split([-1] * 50 + [0, 1] * 5), 8, 100, seed=0)
+    assert (held.labels >= 0).all()
+    assert len(held) == 8
+    assert len(train) == 52
+
+
+@pytest.fixture
+def flags(data: Path, teacher_file: Path) -> tuple[str | Path, ...]:
+    return ("--teacher", teacher_file, "--data", data, *TINY_RUN, "--no-check-teacher")
+
+
+def test_settings_are_compared_and_flags_are_named(
+    cli: Cli, flags: tuple[str | Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    outcome = cli("distill", *flags, "--pilot", "5")
+    assert outcome.code == 0, outcome.err
+    assert "10 of 12 training images, 2 others to measure on; 2 epochs, 2 steps a run" in outcome.err
+    assert "--lr 0.0025 " in outcome.out
+    assert "--lean" in outcome.out
+    assert "best      --lr 0.0" in outcome.out
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_json_holds_every_run(cli: Cli, flags: tuple[str | Path, ...]) -> None:
+    outcome = cli("distill", *flags, "--pilot", "5", "--json", "--method", "kd")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert [trial["keys"] for trial in found["trials"]] == [{"lr": 0.01}, {"lr": 0.0025}, {"lr": 0.04}]
+    assert found["flags"] == f"--lr {found['best']['lr']:g}"
+
+
+def test_the_users_own_keys_are_kept(data: Path, teacher_file: Path) -> None:
+    recipe = load(None, {"teacher": str(teacher_file), "data": str(data), "stem": "none", "lr": 0.01})
+    assert module._changed(recipe, {"lean": True}).stem == "none"
+    forms = list(module._forms(recipe, {"lr": 0.04}))
+    assert forms == [{"projector_lr_scale": 0.00625}, {"lean": True}]  # a quarter of 1e-3
+    assert list(module._forms(load(None, {"lean": True, "lr": 1e-3}), {})) == [{"projector_lr_scale": 0.25}]
+
+
+def test_a_rate_that_diverges_is_a_row(
+    cli: Cli, flags: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = distill
+
+    def diverging(recipe, *args, **more):  # type: ignore[no-untyped-def]
+        if recipe.lr == 0.04:
+            raise NonFiniteLossError("loss: NaN")
+        return real(recipe, *args, **more)
+
+    monkeypatch.setattr(module, "distill", diverging)
+    outcome = cli("distill", *flags, "--pilot", "5", "--method", "none")
+    assert outcome.code == 0, outcome.err
+    assert "no number" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (("--pilot", "0"), ("pilot: in 0 minutes only 0 images", "fewer than a batch of 6", "--pilot 1 or more")),
+        (("--pilot", "5", "--batch", "12"), ("pilot: of 12 training images, 10 remain", "batch of 12")),
+        (("--pilot", "5", "--labels", "none"), ("pilot:", "--labels none")),
+        (("--pilot", "5", "--devices", "2"), ("pilot:", "--devices")),
+        (("--pilot", "5", "--check"), ("--pilot",)),
+        (("--pilot", "5", "--output", "x"), ("pilot: writes nothing", "--output")),
+        (("--pilot", "5", "--student", "resnet34"), ("pilot: tries one student",)),
+        (("--pilot", "-1"), ("--pilot",)),
+        (("--pilot", "soon"), ("--pilot",)),
+    ],
+)
+def test_bad_input(cli: Cli, flags: tuple[str | Path, ...], more: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    cli("distill", *flags, *more).refused(*parts)
+
+
+def test_the_best_is_clear_only_beyond_the_errors() -> None:
+    own, better, best = (Trial({"lr": rate}, top1, 1.0) for rate, top1 in ((1, 50.0), (2, 55.0), (4, 80.0)))
+    assert not Pilot(80, 20, 4, 10, (own, better)).clear
+    assert Pilot(80, 20, 4, 10, (own, best)).clear
+    assert Pilot(80, 20, 4, 10, (own, better)).error(own) == pytest.approx(11.18, abs=0.01)
+    assert Pilot(80, 20, 4, 10, (Trial({"lr": 1}, None, 0.0), better)).clear
