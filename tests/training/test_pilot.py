@@ -13,6 +13,7 @@ from conftest import TINY_RUN, Cli
 from scalekd.data import Files, Split
 from scalekd.data.hold_out import hold_out
 from scalekd.engine.learner import NonFiniteLossError
+from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.tasks.distill import distill
 from scalekd.tasks.distill import pilot as module
@@ -95,7 +96,30 @@ def test_a_rate_that_diverges_is_a_row(
     monkeypatch.setattr(module, "distill", diverging)
     outcome = cli("distill", *flags, "--pilot", "5", "--method", "none")
     assert outcome.code == 0, outcome.err
-    assert "no number" in outcome.out
+    assert "failed" in outcome.out
+    assert "pilot     lr 0.04: failed: loss: NaN" in outcome.err
+
+
+def test_a_form_that_cannot_be_trained_is_a_row_and_a_wrong_recipe_is_refused(
+    cli: Cli, flags: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = distill
+
+    def picky(recipe, *args, **more):  # type: ignore[no-untyped-def]
+        if refused(recipe):
+            raise UserError("student: has a map of one position")
+        return real(recipe, *args, **more)
+
+    monkeypatch.setattr(module, "distill", picky)
+    refused = lambda recipe: recipe.lean  # noqa: E731
+    outcome = cli("distill", *flags, "--pilot", "5", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [trial["failure"] for trial in json.loads(outcome.out)["trials"]] == [
+        *[""] * 4,
+        "student: has a map of one position",
+    ]
+    refused = lambda recipe: True  # noqa: E731
+    cli("distill", *flags, "--pilot", "5").refused("student: has a map of one position")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def pilot_command(settings: Recipe, minutes: float, *, as_json: bool) -> None:
     for column in ("setting", "top1", "time, first = 1"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     for trial in found.trials:
-        top1 = "no number" if trial.top1 is None else f"{trial.top1:.1f} +- {found.error(trial):.1f}"
+        top1 = "failed" if trial.top1 is None else f"{trial.top1:.1f} +- {found.error(trial):.1f}"
         time = f"{trial.seconds / found.trials[0].seconds:.2f}" if trial.seconds and found.trials[0].seconds else ""
         table.add_row(_as_flags(trial.keys), top1, time)
     Console().print(table)

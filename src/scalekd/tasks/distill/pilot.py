@@ -45,13 +45,15 @@ class Trial:
 
     Attributes:
         keys: The recipe keys in which it differs from the recipe.
-        top1: Accuracy on the held-out images in percent; None if the loss became NaN or infinite.
+        top1: Accuracy on the held-out images in percent; None if it failed.
         seconds: Duration of its training.
+        failure: Why it failed; empty if it did not.
     """
 
     keys: dict[str, Any]
     top1: float | None
     seconds: float
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,10 @@ def _run(
     with TemporaryDirectory(dir=folder) as output:
         try:
             result = distill(_changed(recipe, keys), Path(output) / "run", splits=images, console=Console(quiet=True))
-        except NonFiniteLossError:
-            say(f"pilot     {name}: the loss became NaN or infinite")
-            return Trial(keys, None, 0.0)
+        except UserError as error:  # such as a loss that is NaN, or too few images in the lean form's batch norms
+            if keys == {"lr": recipe.lr} and not isinstance(error, NonFiniteLossError):
+                raise  # the recipe itself is wrong
+            say(f"pilot     {name}: failed: {error}")
+            return Trial(keys, None, 0.0, str(error))
     say(f"pilot     {name}: top1 {result['top1']:.1f}%")
     return Trial(keys, result["top1"], result["seconds"])
