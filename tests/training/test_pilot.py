@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scalekd.data import Files, Split
 from scalekd.data.hold_out import hold_out
 from scalekd.engine.learner import NonFiniteLossError
 from scalekd.errors import UserError
-from scalekd.recipes import load
+from scalekd.recipes import Recipe, load
 from scalekd.tasks.distill import distill
 from scalekd.tasks.distill import pilot as module
 from scalekd.tasks.distill.pilot import Pilot, Trial
@@ -88,7 +89,7 @@ def test_a_rate_that_diverges_is_a_row(
 ) -> None:
     real = distill
 
-    def diverging(recipe, *args, **more):  # type: ignore[no-untyped-def]
+    def diverging(recipe: Recipe, *args: Any, **more: Any) -> Any:
         if recipe.lr == 0.04:
             raise NonFiniteLossError("loss: NaN")
         return real(recipe, *args, **more)
@@ -103,22 +104,19 @@ def test_a_rate_that_diverges_is_a_row(
 def test_a_form_that_cannot_be_trained_is_a_row_and_a_wrong_recipe_is_refused(
     cli: Cli, flags: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = distill
+    real, refused = distill, [{"lean": True}]
 
-    def picky(recipe, *args, **more):  # type: ignore[no-untyped-def]
-        if refused(recipe):
+    def picky(recipe: Recipe, *args: Any, **more: Any) -> Any:
+        if any(getattr(recipe, key) == value for keys in refused for key, value in keys.items()):
             raise UserError("student: has a map of one position")
         return real(recipe, *args, **more)
 
     monkeypatch.setattr(module, "distill", picky)
-    refused = lambda recipe: recipe.lean  # noqa: E731
     outcome = cli("distill", *flags, "--pilot", "5", "--json")
     assert outcome.code == 0, outcome.err
-    assert [trial["failure"] for trial in json.loads(outcome.out)["trials"]] == [
-        *[""] * 4,
-        "student: has a map of one position",
-    ]
-    refused = lambda recipe: True  # noqa: E731
+    failures = [trial["failure"] for trial in json.loads(outcome.out)["trials"]]
+    assert failures == [*[""] * 4, "student: has a map of one position"]
+    refused.append({"lean": False})
     cli("distill", *flags, "--pilot", "5").refused("student: has a map of one position")
 
 

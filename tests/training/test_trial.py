@@ -181,6 +181,22 @@ def test_batch_norm_on_one_value_names_the_mend(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_projectors_batch_norm_on_one_value_names_the_mend(
+    cli: Cli, data: Path, tmp_path: Path, teacher_file: Path
+) -> None:
+    own = (
+        "--student",
+        "test_resnet",
+        "--teacher",
+        teacher_file,
+        "--lean",
+        "--no-check-teacher",
+    )  # maps of one position
+    refused = cli("distill", "--data", data, "--output", tmp_path / "out" / "run", *TINY_SETTINGS, *own)
+    refused.refused("projectors of scalekd", "more than 1 value per channel", "raise feature_share or batch")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_auxiliary_head_that_small_images_do_not_reach(cli: Cli, data: Path, tmp_path: Path) -> None:
     own = ("--student", "torchvision:inception_v3", "--student-maps", "Mixed_6e,Mixed_7c", "--method", "none")
     small = (*TINY_SETTINGS, "--resolution", "80")

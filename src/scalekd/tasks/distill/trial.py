@@ -21,13 +21,14 @@ from scalekd.hardware import autocast
 from scalekd.methods.base import Method
 from scalekd.methods.outputs import Losses, StudentOutputs
 from scalekd.models import Student
-from scalekd.models.failure import ModelError, naming_model
+from scalekd.models.failure import ModelError, kind_and_line, naming_model
 from scalekd.recipes import Recipe
 
 T = TypeVar("T")
 
 DOING = "be trained on"
 _KILLED = "signal 9 "
+_ONE_VALUE = "more than 1 value per channel"  # in torch's message of a batch norm
 
 
 def try_training(
@@ -65,7 +66,7 @@ def try_training(
         try:
             in_safe_layout(method, partial(step, size=at_once, batchnorm=batchnorm), dtype=dtype, say=say)
         except ModelError as error:
-            raise ModelError(f"{error}{_advice(_student(method), error, together)}") from error
+            raise ModelError(f"{error}{_advice(method, error, together)}") from error
 
 
 def in_safe_layout(
@@ -142,8 +143,14 @@ def take_step(
             teacher_outputs = method.teacher(images) if method.needs_teacher else None
             outputs = student(images)
             _check(student, outputs, size)
-            loss = method.losses(outputs, teacher_outputs, labels).total
-        shape = [size, 3, student.resolution, student.resolution]
+            shape = [size, 3, student.resolution, student.resolution]
+            try:
+                loss = method.losses(outputs, teacher_outputs, labels).total
+            except ValueError as error:
+                if _ONE_VALUE not in str(error):
+                    raise
+                what = f"the projectors of {recipe.method} cannot {DOING} images {shape}: {kind_and_line(error)}"
+                raise ModelError(what) from error
         with naming_model("student", student.name, shape, DOING):
             loss.backward()  # type: ignore[no-untyped-call]
     if all(parameter.grad is None for parameter in student.parameters()):
@@ -183,11 +190,14 @@ def _check(student: Student, outputs: StudentOutputs, size: int) -> None:
             raise ModelError(f"student: {student.name} in training mode gives {given} as {name}, not {shape}")
 
 
-def _advice(student: Student, error: ModelError, together: int) -> str:
+def _advice(method: Method, error: ModelError, together: int) -> str:
     """Return how to fix a known error, as the end of a message; empty for an unknown one."""
-    if together == 1 and "more than 1 value per channel" in str(error):
-        return "; batch norm needs two images at once: set batch (and micro_batch, batchnorm_over) to 2 or more"
-    if getattr(student.model, "aux_logits", False):
+    if _ONE_VALUE in str(error):
+        if together == 1:
+            return "; batch norm needs two images at once: set batch (and micro_batch, batchnorm_over) to 2 or more"
+        if method.feature_share.share < 1:
+            return "; features of one image at once are compared, batch norm needs two: raise feature_share or batch"
+    if getattr(_student(method).model, "aux_logits", False):
         return (
             "; its auxiliary head is used in training only: raise resolution, or build it without one "
             "(--student-args '{aux_logits: false}')"
