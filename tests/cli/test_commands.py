@@ -157,7 +157,10 @@ def test_inspect_plans_for_this_machine_where_no_device_is_named(cli: Cli, monke
 
 
 def test_inspect_measures_beside_the_prediction(cli: Cli) -> None:
-    found = json.loads(cli("inspect", "--recipe", "quickstart", "--measure", "--json").out)["measured"]
+    everything = json.loads(cli("inspect", "--recipe", "quickstart", "--measure", "--json").out)
+    found, lean = everything["measured"], everything["lean"]["measured"]
+    assert lean["batch"] == found["batch"]
+    assert lean["images_per_second"] > 0
     assert found["images_per_second"] > 0
     assert found["predicted_bytes"] > 0
     assert found["peak_bytes"] > 0

@@ -50,6 +50,8 @@ def run(
     # Measured first, with its own copy of the pair: predictions may change the state of the user's own code.
     with working("measuring a few steps"):
         outcome = _measure(settings, num_classes) if measured else None
+        leaner = _lean_form(settings)
+        lean_outcome = _measure(leaner, num_classes) if measured and leaner else None
     with working("planning: building the pair, counting its operations and memory"):
         method = _join(settings, num_classes, torch.device(target.kind), dtype)
         costs = estimate(
@@ -65,9 +67,9 @@ def run(
             epochs=settings.epochs,
             share=settings.stored_share,
         )
-        lean = _lean(settings, method, dtype, images)
+        lean = _lean(leaner, method, dtype, images) if leaner else None
     if as_json:
-        more = {"lean": asdict(lean)} if lean else {}
+        more = {"lean": asdict(lean) | ({"measured": lean_outcome} if lean_outcome else {})} if lean else {}
         typer.echo(json.dumps(_as_dict(method, costs) | more | ({"measured": outcome} if outcome else {})))
         return
     typer.echo(describe_pair(method))
@@ -77,16 +79,21 @@ def run(
     if hours:
         what = "GPU-hours" if target.kind == "cuda" else "Hours"
         typer.echo(f"\n{what} on {target.article}\n{costs.hours.arithmetic()}")
-    if outcome:
-        predicted = ""
-        if outcome["predicted_bytes"]:
-            share = outcome["predicted_bytes"] / outcome["peak_bytes"]
-            predicted = f", predicted {outcome['predicted_bytes'] / GIB:.2f} ({share:.2f} of it)"
-        typer.echo(
-            f"\nmeasured  {outcome['batch']} images at once on this {outcome['device']} in {outcome['dtype']}: "
-            f"{outcome['images_per_second']:.2f} images per second; "
-            f"peak {outcome['peak_bytes'] / GIB:.2f} GiB{predicted}"
-        )
+    for name, found in (("measured", outcome), ("--lean", lean_outcome)):
+        if found:
+            typer.echo(f"{name:<10}{_describe(found)}")
+
+
+def _describe(measured: dict[str, Any]) -> str:
+    """Format a measurement, human-readable."""
+    predicted = ""
+    if measured["predicted_bytes"]:
+        share = measured["predicted_bytes"] / measured["peak_bytes"]
+        predicted = f", predicted {measured['predicted_bytes'] / GIB:.2f} ({share:.2f} of it)"
+    return (
+        f"{measured['batch']} images at once on this {measured['device']} in {measured['dtype']}, teacher live: "
+        f"{measured['images_per_second']:.2f} images per second; peak {measured['peak_bytes'] / GIB:.2f} GiB{predicted}"
+    )
 
 
 def _target(name: str, precision: str, peak: float | None) -> tuple[torch.dtype, Device]:
@@ -140,15 +147,19 @@ class Lean:
         )
 
 
-def _lean(settings: Recipe, pair: Method, dtype: torch.dtype, images: int) -> Lean | None:
-    """Return the cost of the pair in the lean form; None if the recipe is not exact or cannot be lean."""
+def _lean_form(settings: Recipe) -> Recipe | None:
+    """Return the recipe in the lean form; None if it is not exact or cannot be lean."""
     exact = all(getattr(settings, key) == Recipe.model_fields[key].default for key in LEAN)
     if not exact or not has_key(settings.method, "lean"):
         return None
     try:
-        settings = validate(Recipe, settings.model_dump() | LEAN | {"lean": True})
+        return validate(Recipe, settings.model_dump() | LEAN | {"lean": True})
     except UserError:  # a micro-batch of fewer than four images
         return None
+
+
+def _lean(settings: Recipe, pair: Method, dtype: torch.dtype, images: int) -> Lean:
+    """Return the cost of a pair in the lean form."""
     teacher, student = pair.teacher, pair.student
     assert isinstance(teacher, Teacher)
     assert isinstance(student, Student)
