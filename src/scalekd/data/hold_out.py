@@ -50,6 +50,12 @@ def select(split: Split, indices: Indices) -> Split:
     return replace(split, store=Selected(split.store, indices, names), labels=split.labels[indices])
 
 
+def draw(split: Split, count: int, seed: int) -> Split:
+    """Draw at most `count` labelled images; the classes have about the shares that they have in the split."""
+    order = _stratified_order(split.labels, seed)
+    return select(split, order[split.labels[order] != UNLABELLED][:count])
+
+
 def hold_out(split: Split, held: int, kept: int, seed: int) -> tuple[Split, Split]:
     """Draw images to train on and others, with labels, to measure on. Both contain the classes in the split's shares.
 

@@ -43,8 +43,8 @@ class TeacherKeys(Keys):
     """Number of blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is
     fixed."""
     check_teacher: bool = True
-    """Whether to measure the teacher on the validation images at the start. If its logits are used, an accuracy near
-    chance is an error."""
+    """Whether to measure the teacher on the validation images at the start, and the features of a student that starts
+    from weights. If the teacher's logits are used, an accuracy near chance is an error."""
     cache: File | None = None
     """Folder of caches filled by `scalekd cache`: teacher outputs are read from there, and the teacher does not run."""
     cache_format: Literal["bf16", "int8"] = "bf16"

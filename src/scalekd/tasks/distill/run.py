@@ -21,6 +21,7 @@ from scalekd.tasks.distill.inputs import Splits, check_output
 from scalekd.tasks.distill.live import Live
 from scalekd.tasks.distill.preflight import check_cache, check_inputs, check_teacher, check_training
 from scalekd.tasks.distill.setup import build_run
+from scalekd.tasks.distill.starting_point import describe_starting_points
 
 
 def distill(
@@ -129,6 +130,8 @@ def _distill(
         teacher_accuracy = check_teacher(run)
         if teacher_accuracy is not None:
             say(f"teacher   top1 {teacher_accuracy.top1:.2f}% on the validation images")
+        for line in describe_starting_points(run, teacher_accuracy):
+            say(line)
         inputs = check_inputs(run)
         # Last, so that a run that cannot start does not delete another.
         processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
