@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -167,18 +168,22 @@ def test_inspect_measures_beside_the_prediction(cli: Cli) -> None:
 
 
 def test_the_digits_are_an_image_folder(tmp_path: Path) -> None:
-    sizes = write_digits(tmp_path, labelled=100)
-    assert sizes == {"train": 1257, "small": 100, "val": 540}
-    small, val = read_splits(tmp_path, "small", "val")
-    assert len(small) == 100
-    assert {Path(p).name for p in small.store.names}.isdisjoint(Path(p).name for p in val.store.names)
-    assert small.classes == tuple("0123456789")
+    sizes = write_digits(tmp_path, labelled=50)
+    assert sizes == {"teacher": 1257, "train": 50, "unlabelled": 1207, "val": 540}
+    train, _ = read_splits(tmp_path, "train", "val")
+    assert len(train) == 50
+    assert set(Counter(train.labels.tolist()).values()) <= {4, 5, 6}
+    names = {name: {path.name for path in (tmp_path / name).rglob("*.png")} for name in sizes}
+    assert names["teacher"] == names["train"] | names["unlabelled"]
+    assert not names["train"] & names["unlabelled"]
+    assert not names["teacher"] & names["val"]
+    assert all(path.is_file() for path in (tmp_path / "unlabelled").iterdir())  # no folder tells the class
 
 
 def test_the_quickstarts_lines_are_not_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last one is a command to copy."""
     folder = tmp_path / ("long" * 20)
-    summary = {"teacher": 97.0, "labelled_images": 100, "test_images": 540}
+    summary = {"teacher": 97.0, "images": {"teacher": 1257, "train": 50, "unlabelled": 1207, "val": 540}}
     _print_table(summary | {"students": {name: [90.0, 91.0] for name in ("none", "kd", "scalekd")}}, folder)
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"scalekd report {folder / 'scalekd-seed0'}")
 

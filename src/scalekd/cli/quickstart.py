@@ -13,13 +13,13 @@ def quickstart(
         Path, typer.Option(help="Folder for the digits and all runs; an earlier quickstart in it is replaced.")
     ] = Path("runs/quickstart"),
     seeds: Annotated[int, typer.Option(min=2, help="Number of seeds for each method.")] = 3,
-    labelled: Annotated[int, typer.Option(min=50, max=1247, help="Number of images that the students see.")] = 100,
+    labelled: Annotated[int, typer.Option(min=50, max=1247, help="Number of labels for the students.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Try the whole method in minutes, offline: a ViT teaches a small CNN to read handwritten digits.
 
-    The teacher is trained on most of scikit-learn's 1,797 digits, the students on a small part of the same images, and
-    none on the test images. Each run has its folder with recipe, logs and weights.
+    The teacher is trained on most of scikit-learn's 1,797 digits. The students see the same images, but have labels for
+    50 of them only. None sees the test images. Each run has its folder with recipe, logs and weights.
     """
     from scalekd.commands.quickstart import run
 
