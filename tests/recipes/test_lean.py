@@ -15,19 +15,19 @@ from scalekd.recipes import Recipe, load
 from scalekd.recipes.load import dump
 
 
-def form(keys: dict[str, Any]) -> tuple[str, float]:
+def form(keys: dict[str, Any]) -> tuple[str, bool]:
     recipe = load(None, keys)
-    return recipe.stem, recipe.feature_share
+    return recipe.projector, recipe.tpp
 
 
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({}, ("conv3x3", 1.0)),
-        ({"lean": False}, ("conv3x3", 1.0)),
-        ({"lean": True}, ("conv1x1", 0.25)),
-        ({"lean": True, "feature_share": 0.5}, ("conv1x1", 0.5)),
-        ({"lean": True, "stem": "none"}, ("none", 0.25)),
+        ({}, ("cap", True)),
+        ({"lean": False}, ("cap", True)),
+        ({"lean": True}, ("linear", False)),
+        ({"lean": True, "tpp": True}, ("linear", True)),
+        ({"lean": True, "projector": "cap"}, ("cap", False)),
     ],
 )
 def test_lean_sets_what_is_not_set(keys: dict[str, Any], expected: tuple[str, float]) -> None:
@@ -44,7 +44,11 @@ def test_a_lean_recipe_survives_a_round_trip() -> None:
     [
         ({"method": "kd"}, "lean is no key of method kd"),
         ({"method": "none"}, "lean is no key of method none"),
-        ({"batch": 8, "micro_batch": 2}, "feature_share: 0.25 of 2 images at once is less than one image"),
+        ({"stem": "conv1x1"}, "stem: is of CAP, which linear projectors"),
+        ({"heads": [2, 2]}, "heads: is of CAP"),
+        ({"query": "learned"}, "query: a linear projector has none"),
+        ({"stages": ["previous"]}, "stages: previous is compared through the proxies"),
+        ({"tpp": True, "stages": ["last"]}, "without previous and without the proxy query TPP has no use"),
     ],
 )
 def test_lean_is_refused_where_it_has_no_meaning(keys: dict[str, Any], reason: str) -> None:
@@ -55,8 +59,8 @@ def test_lean_is_refused_where_it_has_no_meaning(keys: dict[str, Any], reason: s
 def test_a_file_and_a_flag_are_combined(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("lean: true\n")
-    recipe = load(str(file), {"feature_share": 0.5})
-    assert (recipe.stem, recipe.feature_share) == ("conv1x1", 0.5)
+    recipe = load(str(file), {"tpp": True})
+    assert (recipe.projector, recipe.tpp) == ("linear", True)
 
 
 @pytest.mark.parametrize("value", [1, "true", "on"])
@@ -69,11 +73,11 @@ def test_the_recipe_of_a_finished_run_can_be_made_lean_and_exact_again(tmp_path:
     exact, lean = tmp_path / "exact.yaml", tmp_path / "lean.yaml"
     exact.write_text(dump(load(None, {})))
     made = load(str(exact), {"lean": True})
-    assert (made.stem, made.feature_share) == ("conv1x1", 0.25)
+    assert (made.projector, made.tpp) == ("linear", False)
     lean.write_text(dump(made))
     assert load(str(lean), {}) == made
     again = load(str(lean), {"lean": False})
-    assert (again.stem, again.feature_share) == ("conv3x3", 1.0)
+    assert (again.projector, again.tpp) == ("cap", True)
 
 
 def test_inspect_compares_the_lean_form(cli: Cli) -> None:
@@ -83,10 +87,10 @@ def test_inspect_compares_the_lean_form(cli: Cli) -> None:
     assert plain["lean"]["flops_total"] == lean["costs"]["flops_total"]
     assert plain["lean"]["flops_total"] < plain["costs"]["flops_total"]
     assert plain["lean"]["cache"]["bf16"] == lean["costs"]["cache"]["bf16"]
-    assert "lean      --lean (stem conv1x1, feature_share 0.25) takes " in cli(*pair).out
+    assert "lean      --lean (projector linear, tpp False) takes " in cli(*pair).out
     assert "--lean" not in cli(*pair, "--method", "kd").out
-    assert "--lean" not in cli(*pair, "--micro-batch", "2").out
-    assert "--lean" not in cli(*pair, "--feature-share", "0.5").out
+    assert "--lean" not in cli(*pair, "--stem", "conv1x1").out
+    assert "--lean" not in cli(*pair, "--no-tpp").out
 
 
 def test_the_help_names_what_lean_sets() -> None:

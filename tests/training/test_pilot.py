@@ -77,8 +77,10 @@ def test_json_holds_every_run(cli: Cli, flags: tuple[str | Path, ...]) -> None:
 
 
 def test_the_users_own_keys_are_kept(data: Path, teacher_file: Path) -> None:
-    recipe = load(None, {"teacher": str(teacher_file), "data": str(data), "stem": "none", "lr": 0.01})
-    assert module._changed(recipe, {"lean": True}).stem == "none"
+    own = {"teacher": str(teacher_file), "data": str(data), "lr": 0.01}
+    assert list(module._forms(load(None, own | {"stem": "none"}), {})) == [{"projector_lr_scale": 0.025}]
+    recipe = load(None, own | {"tpp": True})
+    assert module._changed(recipe, {"lean": True}).tpp
     forms = list(module._forms(recipe, {"lr": 0.04}))
     assert forms == [{"projector_lr_scale": 0.00625}, {"lean": True}]  # a quarter of 1e-3
     assert list(module._forms(load(None, {"lean": True, "lr": 1e-3}), {})) == [{"projector_lr_scale": 0.25}]

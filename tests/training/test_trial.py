@@ -184,15 +184,9 @@ def test_batch_norm_on_one_value_names_the_mend(
 def test_a_projectors_batch_norm_on_one_value_names_the_mend(
     cli: Cli, data: Path, tmp_path: Path, teacher_file: Path
 ) -> None:
-    own = (
-        "--student",
-        "test_resnet",
-        "--teacher",
-        teacher_file,
-        "--lean",
-        "--no-check-teacher",
-    )  # maps of one position
-    refused = cli("distill", "--data", data, "--output", tmp_path / "out" / "run", *TINY_SETTINGS, *own)
+    pair = ("--student", "test_resnet", "--teacher", teacher_file)  # the student's maps have one position
+    own = (*TINY_SETTINGS, *pair, "--feature-share", "0.25", "--no-check-teacher")
+    refused = cli("distill", "--data", data, "--output", tmp_path / "out" / "run", *own)
     refused.refused("projectors of scalekd", "more than 1 value per channel", "raise feature_share or batch")
     assert not (tmp_path / "out").exists()
 

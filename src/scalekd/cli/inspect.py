@@ -14,7 +14,8 @@ _IMAGENET = 1_281_167
 
 
 @with_recipe_flags(
-    "method", "views", "tpp", "stages", "query", "heads", "stem", "stem_norm", "tail_blocks", "feature_share", "lean",
+    "method", "views", "tpp", "stages", "projector", "query", "heads", "stem", "stem_norm", "tail_blocks",
+    "feature_share", "lean",
     "teacher_resolution", "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch",
     "epochs", "optimizer", "ema", "precision",
     help_texts={

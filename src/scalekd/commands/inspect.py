@@ -154,7 +154,7 @@ def _lean_form(settings: Recipe) -> Recipe | None:
         return None
     try:
         return validate(Recipe, settings.model_dump() | LEAN | {"lean": True})
-    except UserError:  # a micro-batch of fewer than four images
+    except UserError:  # another key does not go with it
         return None
 
 

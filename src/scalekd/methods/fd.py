@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalekd.methods.base import DEFAULTS, Method, TaskLoss
 from scalekd.methods.label_loss import cross_entropy
 from scalekd.methods.mimicking import view_distance
 from scalekd.methods.outputs import StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
+from scalekd.methods.projector import LinearProjector
 from scalekd.methods.registry import METHODS, MethodKeys
 
 
@@ -49,7 +49,7 @@ class FeatureDistillation(Method):
             feature_share=feature_share,
         )
         self.alpha = alpha
-        self.projection = nn.Conv2d(student.maps[1].channels, teacher.tokens.channels, 1)
+        self.projection = LinearProjector(student.maps[1], teacher.tokens)
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
@@ -61,10 +61,5 @@ class FeatureDistillation(Method):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the normalised distance between the projected last map and the teacher's tokens."""
         assert teacher is not None
-        grid = (self.teacher.tokens.height, self.teacher.tokens.width)
-        projected = self.projection(student.last)
-        if projected.shape[-2:] != grid:
-            projected = F.interpolate(projected, grid, mode="bilinear", align_corners=False)
-        tokens = projected.flatten(2).transpose(1, 2)  # BxDxHxW -> BxNxD
-        distance, cosine = view_distance(tokens, teacher.tokens, "spatial")
+        distance, cosine = view_distance(self.projection(student.last), teacher.tokens, "spatial")
         return {"feature": self.alpha * distance}, {"feature": cosine}

@@ -51,23 +51,25 @@ class DualViewMimicking(nn.Module):
     """The projectors of one place in the student: one per view, each with its own weights.
 
     Args:
-        projectors: A CAP for each view.
+        projectors: A projector for each view, which returns tokens.
         alpha: Weight of the distance of each view.
     """
 
-    def __init__(self, projectors: Mapping[str, CrossAttentionProjector], alpha: Mapping[str, float]) -> None:
+    def __init__(self, projectors: Mapping[str, nn.Module], alpha: Mapping[str, float]) -> None:
         super().__init__()
         self.views = nn.ModuleDict(projectors)
         self.alpha = dict(alpha)
 
     @property
     def projectors(self) -> dict[str, CrossAttentionProjector]:
-        """The CAP of each view."""
+        """The CAP of each view; empty if the projectors are linear."""
         return {view: cap for view, cap in self.views.items() if isinstance(cap, CrossAttentionProjector)}
 
     def forward(self, features: Tensor, queries: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Project `features` `[B, C, h, w]` to tokens `[B, Nq, Dq]` of each view."""
-        return {view: cap(features, None if queries is None else queries[view]) for view, cap in self.views.items()}
+        if queries is None:
+            return {view: projector(features) for view, projector in self.views.items()}
+        return {view: projector(features, queries[view]) for view, projector in self.views.items()}
 
     def losses(
         self, tokens: Mapping[str, Tensor], target: Tensor, place: str

@@ -1,4 +1,4 @@
-"""CAP, the cross attention projector (ScaleKD section 3.1): projects a student map to ViT-like tokens."""
+"""Projectors of a student map to ViT-like tokens: CAP (ScaleKD section 3.1), and a linear one, which is ours."""
 
 from __future__ import annotations
 
@@ -158,3 +158,22 @@ class CrossAttentionProjector(nn.Module):
         f = self.norm(self.attn(F.relu(self.query_proj(query)), context))
         tokens: Tensor = f + self.ffn(f)  # the residual is the normalised f
         return tokens
+
+
+class LinearProjector(nn.Conv2d):
+    """A 1x1 convolution of a student map `[B, C, h, w]`, resized bilinearly to the teacher's grid: `[B, N, D]`.
+
+    Args:
+        student: Shape of the student map.
+        tokens: Shape of the tokens to return.
+    """
+
+    def __init__(self, student: MapShape, tokens: MapShape) -> None:
+        super().__init__(student.channels, tokens.channels, 1)
+        self.grid = (tokens.height, tokens.width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected = super().forward(features)
+        if projected.shape[-2:] != self.grid:
+            projected = F.interpolate(projected, self.grid, mode="bilinear", align_corners=False)
+        return projected.flatten(2).transpose(1, 2)  # BxDxHxW -> BxNxD

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, Strict
 
 from scalekd.keys import Fraction, Keys, NonNegative, Positive
-from scalekd.methods.parts import Query, Stage, Stem, StemNorm, View
+from scalekd.methods.parts import Projector, Query, Stage, Stem, StemNorm, View
 
 if TYPE_CHECKING:
     from scalekd.methods.base import Method
 
 LOGIT_WEIGHT = 0.5
-LEAN = {"stem": "conv1x1", "feature_share": 0.25}  # what `lean` sets; docs/LOG.md compares it with other forms
+LEAN: dict[str, str | bool] = {"projector": "linear", "tpp": False}  # what `lean` sets; chosen in docs/LOG.md
 LOGITS = frozenset({"logit_weight", "temperature"})
 
 
@@ -73,8 +73,8 @@ METHODS = {
     "scalekd": Entry(
         "ScaleKD", "the whole method", "scalekd.methods.scalekd:ScaleKD",
         LOGITS | {
-            "views", "alpha_spatial", "alpha_frequency", "tpp", "stages", "query", "heads", "softmax_scale", "stem",
-            "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share", "lean",
+            "views", "alpha_spatial", "alpha_frequency", "tpp", "stages", "projector", "query", "heads",
+            "softmax_scale", "stem", "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share", "lean",
         },
         projector_lr=1e-3,  # docs/LOG.md, "ScaleKD's collapse is the projectors' rate"
     ),
@@ -103,6 +103,9 @@ class MethodKeys(Keys):
     """Whether proxies pass through the teacher's own tail (TPP)."""
     stages: tuple[Stage, ...] | None = None
     """Student stages that are compared: previous (through the proxies), last. Default: both with TPP, last without."""
+    projector: Projector = "cap"
+    """What turns a student's map into tokens. cap: the paper's cross attention projector. linear: a 1x1 convolution
+    and resizing to the teacher's grid, ours and much cheaper."""
     query: Query | None = None
     """Query of the student path: the proxy tokens, or a learned table. Default: proxy with TPP, learned without."""
     heads: tuple[Positive, Positive] | None = None
@@ -117,8 +120,8 @@ class MethodKeys(Keys):
     """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
     the paper's: see docs/method.md."""
     lean: Annotated[bool, Strict()] = False
-    """Whether to use the lean form, which is ours and cheaper: stem conv1x1 and feature_share 0.25, unless they are
-    set. See docs/method.md."""
+    """Whether to use the lean form, which is ours and costs little more than labels alone: projector linear and tpp
+    False, unless they are set. See docs/method.md."""
     logit_weight: Fraction | None = None
     """Weight of the logit terms (lambda); the task term has weight 1 - lambda. Default: 0.5, and 0 for fd."""
     temperature: float = Field(default=1.0, gt=0)

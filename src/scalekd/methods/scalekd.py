@@ -10,10 +10,10 @@ from torch import Tensor
 from scalekd.methods.base import DEFAULTS, Method, Shared
 from scalekd.methods.mimicking import DualViewMimicking
 from scalekd.methods.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
-from scalekd.methods.parts import VIEWS, resolve_parts
+from scalekd.methods.parts import PROJECTORS, VIEWS, resolve_parts
 from scalekd.methods.perception import TeacherParameterPerception
 from scalekd.methods.plan import Place, Plan
-from scalekd.methods.projector import CrossAttentionProjector
+from scalekd.methods.projector import CrossAttentionProjector, LinearProjector
 from scalekd.methods.registry import MethodKeys
 
 
@@ -30,6 +30,7 @@ class ScaleKD(Method):
         tpp: Whether to use the proxy path through the teacher's tail.
         stages: Student stages whose tokens are compared with the teacher's: `previous` (through the proxy path) and
             `last`. Default both with TPP, `last` without.
+        projector: `cap`, or `linear` for a 1x1 convolution instead (ours); the arguments from `query` on are CAP's.
         query: Query of the student path: `proxy` (input-dependent, the proxy tokens) or `learned` (a table).
             Default `proxy` with TPP, `learned` without.
         heads: Attention heads of (CAP_prev, CAP_last); by default the paper's for this teacher.
@@ -50,6 +51,7 @@ class ScaleKD(Method):
         alpha: Mapping[str, float] | None = None,
         tpp: bool = DEFAULTS.tpp,
         stages: Sequence[str] | None = None,
+        projector: str = DEFAULTS.projector,
         query: str | None = None,
         heads: tuple[int, int] | None = None,
         softmax_scale: float | Mapping[str, float] = DEFAULTS.softmax_scale,
@@ -63,11 +65,15 @@ class ScaleKD(Method):
             raise ValueError(
                 f"alpha: views must be one or both of {', '.join(VIEWS)}, not {', '.join(alpha) or 'none'}"
             )
-        self.stages, self.query = resolve_parts(tpp=tpp, stages=stages, query=query)
+        if projector not in PROJECTORS:
+            raise ValueError(f"projector: {projector!r} is not one of {', '.join(PROJECTORS)}")
+        self.stages, self.query = resolve_parts(tpp=tpp, stages=stages, query=query, projector=projector)
         scales = softmax_scale if isinstance(softmax_scale, Mapping) else dict.fromkeys(alpha, softmax_scale)
         head_prev, head_last = heads or teacher.heads
 
         def place(features: MapShape, tokens: MapShape, num_heads: int, learned: bool) -> DualViewMimicking:
+            if projector == "linear":
+                return DualViewMimicking({view: LinearProjector(features, tokens) for view in alpha}, alpha)
             projectors = {
                 view: CrossAttentionProjector(
                     features,
@@ -90,7 +96,7 @@ class ScaleKD(Method):
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
         """Return the arguments of all methods and ScaleKD's own settings."""
-        names = ("tpp", "stages", "query", "heads", "softmax_scale", "stem", "stem_norm", "feature_share")
+        names = ("tpp", "stages", "projector", "query", "heads", "softmax_scale", "stem", "stem_norm", "feature_share")
         own = {"alpha": _alpha(keys)} | {name: getattr(keys, name) for name in names}
         return Method.arguments(keys) | own
 

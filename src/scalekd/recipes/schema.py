@@ -260,7 +260,10 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
         if self.cache is not None and self.method != "none" and (self.mixup or self.cutmix):
             raise ValueError("cache: mixup and cutmix mix the images of a batch, which no cache holds; set both to 0")
         if self.method == "scalekd":
-            resolve_parts(tpp=self.tpp, stages=self.stages, query=self.query)
+            resolve_parts(tpp=self.tpp, stages=self.stages, query=self.query, projector=self.projector)
+            caps = ("heads", "softmax_scale", "stem", "stem_norm") if self.projector == "linear" else ()
+            if given := [key for key in caps if getattr(self, key) != type(self).model_fields[key].default]:
+                raise ValueError(f"{given[0]}: is of CAP, which linear projectors (lean) replace; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -151,8 +151,16 @@ def _forms(recipe: Recipe, best: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if has_key(recipe.method, "projector_lr_scale"):
         scale = recipe.model_copy(update=best).used_projector_lr_scale
         yield {"projector_lr_scale": float(f"{SLOWER_PROJECTORS * scale:.4g}")}
-    if has_key(recipe.method, "lean") and _changed(recipe, {"lean": True}) != recipe:
+    if has_key(recipe.method, "lean") and _can_be_lean(recipe):
         yield {"lean": True}
+
+
+def _can_be_lean(recipe: Recipe) -> bool:
+    """Whether a recipe has a lean form that differs from it."""
+    try:
+        return _changed(recipe, {"lean": True}) != recipe
+    except UserError:  # it sets keys of CAP
+        return False
 
 
 def _changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe:
