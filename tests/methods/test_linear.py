@@ -75,5 +75,6 @@ def test_a_lean_run_has_pictures_and_a_report_without_attention(
     report = cli("report", run, "--output", tmp_path / "report.html")
     assert report.code == 0, report.err
     page = (tmp_path / "report.html").read_text()
-    assert "student_spatial" in page
-    assert "CAP_last" not in page
+    assert "student, spatial" in page
+    assert "Distance between teacher and student" in page
+    assert "Where CAP looks" not in page

@@ -223,5 +223,7 @@ class _Gatherer:
                 continue
             with self.models.autocast():
                 overlays = attended(method, image, self.models.device)
+            if not overlays:  # linear projectors have no attention
+                return
             pictures = {name: (uri(mean), uri(central)) for name, (mean, central) in overlays.items()}
             self.figures.attended.append(Attended(uri(thumbnail(image)), pictures))
