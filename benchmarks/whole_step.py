@@ -51,9 +51,13 @@ STEP = "reading images and cache, forward, all losses, backward, optimiser step,
 SETTINGS: dict[str, dict[str, Any]] = {
     "labels only": {"method": "none"},
     "kd, cached": {"method": "kd"},
+    "fd with logits, cached": {"method": "fd", "logit_weight": 0.5},
+    "lean, cached": {"lean": True},
+    "linear projectors with TPP, cached": {"projector": "linear"},
+    "a quarter of the images and 1x1 stems, cached": {"feature_share": 0.25, "stem": "conv1x1"},
+    "1x1 stems, cached": {"stem": "conv1x1"},
     "exact, cached": {},
     "exact, live": {"live": True},
-    "share 1/4, conv1x1, cached": {"feature_share": 0.25, "stem": "conv1x1"},
     "timm's feature task, live": {"timm": True},
 }
 LONG = 10_000  # epochs: more than any measurement takes
@@ -71,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-classes", type=positive, default=10, help="default 10")
     parser.add_argument("--rounds", type=positive, default=5, help="measured steps of each setting, default 5")
     parser.add_argument("--settings", type=Path, help="YAML file: name of each setting to its recipe keys")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="settings to measure; ratios are to the first")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to this file")
     return parser.parse_args()
 
@@ -231,6 +236,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()
     keep_freed_memory()
     settings = SETTINGS if args.settings is None else yaml.safe_load(args.settings.read_text("utf-8"))
+    if unknown := [name for name in args.only or () if name not in settings]:
+        raise UserError(f"only: {unknown[0]!r} is not one of {', '.join(settings)}")
+    settings = {name: settings[name] for name in args.only or settings}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         bench = Bench(args, folder)
@@ -245,7 +253,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "whole_step",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("output", "settings")} | {"step": STEP},
+        "settings": {k: v for k, v in vars(args).items() if k not in ("output", "settings", "only")} | {"step": STEP},
         "measured": settings,
         "ratio_to": first,
         "ratios": ratios(seconds, first),
