@@ -15,6 +15,7 @@ SHARE, EPOCHS, VIEWS = 10, 10, 4  # percent of the training images; passes over 
 
 ALPHAS = {key: MethodKeys.model_fields[key].default for key in ("alpha_spatial", "alpha_frequency")}
 CHEAP: dict[str, Any] = {"stem": "conv1x1"}
+LEAN: dict[str, Any] = {"projector": "linear", "tpp": False}  # what the key `lean` sets
 # Name: keys that differ from exact ScaleKD.
 FORMS: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
@@ -31,6 +32,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "fd": {"method": "fd", "logit_weight": 0.5},
     "spatial-conv1x1": CHEAP | {"views": ["spatial"]},
     "eighth-conv1x1-alpha": CHEAP | {"feature_share": 0.125} | {key: value / 8 for key, value in ALPHAS.items()},
+    "linear": {"projector": "linear"},
+    "linear-no-tpp": LEAN,
+    "linear-no-tpp-strong": LEAN | {key: 4 * value for key, value in ALPHAS.items()},
+    "linear-no-tpp-fast": LEAN | {"projectors": 8 * PROJECTORS},
     "quarter": {"feature_share": 0.25},
     "quarter-alpha": {"feature_share": 0.25} | {key: value / 4 for key, value in ALPHAS.items()},
 }
@@ -52,8 +57,13 @@ def lean_row(form: str, seed: int = 0, family: str = "cnn", epochs: int = EPOCHS
     return Row(f"{family}-{form}{length}-s{seed}", keys, SHARE, teacher, family=family)
 
 
-# Form and epochs of runs that take about the same time, by the ratios of docs/LOG.md (1, 1.91 and 1.03).
-LONG = (("none", 80), ("quarter-conv1x1", 40), ("kd", 78))
+# Form and epochs of longer runs. Those of 80, 74 and 40 epochs take about the same time (docs/LOG.md).
+LONG = (
+    *((form, 20) for form in ("none", "fd", "linear-no-tpp", "linear-no-tpp-strong", "linear-no-tpp-fast", "linear")),
+    ("none", 80),
+    ("fd", 74),
+    ("quarter-conv1x1", 40),
+)
 LONG_VIEWS = 8
 # Forms that are run with three seeds, cheapest first.
 CANDIDATES = ("none", "quarter-conv1x1", "conv1x1", "exact")
@@ -68,3 +78,5 @@ def grid() -> Iterator[Row]:
             yield lean_row(form, seed)
     for form, epochs in LONG:
         yield lean_row(form, epochs=epochs)
+    for form in ("none", "linear-no-tpp"):
+        yield lean_row(form, 1, epochs=20)
