@@ -15,7 +15,7 @@ SHARE, EPOCHS, VIEWS = 10, 10, 4  # percent of the training images; passes over 
 
 ALPHAS = {key: MethodKeys.model_fields[key].default for key in ("alpha_spatial", "alpha_frequency")}
 CHEAP: dict[str, Any] = {"stem": "conv1x1"}
-LEAN: dict[str, Any] = {"projector": "linear", "tpp": False}  # what the key `lean` sets
+LINEAR: dict[str, Any] = {"projector": "linear", "tpp": False}
 # Name: keys that differ from exact ScaleKD.
 FORMS: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
@@ -33,9 +33,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "spatial-conv1x1": CHEAP | {"views": ["spatial"]},
     "eighth-conv1x1-alpha": CHEAP | {"feature_share": 0.125} | {key: value / 8 for key, value in ALPHAS.items()},
     "linear": {"projector": "linear"},
-    "linear-no-tpp": LEAN,
-    "linear-no-tpp-strong": LEAN | {key: 4 * value for key, value in ALPHAS.items()},
-    "linear-no-tpp-fast": LEAN | {"projectors": 8 * PROJECTORS},
+    "linear-no-tpp": LINEAR,
+    "linear-no-tpp-strong": LINEAR | {key: 4 * value for key, value in ALPHAS.items()},
+    "linear-no-tpp-fast": LINEAR | {"projectors": 8 * PROJECTORS},
     "quarter": {"feature_share": 0.25},
     "quarter-alpha": {"feature_share": 0.25} | {key: value / 4 for key, value in ALPHAS.items()},
 }
@@ -78,5 +78,5 @@ def grid() -> Iterator[Row]:
             yield lean_row(form, seed)
     for form, epochs in LONG:
         yield lean_row(form, epochs=epochs)
-    for form in ("none", "linear-no-tpp"):
+    for form in ("none", "linear-no-tpp-strong"):
         yield lean_row(form, 1, epochs=20)

@@ -55,7 +55,13 @@ def test_the_plan_describes_it(teacher: Teacher, student: Student) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [({"projector": "mlp"}, "projector"), ({"query": "learned"}, "query"), ({"stages": ("last",)}, "TPP has no use")],
+    [
+        ({"projector": "mlp"}, "projector"),
+        ({"query": "learned"}, "query"),
+        ({"stages": ("last",)}, "TPP has no use"),
+        ({"heads": (3, 5)}, "heads"),
+        ({"stem": "none"}, "stem"),
+    ],
 )
 def test_settings_that_do_not_fit_are_named(
     teacher: Teacher, student: Student, setting: dict[str, object], named: str

@@ -87,7 +87,10 @@ def test_inspect_compares_the_lean_form(cli: Cli) -> None:
     assert plain["lean"]["flops_total"] == lean["costs"]["flops_total"]
     assert plain["lean"]["flops_total"] < plain["costs"]["flops_total"]
     assert plain["lean"]["cache"]["bf16"] == lean["costs"]["cache"]["bf16"]
-    assert "lean      --lean (projector linear, tpp False) takes " in cli(*pair).out
+    assert (
+        "lean      --lean (projector linear, tpp False, alpha_spatial 0.32, alpha_frequency 0.24) takes "
+        in cli(*pair).out
+    )
     assert "--lean" not in cli(*pair, "--method", "kd").out
     assert "--lean" not in cli(*pair, "--stem", "conv1x1").out
     assert "--lean" not in cli(*pair, "--no-tpp").out

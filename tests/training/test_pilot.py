@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_RUN, Cli
+from conftest import TINY_RUN, Cli, write_images
 
 from scalekd.data import Files, Split
 from scalekd.data.hold_out import hold_out
 from scalekd.engine.learner import NonFiniteLossError
 from scalekd.errors import UserError
+from scalekd.methods.registry import LEAN
 from scalekd.recipes import Recipe, load
+from scalekd.recipes.load import dump
 from scalekd.tasks.distill import distill
 from scalekd.tasks.distill import pilot as module
 from scalekd.tasks.distill.pilot import Pilot, Trial
@@ -27,7 +29,7 @@ def split(labels: list[int]) -> Split:
 
 
 def test_classes_keep_their_shares_in_both_parts() -> None:
-    train, held = hold_out(split([0] * 80 + [1] * 20), 20, 40, seed=0)
+    train, held = hold_out(split([0] * 80 + [1] * 20), 60, 1 / 3, seed=0)
     assert [(part.labels == 1).sum() for part in (train, held)] == [pytest.approx(8, abs=2), pytest.approx(4, abs=2)]
     assert len(train) == 40
     assert len(held) == 20
@@ -38,15 +40,16 @@ def test_classes_keep_their_shares_in_both_parts() -> None:
 
 def test_the_draw_depends_on_the_seed_only() -> None:
     whole = split([0, 1] * 50)
-    names = [hold_out(whole, 20, 50, seed)[1].fingerprint for seed in (0, 0, 1)]
+    names = [hold_out(whole, 70, 0.3, seed)[1].fingerprint for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
 
 
 def test_images_without_labels_are_not_measured_on() -> None:
-    train, held = hold_out(split([-1] * 50 + [0, 1] * 5), 8, 100, seed=0)
+    train, held = hold_out(split([-1] * 50 + [0, 1] * 5), 100, 0.2, seed=0)
     assert (held.labels >= 0).all()
-    assert len(held) == 8
-    assert len(train) == 52
+    assert len(held) == 2
+    assert (train.labels >= 0).sum() == 8, "labels remain to train on"
+    assert len(train) == 58
 
 
 @pytest.fixture
@@ -68,6 +71,37 @@ def test_settings_are_compared_and_flags_are_named(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_partly_labelled_images_are_trained_on_too(
+    cli: Cli, flags: tuple[str | Path, ...], data: Path, tmp_path: Path
+) -> None:
+    (data / "unlabelled").mkdir()
+    for index, image in enumerate(sorted(write_images(tmp_path / "more", 4, seed=2).glob("*/*.png"))):
+        image.rename(data / "unlabelled" / f"{index}.png")
+    outcome = cli("distill", *flags, "--pilot", "5", "--logit-weight", "0")
+    assert outcome.code == 0, outcome.err
+    assert "22 of 24 training images, 2 others to measure on" in outcome.err
+
+
+def test_the_recipe_of_a_finished_run_is_made_lean(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(dump(load(None, {"data": str(data), "teacher": "vit_tiny_patch16_224", "student": "resnet18"})))
+    recipe = load(str(own), {})
+    assert module._can_be_lean(recipe)
+    assert (lean := module._changed(recipe, {"lean": True})).projector == "linear"
+    assert not lean.tpp
+    assert not module._can_be_lean(load(None, LEAN | {"method": "scalekd"}))
+
+
+def test_without_a_cache_the_teacher_is_charged_for_every_step(data: Path) -> None:
+    train = split([0, 1] * 50_000)
+    costs = module._Costs(teacher=0.01, step=0.001, loading=0.0)
+    keys = {"batch": 10, "epochs": 100, "teacher": "vit_tiny_patch16_224", "data": str(data)}
+    cached, mixed = (module._plan(load(None, keys | more), train, 10, costs) for more in ({}, {"mixup": 0.8}))
+    assert cached.images > 4 * mixed.images
+    slow = module._plan(load(None, keys), train, 10, costs._replace(loading=0.1))
+    assert slow.images < mixed.images
+
+
 def test_json_holds_every_run(cli: Cli, flags: tuple[str | Path, ...]) -> None:
     outcome = cli("distill", *flags, "--pilot", "5", "--json", "--method", "kd")
     assert outcome.code == 0, outcome.err
@@ -79,8 +113,7 @@ def test_json_holds_every_run(cli: Cli, flags: tuple[str | Path, ...]) -> None:
 def test_the_users_own_keys_are_kept(data: Path, teacher_file: Path) -> None:
     own = {"teacher": str(teacher_file), "data": str(data), "lr": 0.01}
     assert list(module._forms(load(None, own | {"stem": "none"}), {})) == [{"projector_lr_scale": 0.025}]
-    recipe = load(None, own | {"tpp": True})
-    assert module._changed(recipe, {"lean": True}).tpp
+    recipe = load(None, own)
     forms = list(module._forms(recipe, {"lr": 0.04}))
     assert forms == [{"projector_lr_scale": 0.00625}, {"lean": True}]  # a quarter of 1e-3
     assert list(module._forms(load(None, {"lean": True, "lr": 1e-3}), {})) == [{"projector_lr_scale": 0.25}]
@@ -134,6 +167,7 @@ def test_a_form_that_cannot_be_trained_is_a_row_and_a_wrong_recipe_is_refused(
         (("--pilot", "5", "--student", "resnet34"), ("pilot: tries one student",)),
         (("--pilot", "-1"), ("--pilot",)),
         (("--pilot", "soon"), ("--pilot",)),
+        (("--pilot", "inf"), ("pilot: inf is no number of minutes",)),
     ],
 )
 def test_bad_input(cli: Cli, flags: tuple[str | Path, ...], more: tuple[str, ...], parts: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ def test_a_teacher_that_is_no_better_is_a_warning(
     assert "student   starts from features that classify 100.0% of the images" in outcome.err
     assert "is no better than the features that the student starts from (100.0%)" in outcome.err
     assert "--method none" in outcome.err
+    assert "lower --logit-weight" not in outcome.err, "it is 0"
     scratch = cli("distill", *own, "--output", tmp_path / "scratch")
     assert "starts from features" not in scratch.err
     assert "no better" not in scratch.err

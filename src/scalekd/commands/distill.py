@@ -23,6 +23,7 @@ from scalekd.report.live import live_figures
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import Pilot, distill, distill_students, dry_run, run_pilot
 
+_FEW_STEPS = 200  # in which a student hardly begins to learn
 _say = partial(typer.echo, err=True)
 
 
@@ -88,8 +89,10 @@ def _as_flags(keys: dict[str, Any]) -> str:
 def _pilot_advice(found: Pilot, flags: str) -> str:
     """Say which flags to take, and how far the figures support it."""
     lines = [f"best      {flags}"]
-    if found.best is not found.trials[0] and not found.clear:
-        lines.append("note      above the recipe's own setting by less than the errors; a longer pilot says more")
+    if not found.clear:
+        lines.append("note      above the next best by less than the errors; a longer pilot says more")
+    if found.steps < _FEW_STEPS:
+        lines.append(f"note      {found.steps} steps a run are few: this says little about a long run")
     rates, best = [trial.keys["lr"] for trial in found.trials], found.best.keys["lr"]
     if best in (min(rates), max(rates)):
         lines.append(f"note      {best:g} is at the end of the range; repeat the pilot with --lr {best:g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,7 +23,7 @@ from scalekd.atomic import write_json
 from scalekd.errors import Interrupted, UserError
 from scalekd.methods.registry import METHODS
 from scalekd.progress import plain_lines
-from scalekd.recipes import load
+from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.tasks.distill import distill
 
@@ -77,13 +78,20 @@ def _train(
         for method, title in _METHODS.items():
             recipe = load("quickstart", data | teacher | {"method": method, "seed": seed})
             if method == "none":
-                times = (sizes["teacher"] // recipe.batch) // (sizes["train"] // recipe.batch)
-                longer = {key: times * getattr(recipe, key) for key in ("epochs", "warmup_epochs", "validate_every")}
-                recipe = recipe.model_copy(update=longer)
+                recipe = longer(recipe, sizes)
             result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
             scores[method].append(result["top1"])
             say(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
     return trained["top1"], scores
+
+
+def longer(recipe: Recipe, sizes: dict[str, int]) -> Recipe:
+    """Return a recipe that takes as many steps on the labelled images as `recipe` takes on all; see `write_digits`."""
+    times = (sizes["train"] + sizes["unlabelled"]) // recipe.batch / (sizes["train"] // recipe.batch)
+    epochs = ceil(times * recipe.epochs)
+    return recipe.model_copy(
+        update={"epochs": epochs, "validate_every": epochs, "warmup_epochs": ceil(times * recipe.warmup_epochs)}
+    )
 
 
 def write_digits(folder: Path, labelled: int, seed: int = 0) -> dict[str, int]:

@@ -20,6 +20,15 @@ STEMS: tuple[str, ...] = get_args(Stem)
 STEM_NORMS: tuple[str, ...] = get_args(StemNorm)
 
 
+CAP_SETTINGS = ("heads", "softmax_scale", "stem", "stem_norm")
+
+
+def refuse_cap_settings(projector: str, given: Sequence[str]) -> None:
+    """Raise a ValueError if settings of CAP are given although there is no CAP."""
+    if projector == "linear" and given:
+        raise ValueError(f"{given[0]}: is of CAP, which linear projectors (lean) replace; leave it out")
+
+
 def resolve_parts(
     *, tpp: bool, stages: Sequence[str] | None, query: str | None, projector: str
 ) -> tuple[tuple[str, ...], str]:

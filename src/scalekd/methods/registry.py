@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from scalekd.methods.base import Method
 
 LOGIT_WEIGHT = 0.5
-LEAN: dict[str, str | bool] = {"projector": "linear", "tpp": False}  # what `lean` sets; chosen in docs/LOG.md
+# What `lean` sets; docs/LOG.md compares it with other forms.
+LEAN: dict[str, str | bool | float] = {
+    "projector": "linear", "tpp": False, "alpha_spatial": 0.32, "alpha_frequency": 0.24
+}  # fmt: skip
 LOGITS = frozenset({"logit_weight", "temperature"})
 
 
@@ -120,8 +123,8 @@ class MethodKeys(Keys):
     """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
     the paper's: see docs/method.md."""
     lean: Annotated[bool, Strict()] = False
-    """Whether to use the lean form, which is ours and costs little more than labels alone: projector linear and tpp
-    False, unless they are set. See docs/method.md."""
+    """Whether to use the lean form, which is ours and, from a cache, costs little more than labels alone: projector
+    linear, tpp False, alpha_spatial 0.32 and alpha_frequency 0.24, unless they are set. See docs/method.md."""
     logit_weight: Fraction | None = None
     """Weight of the logit terms (lambda); the task term has weight 1 - lambda. Default: 0.5, and 0 for fd."""
     temperature: float = Field(default=1.0, gt=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from scalekd.methods.base import DEFAULTS, Method, Shared
 from scalekd.methods.mimicking import DualViewMimicking
 from scalekd.methods.outputs import MapShape, StudentLike, StudentOutputs, TeacherLike, TeacherOutputs
-from scalekd.methods.parts import PROJECTORS, VIEWS, resolve_parts
+from scalekd.methods.parts import PROJECTORS, VIEWS, refuse_cap_settings, resolve_parts
 from scalekd.methods.perception import TeacherParameterPerception
 from scalekd.methods.plan import Place, Plan
 from scalekd.methods.projector import CrossAttentionProjector, LinearProjector
@@ -67,6 +67,8 @@ class ScaleKD(Method):
             )
         if projector not in PROJECTORS:
             raise ValueError(f"projector: {projector!r} is not one of {', '.join(PROJECTORS)}")
+        settings = {"heads": heads, "softmax_scale": softmax_scale, "stem": stem, "stem_norm": stem_norm}
+        refuse_cap_settings(projector, [key for key, value in settings.items() if value != getattr(DEFAULTS, key)])
         self.stages, self.query = resolve_parts(tpp=tpp, stages=stages, query=query, projector=projector)
         scales = softmax_scale if isinstance(softmax_scale, Mapping) else dict.fromkeys(alpha, softmax_scale)
         head_prev, head_last = heads or teacher.heads

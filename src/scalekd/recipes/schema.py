@@ -20,7 +20,7 @@ from scalekd.keys import (
     SplitName,
     Undecayed,
 )
-from scalekd.methods.parts import resolve_parts
+from scalekd.methods.parts import CAP_SETTINGS, refuse_cap_settings, resolve_parts
 from scalekd.methods.registry import LEAN, METHODS, MethodKeys
 from scalekd.methods.share import FeatureShare
 from scalekd.recipes.other_names import suggest
@@ -261,9 +261,9 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
             raise ValueError("cache: mixup and cutmix mix the images of a batch, which no cache holds; set both to 0")
         if self.method == "scalekd":
             resolve_parts(tpp=self.tpp, stages=self.stages, query=self.query, projector=self.projector)
-            caps = ("heads", "softmax_scale", "stem", "stem_norm") if self.projector == "linear" else ()
-            if given := [key for key in caps if getattr(self, key) != type(self).model_fields[key].default]:
-                raise ValueError(f"{given[0]}: is of CAP, which linear projectors (lean) replace; leave it out")
+            fields = type(self).model_fields
+            given = [key for key in CAP_SETTINGS if getattr(self, key) != fields[key].default]
+            refuse_cap_settings(self.projector, given)
         return self
 
     @model_validator(mode="after")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
-from scalekd.data import Split
+from scalekd.data import Key, Split
 from scalekd.data.hold_out import hold_out
 from scalekd.engine.launcher import launched
 from scalekd.engine.learner import NonFiniteLossError
@@ -24,12 +25,12 @@ from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.registry import has_key
 from scalekd.models.memory_format import prepare
 from scalekd.planner.measure import seconds
-from scalekd.recipes import Recipe
-from scalekd.recipes.schema import validate
+from scalekd.recipes import Recipe, load
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, with_files
 from scalekd.tasks.distill.filling import fill_cache
-from scalekd.tasks.distill.inputs import read_data
+from scalekd.tasks.distill.inputs import read_data, training_images
 from scalekd.tasks.distill.run import distill
+from scalekd.tasks.distill.trial import try_training
 
 EPOCHS = 4  # of each short run, unless all images are trained on and time is left
 VIEWS = 2  # augmentations of each image in the pilot's cache
@@ -86,11 +87,12 @@ class Pilot:
 
     @property
     def clear(self) -> bool:
-        """Whether the best run is above the recipe's own by more than both standard errors together."""
-        own, best = self.trials[0], self.best
-        if own.top1 is None or best.top1 is None:
-            return best is not own
-        return best.top1 - own.top1 > math.hypot(self.error(own), self.error(best))
+        """Whether the best run is above the next best by more than both standard errors together."""
+        best = self.best
+        following = _best(trial for trial in self.trials if trial is not best)
+        if following.top1 is None or best.top1 is None:
+            return True
+        return best.top1 - following.top1 > math.hypot(self.error(following), self.error(best))
 
 
 def run_pilot(recipe: Recipe, minutes: float, say: Callable[[str], object] = lambda _line: None) -> Pilot:
@@ -105,35 +107,44 @@ def run_pilot(recipe: Recipe, minutes: float, say: Callable[[str], object] = lam
         say: Called with a line when something begins or ends.
 
     Raises:
-        UserError: If the recipe learns without labels, or there is time or data for too few images.
+        UserError: If the recipe learns without labels or cannot be trained, or there is time or data for too few
+            images.
         Interrupted: If a signal stopped it.
     """
     if recipe.labels == "none":
         raise UserError("pilot: compares accuracies, which need labels; leave out --labels none, or --pilot")
     if launched() or recipe.devices > 1:
         raise UserError("pilot: runs in one process; leave out --devices (and torchrun)")
+    if not math.isfinite(minutes):
+        raise UserError(f"pilot: {minutes} is no number of minutes")
     recipe = with_files(recipe)
     train, val = read_data(recipe)
     say("pilot     measuring the speed of a step")
-    plan = _plan(recipe, train, minutes, _measure_costs(recipe, len(val.classes)))
+    plan = _plan(recipe, train, minutes, _measure_costs(recipe, train, len(val.classes)))
+    images = hold_out(train, plan.images, HELD_OUT, recipe.seed)
+    kept, held = map(len, images)
+    if not held:
+        raise UserError(f"pilot: only {len(train) - train.unlabelled} training images have a label; too few to measure")
+    steps = plan.epochs * (kept // recipe.batch)
     with TemporaryDirectory(prefix="scalekd-pilot-") as folder:
-        short = _shorten(recipe, plan, Path(folder))
-        images = hold_out(train, plan.held_out, plan.train, recipe.seed)
+        short = _shorten(recipe, plan.epochs, Path(folder))
         say(
-            f"pilot     {plan.train} of {len(train)} training images, {plan.held_out} others to measure on; "
-            f"{plan.epochs} epochs, {plan.steps} steps a run"
+            f"pilot     {kept} of {len(train)} training images, {held} others to measure on; "
+            f"{plan.epochs} epochs, {steps} steps a run"
         )
         try:
             if short.cache is not None:
                 fill_cache(short, splits=images, console=Console(quiet=True))
-                say(f"pilot     teacher outputs of {plan.train} images x {short.augmented_views} views are cached")
+                say(f"pilot     teacher outputs of {kept} images x {short.augmented_views} views are cached")
             run = partial(_run, short, images, Path(folder), say)
-            trials = [run(keys) for keys in _rates(recipe)]
+            trials = [run(keys, own=not number) for number, keys in enumerate(_rates(recipe))]
             best = _best(trials).keys
             trials += [run(best | keys) for keys in _forms(recipe, best)]
         except Interrupted as stop:
             raise Interrupted("pilot: stopped; its runs are deleted", stop.number) from None
-    return Pilot(plan.train, plan.held_out, plan.epochs, plan.steps, tuple(trials))
+    if all(trial.top1 is None for trial in trials):
+        raise UserError(f"pilot: no run succeeded; the first: {trials[0].failure}")
+    return Pilot(kept, held, plan.epochs, steps, tuple(trials))
 
 
 def _best(trials: Iterable[Trial]) -> Trial:
@@ -143,7 +154,7 @@ def _best(trials: Iterable[Trial]) -> Trial:
 def _rates(recipe: Recipe) -> Iterator[dict[str, Any]]:
     """Yield the keys of the first runs: the recipe's own learning rate, a lower and a higher one."""
     for factor in sorted(FACTORS, key=lambda factor: factor != 1):
-        yield {"lr": float(f"{factor * recipe.lr:.4g}")}
+        yield {"lr": recipe.lr if factor == 1 else float(f"{factor * recipe.lr:.4g}")}
 
 
 def _forms(recipe: Recipe, best: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -158,34 +169,49 @@ def _forms(recipe: Recipe, best: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _can_be_lean(recipe: Recipe) -> bool:
     """Whether a recipe has a lean form that differs from it."""
     try:
-        return _changed(recipe, {"lean": True}) != recipe
+        lean = _changed(recipe, {"lean": True})
     except UserError:  # it sets keys of CAP
         return False
+    return lean.model_copy(update={"lean": recipe.lean}) != recipe
 
 
 def _changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe:
-    """Return a recipe with other keys, checked as if the user had passed them."""
-    return validate(Recipe, recipe.model_dump(exclude_unset=True) | keys)
+    """Return a recipe with other keys, as if they were passed as flags over it."""
+    return load(recipe.model_dump(exclude_unset=True), keys)
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """Seconds that an image takes in the teacher, and in a step with the teacher's outputs given."""
+class _Costs(NamedTuple):
+    """Seconds that an image takes in the teacher, in a step with the teacher's outputs given, and in the loader."""
 
     teacher: float
     step: float
+    loading: float
 
 
-def _measure_costs(recipe: Recipe, classes: int) -> _Costs:
-    """Take a few steps with random weights on random images; the fastest counts."""
+def _measure_costs(recipe: Recipe, train: Split, classes: int) -> _Costs:
+    """Load a few images, and take a few steps with random weights on random images; the fastest step counts.
+
+    Raises:
+        UserError: If the pair cannot be trained.
+    """
     compute = pick_compute(recipe)
-    teacher = build_teacher(recipe, pretrained=False, num_classes=classes) if recipe.method != "none" else None
+    teacher = None
+    if recipe.method != "none":  # logits must be for the data's classes; other heads stay as they are
+        teacher = build_teacher(recipe, pretrained=False, num_classes=classes if recipe.used_logit_weight else None)
     student = build_student(recipe.model_copy(update={"student_pretrained": False}), classes)
     method = build_method(recipe, teacher, student)
     prepare(method, *compute, channels_last=recipe.channels_last)
-    method.to(compute.device).train()
+    batch = min(recipe.batch, max(_TIMED_BATCH, math.ceil(2 / recipe.feature_share)))
+    try_training(
+        method.to(compute.device).train(),
+        recipe,
+        at_once=batch,
+        together=batch,
+        batchnorm=nullcontext(),
+        dtype=compute.dtype,
+        say=lambda _line: None,
+    )
     optimizer = build_optimizer(recipe, method)
-    batch = min(recipe.micro_batch or _TIMED_BATCH, recipe.batch)
     images = torch.rand(batch, 3, recipe.resolution, recipe.resolution, device=compute.device)
     labels = torch.zeros(batch, dtype=torch.long, device=compute.device)
     outputs: list[TeacherOutputs | None] = [None]
@@ -202,60 +228,70 @@ def _measure_costs(recipe: Recipe, classes: int) -> _Costs:
         optimizer.zero_grad()
 
     times = [(seconds(teach, compute.device), seconds(step, compute.device)) for _ in range(1 + _TIMED_STEPS)]
-    return _Costs(*(min(part[1:]) / batch for part in zip(*times, strict=True)))  # the first allocates memory
+    dataset, count = training_images(recipe, train), min(_TIMED_BATCH, len(train))
+    loading = seconds(lambda: [dataset[Key(0, index)] for index in range(count)], torch.device("cpu"))
+    taught, stepped = (min(part[1:]) / batch for part in zip(*times, strict=True))  # the first allocates memory
+    return _Costs(taught, stepped, loading / count / max(1, recipe.workers))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    train: int
-    held_out: int
+class _Plan(NamedTuple):
+    """Number of images, held-out ones among them, and of epochs."""
+
+    images: int
     epochs: int
-    steps: int
 
 
 def _plan(recipe: Recipe, train: Split, minutes: float, costs: _Costs) -> _Plan:
     """Choose the number of images and epochs that fit in the time.
 
     Raises:
-        UserError: If they do not fill a batch.
+        UserError: If too few images remain to train on.
     """
-    budget = 60 * minutes
-    runs = len(FACTORS) + len(list(_forms(recipe, {})))
-    views, epochs = min(VIEWS, recipe.epochs), min(EPOCHS, recipe.epochs)
-    filling = views * costs.teacher
-    at_most = len(train) - round(HELD_OUT * len(train))
-    images = min(at_most, int(budget / (runs * epochs * costs.step + filling)))
-    if images < recipe.batch:
-        if at_most < recipe.batch:
-            raise UserError(
-                f"pilot: of {len(train)} training images, {at_most} remain to train on, fewer than a batch of "
-                f"{recipe.batch}; set a smaller --batch"
-            )
-        needed = recipe.batch * (runs * epochs * costs.step + filling) / 60
+    budget, runs = 60 * minutes, len(FACTORS) + len(list(_forms(recipe, {})))
+    epochs = min(EPOCHS, recipe.epochs)
+    step, filling = max(costs.step, costs.loading), min(VIEWS, epochs) * max(costs.teacher, costs.loading)
+    if not _can_be_cached(recipe):
+        step, filling = max(costs.step + costs.teacher, costs.loading), 0.0
+    labelled = (len(train) - train.unlabelled) / len(train)
+    kept = 1 - HELD_OUT * labelled  # part of the drawn images that is trained on
+    at_most = round(kept * len(train))
+    if at_most < recipe.batch:
         raise UserError(
-            f"pilot: in {minutes:g} minutes only {images} images can be trained on, fewer than a batch of "
+            f"pilot: of {len(train)} training images, {at_most} remain to train on, fewer than a batch of "
+            f"{recipe.batch}; set a smaller --batch"
+        )
+    affordable = int(budget / (runs * epochs * step + filling))
+    if affordable < recipe.batch:
+        needed = recipe.batch * (runs * epochs * step + filling) / 60
+        raise UserError(
+            f"pilot: in {minutes:g} minutes only {affordable} images can be trained on, fewer than a batch of "
             f"{recipe.batch}; pass --pilot {math.ceil(needed)} or more, or a smaller --batch"
         )
-    if images == at_most:
-        epochs = min(recipe.epochs, max(epochs, int((budget - images * filling) / (runs * images * costs.step))))
-    held_out = max(1, round(images * HELD_OUT / (1 - HELD_OUT)))
-    return _Plan(images, min(held_out, len(train) - images), epochs, epochs * (images // recipe.batch))
+    if affordable >= at_most:
+        longer = int((budget - at_most * filling) / (runs * at_most * step))
+        return _Plan(len(train), min(recipe.epochs, max(epochs, longer)))
+    return _Plan(min(len(train), math.ceil(affordable / kept) + 1), epochs)
 
 
-def _shorten(recipe: Recipe, plan: _Plan, folder: Path) -> Recipe:
+def _can_be_cached(recipe: Recipe) -> bool:
+    return recipe.method != "none" and not (recipe.mixup or recipe.cutmix)
+
+
+def _shorten(recipe: Recipe, epochs: int, folder: Path) -> Recipe:
     """Return the recipe of the short runs: the same schedule in fewer epochs, from a temporary cache."""
-    part = plan.epochs / recipe.epochs
+    part = epochs / recipe.epochs
     changes: dict[str, Any] = {
-        "epochs": plan.epochs,
-        "validate_every": plan.epochs,
-        "warmup_epochs": min(plan.epochs - 1, round(part * recipe.warmup_epochs)),
-        "milestones": tuple(max(1, round(part * milestone)) for milestone in recipe.milestones),
+        "epochs": epochs,
+        "validate_every": epochs,
+        "warmup_epochs": min(epochs - 1, round(part * recipe.warmup_epochs)),
+        "milestones": [max(1, round(part * milestone)) for milestone in recipe.milestones],
         "checkpoint_minutes": None,
         "check_teacher": False,
         "cache": None,
+        "ema": None,  # the average of so few steps is mostly the initial weights
     }
-    if recipe.method != "none" and not (recipe.mixup or recipe.cutmix):
-        changes |= {"cache": folder / "caches", "augmentation_epochs": min(VIEWS, plan.epochs)}
+    if _can_be_cached(recipe):
+        changes |= {"cache": folder / "caches", "augmentation_epochs": min(VIEWS, epochs)}
     return _changed(recipe, changes)
 
 
@@ -265,15 +301,29 @@ def _run(
     folder: Path,
     say: Callable[[str], object],
     keys: dict[str, Any],
+    *,
+    own: bool = False,
 ) -> Trial:
-    """Train a short run and delete its files."""
+    """Train a short run and delete its files.
+
+    Args:
+        recipe: The recipe of the short runs.
+        images: Images to train on, and to measure on.
+        folder: Where to put the files.
+        say: Called with the result.
+        keys: Keys to change.
+        own: Whether these are the recipe's own settings, so that an error means that the recipe is wrong.
+
+    Raises:
+        UserError: If the recipe is wrong.
+    """
     name = ", ".join(f"{key} {value}" for key, value in keys.items())
     with TemporaryDirectory(dir=folder) as output:
         try:
             result = distill(_changed(recipe, keys), Path(output) / "run", splits=images, console=Console(quiet=True))
-        except UserError as error:  # such as a loss that is NaN, or too few images in the lean form's batch norms
-            if keys == {"lr": recipe.lr} and not isinstance(error, NonFiniteLossError):
-                raise  # the recipe itself is wrong
+        except UserError as error:  # such as a loss that is NaN, or a form that the student's maps do not allow
+            if own and not isinstance(error, NonFiniteLossError):
+                raise
             say(f"pilot     {name}: failed: {error}")
             return Trial(keys, None, 0.0, str(error))
     say(f"pilot     {name}: top1 {result['top1']:.1f}%")

@@ -14,18 +14,21 @@ from scalekd.models import Student
 from scalekd.tasks.distill.inputs import evaluation_images
 from scalekd.tasks.distill.setup import Run
 
-IMAGES = 1000  # labelled images of each split that are looked at, at most
+NEIGHBOURS_EACH = 20  # labelled training images of each class that are drawn
+MEASURED = 1000  # validation images, at most
+MOST_CLASSES = 250  # with more, so many images would take longer than they are worth
 
 
 def describe_starting_points(run: Run, teacher: Accuracy | None) -> list[str]:
     """Measure the features of each student that starts from weights, and compare it with the teacher.
 
     Returns:
-        A line for each of them, and a warning if the teacher is no better; nothing if there are no labels or the
-        recipe switches the check of the teacher off.
+        A line for each of them, and a warning if the teacher is no better; nothing if there are no labels, too many
+        classes, or the recipe switches the check of the teacher off.
     """
     labelled = run.train.unlabelled < len(run.train)
-    if not (run.recipe.check_teacher and run.measured and labelled) or run.sharded:
+    wanted = run.recipe.check_teacher and run.measured and labelled and len(run.classes) <= MOST_CLASSES
+    if not wanted or run.sharded:
         return []
     lines = []
     for recipe, method, name in zip(run.recipes, run.methods, run.context.group.names, strict=True):
@@ -39,10 +42,11 @@ def describe_starting_points(run: Run, teacher: Accuracy | None) -> list[str]:
             f"student   {whose}starts from features that classify {start:.1f}% of the images (nearest neighbours)"
         )
         if teacher is not None and teacher.top1 <= start:
+            lower = ", lower --logit-weight" if method.logit_weight else ""
             lines.append(
                 f"warning: the teacher ({teacher.top1:.1f}%) is no better than the features that the student "
                 f"{whose}starts from ({start:.1f}%): it may hold the student back. Fine-tune it first (scalekd adapt "
-                "--mode finetune), lower --logit-weight, or train the student alone (--method none)"
+                f"--mode finetune){lower}, or train the student alone (--method none)"
             )
     return lines
 
@@ -57,13 +61,14 @@ def measure_features(run: Run, student: Student) -> float:
     training = student.training
     student.to(run.compute.device).eval()
     try:
-        train, val = (_features(run, pooled, split) for split in (run.train, run.val))
+        train = _features(run, pooled, draw(run.train, NEIGHBOURS_EACH * len(run.classes), run.recipe.seed))
+        val = _features(run, pooled, draw(run.val, MEASURED, run.recipe.seed))
     finally:
         student.train(training)
     return knn_accuracy(train, val)
 
 
 def _features(run: Run, pooled: Callable[[Tensor], Tensor], split: Split) -> Features:
-    images = evaluation_images(run.recipe, draw(split, IMAGES, run.recipe.seed))
+    images = evaluation_images(run.recipe, split)
     loader = evaluation_loader(images, run.micro_batch, run.recipe.workers, run.context.say)
     return Features(*collect_features(pooled, loader, compute=run.compute, corrupt=run.corrupt))
