@@ -15,7 +15,7 @@ def test_the_notebook_runs_in_a_short_form(tmp_path: Path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in code)  # they would be of another revision, and unreadable in a diff
     (parameters,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", []))
-    parameters.source += "\nteacher_epochs, student_epochs, images = 6, 1, 16"
+    parameters.source += "\nteacher_epochs, student_epochs, images = 6, 2, 16"
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
