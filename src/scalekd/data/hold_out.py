@@ -56,22 +56,22 @@ def draw(split: Split, count: int, seed: int) -> Split:
     return select(split, order[split.labels[order] != UNLABELLED][:count])
 
 
-def hold_out(split: Split, count: int, share: float, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, kept: int, held: int, seed: int) -> tuple[Split, Split]:
     """Draw images to train on and others, with labels, to measure on. Both contain the classes in the split's shares.
 
     Args:
         split: The images, with or without labels.
-        count: Number of images of both parts together.
-        share: Part of the labelled ones among them to measure on.
+        kept: Number of images to train on, at most.
+        held: Number of labelled images to measure on.
         seed: Seed of the draw.
 
     Returns:
         The images to train on, and those to measure on.
     """
-    drawn = _stratified_order(split.labels, seed)[:count]
-    labelled = drawn[split.labels[drawn] != UNLABELLED]
-    measured = labelled[: round(share * len(labelled))]
-    return select(split, drawn[~np.isin(drawn, measured)]), select(split, measured)
+    order = _stratified_order(split.labels, seed)
+    labelled = order[split.labels[order] != UNLABELLED]
+    measured = labelled[len(labelled) - held :]  # the last ones, so that the first part of the rest keeps its shares
+    return select(split, order[~np.isin(order, measured)][:kept]), select(split, measured)
 
 
 def _stratified_order(labels: NDArray[np.int32], seed: int) -> Indices:

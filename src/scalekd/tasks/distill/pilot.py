@@ -34,9 +34,10 @@ from scalekd.tasks.distill.trial import try_training
 
 EPOCHS = 4  # of each short run, unless all images are trained on and time is left
 VIEWS = 2  # augmentations of each image in the pilot's cache
-HELD_OUT = 0.2  # of the images, to measure the accuracy on
+HELD_OUT = 0.2  # of the labelled images, at most, to measure the accuracy on
 FACTORS = (0.25, 1.0, 4.0)  # of the recipe's learning rate
 SLOWER_PROJECTORS = 0.25  # of the projectors' learning rate
+_ENOUGH_HELD = 200  # images to measure on, also if fewer than four times as many are trained on
 _TIMED_BATCH, _TIMED_STEPS = 16, 3
 
 
@@ -76,9 +77,14 @@ class Pilot:
     trials: tuple[Trial, ...]
 
     def error(self, trial: Trial) -> float:
-        """Return the standard error of a run's accuracy in points, which counts the chance in the images only."""
-        share = (trial.top1 or 0.0) / 100
-        return 100 * math.sqrt(share * (1 - share) / self.held_out)
+        """Return the standard error of a run's accuracy in points, which counts the chance in the images only.
+
+        One right and one wrong image are added, so that it is not 0 if all are right (Laplace's rule).
+        """
+        right = (trial.top1 or 0.0) / 100 * self.held_out
+        images = self.held_out + 2
+        share = (right + 1) / images
+        return 100 * math.sqrt(share * (1 - share) / images)
 
     @property
     def best(self) -> Trial:
@@ -121,10 +127,8 @@ def run_pilot(recipe: Recipe, minutes: float, say: Callable[[str], object] = lam
     train, val = read_data(recipe)
     say("pilot     measuring the speed of a step")
     plan = _plan(recipe, train, minutes, _measure_costs(recipe, train, len(val.classes)))
-    images = hold_out(train, plan.images, HELD_OUT, recipe.seed)
+    images = hold_out(train, plan.kept, plan.held, recipe.seed)
     kept, held = map(len, images)
-    if not held:
-        raise UserError(f"pilot: only {len(train) - train.unlabelled} training images have a label; too few to measure")
     steps = plan.epochs * (kept // recipe.batch)
     with TemporaryDirectory(prefix="scalekd-pilot-") as folder:
         short = _shorten(recipe, plan.epochs, Path(folder))
@@ -235,9 +239,10 @@ def _measure_costs(recipe: Recipe, train: Split, classes: int) -> _Costs:
 
 
 class _Plan(NamedTuple):
-    """Number of images, held-out ones among them, and of epochs."""
+    """Number of images to train on and to measure on, and of epochs."""
 
-    images: int
+    kept: int
+    held: int
     epochs: int
 
 
@@ -252,9 +257,10 @@ def _plan(recipe: Recipe, train: Split, minutes: float, costs: _Costs) -> _Plan:
     step, filling = max(costs.step, costs.loading), min(VIEWS, epochs) * max(costs.teacher, costs.loading)
     if not _can_be_cached(recipe):
         step, filling = max(costs.step + costs.teacher, costs.loading), 0.0
-    labelled = (len(train) - train.unlabelled) / len(train)
-    kept = 1 - HELD_OUT * labelled  # part of the drawn images that is trained on
-    at_most = round(kept * len(train))
+    held = round(HELD_OUT * (len(train) - train.unlabelled))
+    if not held:
+        raise UserError(f"pilot: only {len(train) - train.unlabelled} training images have a label; too few to measure")
+    at_most = len(train) - held
     if at_most < recipe.batch:
         raise UserError(
             f"pilot: of {len(train)} training images, {at_most} remain to train on, fewer than a batch of "
@@ -269,8 +275,8 @@ def _plan(recipe: Recipe, train: Split, minutes: float, costs: _Costs) -> _Plan:
         )
     if affordable >= at_most:
         longer = int((budget - at_most * filling) / (runs * at_most * step))
-        return _Plan(len(train), min(recipe.epochs, max(epochs, longer)))
-    return _Plan(min(len(train), math.ceil(affordable / kept) + 1), epochs)
+        return _Plan(at_most, held, min(recipe.epochs, max(epochs, longer)))
+    return _Plan(affordable, min(held, max(_ENOUGH_HELD, affordable // 4)), epochs)
 
 
 def _can_be_cached(recipe: Recipe) -> bool:
