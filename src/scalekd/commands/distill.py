@@ -22,8 +22,8 @@ from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import Pilot, distill, distill_students, dry_run, run_pilot
+from scalekd.tasks.distill.no_learning import ENOUGH_STEPS
 
-_FEW_STEPS = 200  # in which a student hardly begins to learn
 _say = partial(typer.echo, err=True)
 
 
@@ -90,8 +90,8 @@ def _pilot_advice(found: Pilot, flags: str) -> str:
     """Say which flags to take, and how far the figures support it."""
     lines = [f"best      {flags}"]
     if not found.clear:
-        lines.append("note      above the next best by less than the errors; a longer pilot says more")
-    if found.steps < _FEW_STEPS:
+        lines.append("note      the two best differ by less than their errors; a longer pilot says more")
+    if found.steps < ENOUGH_STEPS:
         lines.append(f"note      {found.steps} steps a run are few: this says little about a long run")
     rates, best = [trial.keys["lr"] for trial in found.trials], found.best.keys["lr"]
     if best in (min(rates), max(rates)):

@@ -9,21 +9,21 @@ import numpy as np
 
 from scalekd.data import Split
 
-_STEPS_PER_EPOCH, _STEPS = 10, 200  # a run with fewer steps per epoch or fewer in all gets a warning
+_STEPS_PER_EPOCH, ENOUGH_STEPS = 10, 200  # a run with fewer steps per epoch or fewer in all gets a warning
 _FEWEST_LOSSES, _CONSTANT = 3, 1e-3  # at least 3 logged losses within 0.1% of the largest count as constant
 
 
 def few_steps(images: int, batch: int, epochs: int) -> str | None:
     """Return a warning if a run takes fewer than 10 steps per epoch or 200 in all; None if it takes enough."""
     per_epoch = images // batch
-    if per_epoch >= _STEPS_PER_EPOCH and per_epoch * epochs >= _STEPS:
+    if per_epoch >= _STEPS_PER_EPOCH and per_epoch * epochs >= ENOUGH_STEPS:
         return None
     flags, smaller = [], batch
     if per_epoch < _STEPS_PER_EPOCH and batch > 2:
         smaller = 2 ** int(math.log2(max(min(images // _STEPS_PER_EPOCH, batch - 1), 2)))
         flags.append(f"--batch {smaller} ({images // smaller} steps per epoch)")
-    if images // smaller * epochs < _STEPS:
-        flags.append(f"--epochs {math.ceil(_STEPS / (images // smaller))}")
+    if images // smaller * epochs < ENOUGH_STEPS:
+        flags.append(f"--epochs {math.ceil(ENOUGH_STEPS / (images // smaller))}")
     if not flags:  # too few images for any setting to help
         return None
     return (

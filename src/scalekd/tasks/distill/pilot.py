@@ -147,7 +147,7 @@ def run_pilot(recipe: Recipe, minutes: float, say: Callable[[str], object] = lam
         except Interrupted as stop:
             raise Interrupted("pilot: stopped; its runs are deleted", stop.number) from None
     if all(trial.top1 is None for trial in trials):
-        raise UserError(f"pilot: no run succeeded; the first: {trials[0].failure}")
+        raise UserError(f"pilot: every run failed, the first with: {trials[0].failure}")
     return Pilot(kept, held, plan.epochs, steps, tuple(trials))
 
 
