@@ -80,17 +80,16 @@ def test_the_prediction_takes_nothing_and_changes_nothing(student: Student) -> N
 def test_largest_batch(teacher: Teacher, student: Student) -> None:
     method = ScaleKD(teacher, student)
 
-    def largest(budget: int) -> int:
+    def largest(budget: int) -> tuple[int, StepMemory]:
         return largest_batch(method, budget_bytes=budget, batch=8, optimizer="adamw", ema=True, dtype=torch.float32)
 
-    def total(batch: int) -> int:
-        return step_memory(
-            method, batch=batch, optimizer="adamw", ema=True, dtype=torch.float32, accumulate=batch < 8
-        ).total
+    def needs(batch: int) -> StepMemory:
+        return step_memory(method, batch=batch, optimizer="adamw", ema=True, dtype=torch.float32, accumulate=batch < 8)
 
-    assert largest(2**40) == 8
-    assert largest(total(4)) == 4
-    assert largest(total(4) - 1) == 2
+    four = needs(4)
+    assert largest(2**40) == (8, needs(8))
+    assert largest(four.total) == (4, four)
+    assert largest(four.total - 1) == (2, needs(2))
     with pytest.raises(UserError, match=r"^memory: 2 images at once need \d+ MiB, but 1 MiB are available; ") as raised:
         largest(2**20)
     assert "\n" not in str(raised.value)
@@ -119,9 +118,10 @@ def test_a_batch_without_small_parts_is_told_apart_from_too_little_memory(teache
     budget = step_memory(method, batch=100, **settings).total
     with pytest.raises(UserError, match="1009 has no smaller divisor, use one with small divisors"):
         largest_batch(method, budget_bytes=budget, batch=1009, **settings)
-    odd = largest_batch(method, budget_bytes=budget, batch=990, **settings)
+    odd, _ = largest_batch(method, budget_bytes=budget, batch=990, **settings)
     assert odd == 99
-    assert largest_batch(method, budget_bytes=budget, batch=990, even=True, **settings) == 90
+    even, _ = largest_batch(method, budget_bytes=budget, batch=990, even=True, **settings)
+    assert even == 90
 
 
 def test_another_device_has_no_overhead_of_the_cpus(teacher: Teacher, student: Student) -> None:

@@ -166,7 +166,7 @@ def _divisible(share: FeatureShare) -> int:
     return max(enough, key=lambda images: (share.count(images) / images, -images))
 
 
-def _convolution_backward(*shapes: Any, **_: Any) -> int:
+def _convolution_backward(*shapes: Any) -> int:
     """Count the FLOPs of `aten.convolution_backward` from its arguments, in which tensors are given as shapes.
 
     Each requested gradient takes as many FLOPs as the forward.
@@ -182,7 +182,9 @@ class _Step:
 
     def __init__(self, method: Method) -> None:
         self.method = method.train()
-        self.counter = FlopCounterMode(display=False, custom_mapping={aten.convolution_backward: _convolution_backward})
+        mapping = {aten.convolution_backward: self.convolution_backward}
+        self.counter = FlopCounterMode(display=False, custom_mapping=mapping)
+        self.counted_as_dense = 0  # FLOPs that torch counts beyond ours
         self.flops: Counter[str] = Counter()
         self.part = ""
         self.claimed: set[Node] = set()
@@ -193,8 +195,7 @@ class _Step:
         images, labels = inputs(method, batch)
         if method.teacher is not None:
             self.watch_tail(method.teacher)
-        torch_counter = FlopCounterMode(display=False)
-        with torch_counter, self.counter, _separate_products(images.device):
+        with self.counter, _separate_products(images.device):
             self.enter("teacher")
             teacher: TeacherOutputs | None = method.teach(images) if method.needs_teacher else None
             self.enter("student")
@@ -205,8 +206,13 @@ class _Step:
             self.claim("cap", total)
             total.backward()  # type: ignore[no-untyped-call]
             self.enter("")
-        self.flops["torch_counter"] = torch_counter.get_total_flops()
-        return self.flops
+        return self.flops + Counter(torch_counter=self.flops.total() + self.counted_as_dense)
+
+    def convolution_backward(self, *shapes: Any, out_shape: Any) -> int:
+        """Count the FLOPs of `aten.convolution_backward`, and note by how much torch's own count differs."""
+        flops = _convolution_backward(*shapes)
+        self.counted_as_dense += flop_registry[aten.convolution_backward](*shapes, out_val=out_shape) - flops
+        return flops
 
     def watch_tail(self, teacher: Any) -> None:
         """Count the teacher's tail as a separate part."""

@@ -134,8 +134,9 @@ def estimate(
         settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "dtype": dtype, "device": device.kind}
         if micro_batch is None:
             budget = round(USABLE * device.memory_bytes)
-            micro_batch = largest_batch(method, budget_bytes=budget, batch=batch, **settings)
-        memory = step_memory(method, batch=micro_batch, accumulate=micro_batch < batch, **settings)
+            micro_batch, memory = largest_batch(method, budget_bytes=budget, batch=batch, **settings)
+        else:
+            memory = step_memory(method, batch=micro_batch, accumulate=micro_batch < batch, **settings)
     return Estimate(
         teacher=None if method.teacher is None else model_cost(method.teacher),
         student=model_cost(student_of(method)),

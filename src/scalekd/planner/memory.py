@@ -154,8 +154,8 @@ def largest_batch(
     dtype: torch.dtype,
     even: bool = False,
     device: str | None = None,
-) -> int:
-    """Find the largest divisor of the global `batch` whose predicted step fits in `budget_bytes`.
+) -> tuple[int, StepMemory]:
+    """Find the largest divisor of the global `batch` whose predicted step fits in `budget_bytes`, and that step's memory.
 
     A divisor of 1 is not considered unless `batch` is 1, because batch norm needs two images. With `even`, only even
     divisors are considered, as mixup requires. See `step_memory` for the other arguments.
@@ -165,19 +165,19 @@ def largest_batch(
         UnpredictableError: See `step_memory`.
     """
 
-    def needs(size: int) -> int:
-        memory = step_memory(
+    def needs(size: int) -> StepMemory:
+        return step_memory(
             method, batch=size, optimizer=optimizer, ema=ema, dtype=dtype, accumulate=size < batch, device=device
         )
-        return memory.total
 
     sizes = [size for size in range(min(2, batch), batch + 1) if batch % size == 0 and not (even and size % 2)]
-    if needs(batch) <= budget_bytes:
-        return batch
+    whole = needs(batch)
+    if whole.total <= budget_bytes:
+        return batch, whole
     least = needs(sizes[0])
-    if least > budget_bytes:
+    if least.total > budget_bytes:
         raise UserError(
-            f"memory: {sizes[0]} images at once need {least / MIB:.0f} MiB, but {budget_bytes / MIB:.0f} MiB are "
+            f"memory: {sizes[0]} images at once need {least.total / MIB:.0f} MiB, but {budget_bytes / MIB:.0f} MiB are "
             "available; "
             + (
                 f"the batch of {batch} has no smaller divisor, use one with small divisors"
@@ -186,13 +186,15 @@ def largest_batch(
             )
         )
     fits, too_large = 0, len(sizes) - 1  # indices in `sizes`
+    memory = least
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        if needs(sizes[middle]) <= budget_bytes:
-            fits = middle
+        tried = needs(sizes[middle])
+        if tried.total <= budget_bytes:
+            fits, memory = middle, tried
         else:
             too_large = middle
-    return sizes[fits]
+    return sizes[fits], memory
 
 
 def available_memory(device: torch.device) -> int:

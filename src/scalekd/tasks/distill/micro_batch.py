@@ -43,7 +43,7 @@ def fitting_micro_batch(
     for method, own, name in zip(methods, held, names, strict=True):
         try:
             with naming(name):
-                size = largest_batch(
+                size, _ = largest_batch(
                     method,
                     budget_bytes=round(USABLE * free) - (sum(held) - own),
                     batch=share,
