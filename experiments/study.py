@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 import torch
 from script import check_runs, run, runs_parser, say
 from study_cost import measure
-from study_grid import RESULTS, STRONG, Row, grid
+from study_grid import FITTED, RESULTS, STRONG, Row, grid
 from study_run import Study, share_of
 from study_tables import collect
 
@@ -36,7 +36,7 @@ class Queue:
         """Return the next row that can run; None if no row is left."""
         with self.changed:
             while True:
-                ready = [row for row in self.left if row.teacher in {None, STRONG, *self.there}]
+                ready = [row for row in self.left if row.teacher in {None, STRONG, FITTED, *self.there}]
                 if ready:
                     self.left.remove(ready[0])
                     self.busy.add(ready[0].name)

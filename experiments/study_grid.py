@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results" / "study"  # a JSON file a run
 EPOCHS = 4  # the budget: passes over SHARE percent of the training images
 SHARE = 30
 STRONG = "strong"  # the teacher whose weights are given
+FITTED = "fitted"  # the teacher that was fitted to a row's labelled images (few_labels.py)
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "cnn": {"student": "mobilenetv1_100"},
@@ -58,7 +59,7 @@ class Row:
         name: Name of its run folder and result.
         keys: Recipe keys in addition to those of the recipe `imagenette`.
         share: Percentage of the training images.
-        teacher: STRONG, or the row whose student is the teacher, or None for training alone.
+        teacher: STRONG or FITTED, or the row whose student is the teacher, or None for training alone.
         probe: Whether a linear probe of its frozen features is measured afterwards.
     """
 

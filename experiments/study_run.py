@@ -87,10 +87,14 @@ class Study:
 
     def settings(self, row: Row, teacher: list[str]) -> list[str]:
         """Return a row's flags without its output."""
-        data = share_of(self.data, row.share, self.runs / "data")
-        return ["--recipe", "imagenette", "--data", str(data), *flags(self.keys(row)), *teacher]
+        return ["--recipe", "imagenette", "--data", str(self.images(row)), *flags(self.keys(row)), *teacher]
 
-    def _teacher(self, row: Row) -> list[str]:
+    def images(self, row: Row) -> Path:
+        """Return the image folder of a row; it is created if it is missing."""
+        return share_of(self.data, row.share, self.runs / "data")
+
+    def teacher(self, row: Row) -> list[str]:
+        """Return the flags of a row's teacher."""
         if row.teacher is None:
             return []
         if row.teacher == STRONG:
@@ -99,8 +103,8 @@ class Study:
 
     def run(self, row: Row) -> None:
         """Train and measure a row, and write its result."""
-        settings = self.settings(row, self._teacher(row))
-        if row.teacher == STRONG:
+        settings = self.settings(row, self.teacher(row))
+        if "--cache" in settings:
             with self.filling:
                 self.scalekd("cache", *settings, log=f"{row.name}.cache")
         folder = self.runs / row.name
@@ -116,7 +120,7 @@ class Study:
             "share": row.share,
             "teacher": row.teacher,
             "keys": self.keys(row),
-            "command": shlex.join(["scalekd", *self._public(command)]),
+            "command": shlex.join(["scalekd", *self.public(command)]),
             "result": result,
             "probe": probe,
             "cosines": last_cosines(folder / "metrics.jsonl"),
@@ -124,7 +128,7 @@ class Study:
         }
         write_json(self.results / f"{row.name}.json", content)
 
-    def _public(self, command: Iterable[str]) -> list[str]:
+    def public(self, command: Iterable[str]) -> list[str]:
         """Return a command without this machine's paths."""
         places = {str(self.runs): "runs", str(self.weights): "WEIGHTS"}
         found = list(command)

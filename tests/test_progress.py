@@ -24,7 +24,6 @@ def test_only_a_terminal_is_told_what_takes_long(terminal: bool) -> None:
 
 def test_the_planner_says_on_a_terminal_that_it_works(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = ("inspect", "vit_tiny_patch16_224", "resnet18", "--resolution", "64", "--teacher-resolution", "64")
-    assert "planning" not in cli(*pair).err
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich's way to say that a stream is a terminal
     outcome = cli(*pair)
     assert "planning" in outcome.err

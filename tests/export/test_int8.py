@@ -63,7 +63,9 @@ def written(model: Classifier, folder: Path, **how: Any) -> tuple[Path, Path]:
     return whole, small
 
 
-@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize(
+    "kind", ["cnn", "vit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("depthwise", "mixer"))]
+)
 def test_rounding_is_nearer_than_that_of_inputs_and_outputs(tmp_path: Path, kind: str) -> None:
     model = trained(kind)
     asked = images(32, model.resolution, seed=1)

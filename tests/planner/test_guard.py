@@ -6,8 +6,12 @@ import guard
 import pytest
 import torch
 
+SMALLEST = "ViT-Ti/16 -> ViT-Ti/16"  # the others take a minute each
 
-@pytest.mark.parametrize("name", guard.PAIRS)
+
+@pytest.mark.parametrize(
+    "name", [name if name == SMALLEST else pytest.param(name, marks=pytest.mark.slow) for name in guard.PAIRS]
+)
 def test_a_step_costs_no_more_than_before(name: str) -> None:
     recorded = guard.recorded()[name]
     now = guard.quantities(guard.PAIRS[name])

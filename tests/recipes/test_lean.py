@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import Cli
 
+from scalekd.commands.inspect import lean_form
 from scalekd.errors import UserError
 from scalekd.methods.registry import LEAN
 from scalekd.recipes import Recipe, load
@@ -87,13 +88,14 @@ def test_inspect_compares_the_lean_form(cli: Cli) -> None:
     assert plain["lean"]["flops_total"] == lean["costs"]["flops_total"]
     assert plain["lean"]["flops_total"] < plain["costs"]["flops_total"]
     assert plain["lean"]["cache"]["bf16"] == lean["costs"]["cache"]["bf16"]
-    assert (
-        "lean      --lean (projector linear, tpp False, alpha_spatial 0.32, alpha_frequency 0.24) takes "
-        in cli(*pair).out
-    )
-    assert "--lean" not in cli(*pair, "--method", "kd").out
-    assert "--lean" not in cli(*pair, "--stem", "conv1x1").out
-    assert "--lean" not in cli(*pair, "--no-tpp").out
+    line = "lean      --lean (projector linear, tpp False, alpha_spatial 0.32, alpha_frequency 0.24) takes "
+    assert line in cli(*pair).out
+
+
+@pytest.mark.parametrize("keys", [{"method": "kd"}, {"stem": "conv1x1"}, {"tpp": False}, {"lean": True}])
+def test_only_the_exact_form_is_compared_with_the_lean_one(keys: dict[str, Any]) -> None:
+    assert lean_form(load(None, {})) == load(None, {"lean": True})
+    assert lean_form(load(None, keys)) is None
 
 
 def test_the_help_names_what_lean_sets() -> None:

@@ -68,7 +68,19 @@ def test_a_finished_run_of_another_recipe_is_refused(cli: Cli, run: Path) -> Non
 def test_a_run_may_be_cut_otherwise_where_nothing_looks_at_images_at_once(
     cli: Cli, data: Path, tmp_path: Path, mixup: str
 ) -> None:
-    flags = ("--method", "none", *TINY_RUN, "--batch", "4", "--batchnorm-over", "2", "--mixup", mixup)
+    flags = (
+        "--method",
+        "none",
+        *TINY_RUN,
+        "--batch",
+        "4",
+        "--micro-batch",
+        "4",
+        "--batchnorm-over",
+        "2",
+        "--mixup",
+        mixup,
+    )
     assert cli("distill", "--data", data, "--output", tmp_path / "cut", *flags, "--micro-batch", "2").code == 0
     (tmp_path / "cut" / "result.json").unlink()
     outcome = cli("distill", "--resume", "--output", tmp_path / "cut", "--micro-batch", "4")

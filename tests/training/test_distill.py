@@ -178,7 +178,20 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_the_checkpoint(
 
 def test_weights_that_diverged_never_replace_a_checkpoint(cli: Cli, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    flags = ("--method", "none", "--optimizer", "sgd", "--lr", "1e38", "--batch", "12", "--epochs", "4")
+    flags = (
+        "--method",
+        "none",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "1e38",
+        "--batch",
+        "12",
+        "--micro-batch",
+        "12",
+        "--epochs",
+        "4",
+    )
     cli("distill", "--data", data, "--output", output, *TINY_RUN, *flags).refused("NaN or infinite", "lr")
     assert not (output / "student.safetensors").exists()
     assert not (output / "checkpoints").exists()
@@ -267,7 +280,19 @@ def test_ctrl_c_writes_a_checkpoint_and_the_resumed_run_ends_the_same(
     data: Path, teacher_file: Path, tmp_path: Path, when: str
 ) -> None:
     """A real process, a real signal."""
-    more = ["--teacher", str(teacher_file), "--no-check-teacher", "--ema", "0.9", "--mixup", "0.2", "--batch", "4"]
+    more = [
+        "--teacher",
+        str(teacher_file),
+        "--no-check-teacher",
+        "--ema",
+        "0.9",
+        "--mixup",
+        "0.2",
+        "--batch",
+        "4",
+        "--micro-batch",
+        "4",
+    ]
     more += ["--epochs", "60", "--validate-every", "30", "--workers", "1"]
 
     def start(output: str, *flags: str) -> subprocess.Popen[str]:

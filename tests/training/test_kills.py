@@ -21,7 +21,7 @@ SETTINGS = (
 SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_the_same(
     data: Path, teacher_file: Path, tmp_path: Path, kills: int
 ) -> None:

@@ -50,7 +50,7 @@ def run(
     # Measured first, with its own copy of the pair: predictions may change the state of the user's own code.
     with working("measuring a few steps"):
         outcome = _measure(settings, num_classes) if measured else None
-        leaner = _lean_form(settings)
+        leaner = lean_form(settings)
         lean_outcome = _measure(leaner, num_classes) if measured and leaner else None
     with working("planning: building the pair, counting its operations and memory"):
         method = _join(settings, num_classes, torch.device(target.kind), dtype)
@@ -147,7 +147,7 @@ class Lean:
         )
 
 
-def _lean_form(settings: Recipe) -> Recipe | None:
+def lean_form(settings: Recipe) -> Recipe | None:
     """Return the recipe in the lean form; None if it is not exact or cannot be lean."""
     exact = all(getattr(settings, key) == Recipe.model_fields[key].default for key in LEAN)
     if not exact or not has_key(settings.method, "lean"):

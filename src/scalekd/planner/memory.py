@@ -155,7 +155,7 @@ def largest_batch(
     even: bool = False,
     device: str | None = None,
 ) -> tuple[int, StepMemory]:
-    """Find the largest divisor of the global `batch` whose predicted step fits in `budget_bytes`, and that step's memory.
+    """Find the largest divisor of the global `batch` whose predicted step fits in `budget_bytes`, and its memory.
 
     A divisor of 1 is not considered unless `batch` is 1, because batch norm needs two images. With `even`, only even
     divisors are considered, as mixup requires. See `step_memory` for the other arguments.
