@@ -26,10 +26,10 @@ from torch import Tensor
 from scalekd.atomic import write_json
 from scalekd.data import in_order, read_split
 from scalekd.errors import UserError, first_line
-from scalekd.export.compare import Forward, time_ratio
-from scalekd.export.images import Images
-from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
+from scalekd.exports.compare import Forward, time_ratio
+from scalekd.exports.images import Images
+from scalekd.exports.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
 from scalekd.models import Classifier
 from scalekd.recipes import load
 from scalekd.tasks.distill.inputs import evaluation_images

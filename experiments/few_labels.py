@@ -88,8 +88,10 @@ class FewLabels(Study):
         with self.filling:
             if not file.is_file():
                 mode = MODES[labels]
-                command = ("adapt", *TEACHER, "--teacher-weights", str(self.initial), "--data", str(data))
-                command += ("--resolution", "112", "--crop-fraction", "1", "--workers", "0", "--mode", mode)
+                command = [
+                    *("adapt", *TEACHER, "--teacher-weights", str(self.initial), "--data", str(data)),
+                    *("--resolution", "112", "--crop-fraction", "1", "--workers", "0", "--mode", mode),
+                ]
                 found = self.scalekd(*command, "--output", str(folder), "--json", log=folder.name)
                 content = {"labels": labels, "mode": mode, "command": self.public(command), "result": json.loads(found)}
                 write_json(self.results / f"{folder.name}.json", content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 
@@ -26,7 +27,7 @@ from scalekd.errors import UserError
 class Queue:
     """Hands out the rows in order; a row whose teacher is another row waits for it."""
 
-    def __init__(self, rows: list[Row], study: Study) -> None:
+    def __init__(self, rows: Sequence[Row], study: Study) -> None:
         self.left = [row for row in rows if not study.done(row)]
         self.there = {row.name for row in grid() if study.done(row)}
         self.busy: set[str] = set()
@@ -87,7 +88,7 @@ def main() -> int:
     return run_all(study, rows, args.jobs)
 
 
-def run_all(study: Study, rows: list[Row], jobs: int) -> int:
+def run_all(study: Study, rows: Sequence[Row], jobs: int) -> int:
     """Run the rows that have no result yet; return the exit code."""
     queue, failed = Queue(rows, study), list[str]()
     for percent in {row.share for row in rows}:  # here, not concurrently

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalekd.api import adapt, cache, distill, evaluate, export, predict
+    from scalekd.errors import UserError
     from scalekd.methods.dist import RelationalDistillation
     from scalekd.methods.fd import FeatureDistillation
     from scalekd.methods.kd import LogitDistillation
@@ -22,11 +24,18 @@ __all__ = [
     "Student",
     "Supervised",
     "Teacher",
+    "UserError",
+    "adapt",
+    "cache",
+    "distill",
+    "evaluate",
+    "export",
+    "predict",
     "register_models",
 ]
 __version__ = "0.1.0"
 
-_MODULES = {
+_MODULES = dict.fromkeys(("adapt", "cache", "distill", "evaluate", "export", "predict"), "scalekd.api") | {
     "FeatureDistillation": "scalekd.methods.fd",
     "LogitDistillation": "scalekd.methods.kd",
     "LogitSpaceDistillation": "scalekd.methods.ofa",
@@ -35,6 +44,7 @@ _MODULES = {
     "Student": "scalekd.models",
     "Supervised": "scalekd.methods.none",
     "Teacher": "scalekd.models",
+    "UserError": "scalekd.errors",
     "register_models": "scalekd.models.paper_models",
 }
 

@@ -14,9 +14,9 @@ import torch
 from conftest import CLASSES, TINY_CNN, TINY_RUN, TINY_VIT, Cli
 from safetensors import safe_open
 
-from scalekd.export.onnx import OnnxClassifier
-from scalekd.export.program import ProgramClassifier
-from scalekd.export.timm_folder import read_timm_folder
+from scalekd.exports.onnx import OnnxClassifier
+from scalekd.exports.program import ProgramClassifier
+from scalekd.exports.timm_folder import read_timm_folder
 from scalekd.models import Classifier
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -13,9 +13,9 @@ from conftest import TINY_CNN, Cli
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from scalekd.export.folding import fold
-from scalekd.export.onnx import OnnxClassifier
-from scalekd.export.program import ProgramClassifier
+from scalekd.exports.folding import fold
+from scalekd.exports.onnx import OnnxClassifier
+from scalekd.exports.program import ProgramClassifier
 from scalekd.models import Classifier
 
 FOLDED = ("mobileone_s0", "repvgg_a0", "repghostnet_050", "repvit_m0_9", "fastvit_t8", "lcnetv2_base")

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_CNN, TINY_VIT, Cli, write_images
 from torch import Tensor, nn
 
-from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
+from scalekd.exports.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.quantise import AFTER_CLIPS, CLIPS, INPUTS_ONLY, PRODUCTS, Way, choose_way, quantise
 from scalekd.models import Classifier
 
 STUDENTS: dict[str, tuple[str, int, dict[str, Any]]] = {  # architecture, image side, arguments

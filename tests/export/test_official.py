@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import Cli
 from torch import Tensor, nn
 
-from scalekd.export.official import convert, import_checkpoint, merging_order
+from scalekd.exports.official import convert, import_checkpoint, merging_order
 from scalekd.models import Classifier
 
 Build = Callable[[], nn.Module]

@@ -12,7 +12,7 @@ from conftest import TINY_CNN, TINY_VIT, Cli
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.export.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.onnx import OnnxClassifier, export_onnx
 from scalekd.models import Classifier
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {

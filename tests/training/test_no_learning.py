@@ -12,11 +12,11 @@ from conftest import TINY_KEYS, TINY_RUN, Cli, write_images
 from rich.console import Console
 
 from scalekd.data import Files, Split
-from scalekd.export.official import import_checkpoint
-from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.program import export_program
-from scalekd.export.quantise import quantise
-from scalekd.export.timm_folder import is_timm_folder, read_timm_folder, write_timm_folder
+from scalekd.exports.official import import_checkpoint
+from scalekd.exports.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.program import export_program
+from scalekd.exports.quantise import quantise
+from scalekd.exports.timm_folder import is_timm_folder, read_timm_folder, write_timm_folder
 from scalekd.models import Classifier
 from scalekd.recipes import load
 from scalekd.report.measure import Figures

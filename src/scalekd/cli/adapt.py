@@ -10,9 +10,8 @@ import typer
 from scalekd.cli.options import AsJson, Flags, with_recipe_flags
 from scalekd.errors import UserError
 from scalekd.recipes import ListKeys, load
+from scalekd.recipes.defaults import ADAPT
 
-_PROBE = {"batch": 64, "warmup_epochs": 0}
-_FINETUNE = {"epochs": 5, "lr": 5e-5, "batch": 64, "warmup_epochs": 1, "crop_scale": (0.4, 1.0), "label_smoothing": 0.1}
 _TRAINING = {
     "epochs": "finetune: passes over the training images.  [default: 5]",
     "lr": "finetune: peak learning rate.  [default: 5e-05]",
@@ -58,7 +57,7 @@ def adapt(
     idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
     if mode == "probe" and idle:
         raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
-    defaults = _FINETUNE if mode == "finetune" else _PROBE
+    defaults = ADAPT[mode]
     if not resume:  # refuses wrong values before torch is imported; a resumed run has its own keys
         load(None, defaults | flags | {"teacher": teacher})
     from scalekd.commands.adapt import run

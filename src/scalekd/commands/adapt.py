@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
 
 from scalekd.errors import UserError, printable
 from scalekd.models.folders import TEACHER
@@ -27,7 +28,28 @@ def run(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Adapt a teacher; see the command for the arguments.
+    """Adapt a teacher and print its accuracy; see `adapt` for the arguments."""
+    result = adapt(teacher, output, flags, defaults, mode=mode, resume=resume, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    role, use = ("teacher", "--teacher") if result["teaches"] else ("student", "`scalekd evaluate` and `export` of")
+    file = printable(output / TEACHER)
+    typer.echo(f"{role}   top1 {result['top1']:.2f}% on the validation images; use it with {use} {file}")
+
+
+def adapt(
+    teacher: str,
+    output: Path,
+    flags: dict[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    mode: str,
+    resume: bool,
+    overwrite: bool,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Adapt a teacher; return its accuracy and how it was adapted.
 
     Args:
         teacher: The teacher.
@@ -37,7 +59,10 @@ def run(
         mode: `probe` or `finetune`.
         resume: Whether to resume the fine-tuning in `output`.
         overwrite: Whether to replace the result in `output`.
-        as_json: Whether to print the result as JSON.
+        console: Where to print; standard error by default.
+
+    Raises:
+        UserError: For any wrong input.
     """
     folder = RunFolder(output)
     if resume and folder.exists:
@@ -50,11 +75,5 @@ def run(
     if file.exists() and not (overwrite or resume):
         raise UserError(f"output: {file} exists; add --overwrite to replace it")
     if mode == "finetune":
-        result = finetune(recipe, output, resolution=resolution, resume=resume, overwrite=overwrite, console=None)
-    else:
-        result = probe(recipe, output, resolution=resolution)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    role, use = ("teacher", "--teacher") if result["teaches"] else ("student", "`scalekd evaluate` and `export` of")
-    typer.echo(f"{role}   top1 {result['top1']:.2f}% on the validation images; use it with {use} {printable(file)}")
+        return finetune(recipe, output, resolution=resolution, resume=resume, overwrite=overwrite, console=console)
+    return probe(recipe, output, resolution=resolution, console=console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from scalekd.commands.model import find_run, read_model
 from scalekd.data import (
@@ -63,11 +65,48 @@ def run(
     flags: dict[str, Any],
 ) -> None:
     """Print the accuracy of models; see the command for the arguments."""
-    subjects = [_Subject.find(model, weights, args, flags) for model in models]
     if knn or linear:
+        subjects = [_Subject.find(model, weights, args, flags) for model in models]
         _compare(subjects, knn=knn, linear=linear, as_json=as_json)
-    else:
-        _measure(subjects[0], as_json=as_json)
+        return
+    measured = measure(models[0], weights=weights, args=args, flags=flags)
+    typer.echo(json.dumps(measured.as_dict()) if as_json else str(measured))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The accuracy of a model's own head; `str(measured)` is human-readable.
+
+    Attributes:
+        model: The model's name.
+        top1: Top-1 accuracy in percent.
+        top5: Top-5 accuracy in percent; None for fewer than six classes.
+        images: Number of images that were measured.
+        data: Where they are.
+        corrupt_images: Files that could not be read.
+        classes: The classes of the data, in the model's order.
+        classes_of_model: Number of the model's classes.
+    """
+
+    model: str
+    top1: float
+    top5: float | None
+    images: int
+    data: str
+    corrupt_images: tuple[str, ...]
+    classes: tuple[str, ...]
+    classes_of_model: int
+
+    def __str__(self) -> str:
+        top5 = "" if self.top5 is None else f"  top5 {self.top5:.2f}%"
+        skipped = f", {len(self.corrupt_images)} unreadable left out" if self.corrupt_images else ""
+        images = f"{self.images} images of {printable(self.data)}{skipped}"
+        return f"{self.model}  top1 {self.top1:.2f}%{top5}  ({images})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON; the classes only if the data has a part of the model's."""
+        part = ("classes", "classes_of_model") if len(self.classes) < self.classes_of_model else ()
+        return {name: getattr(self, name) for name in ("model", "top1", "top5", "images", *part, "corrupt_images")}
 
 
 @dataclass(frozen=True)
@@ -75,21 +114,25 @@ class _Subject:
     """A model to be measured.
 
     Attributes:
-        given: The model as the user specified it.
+        given: The model as the user specified it, or a module.
         weights: A weights file for a name, if any.
         args: Further arguments of the builder.
         keys: The flags; for other keys, the values of the run folder.
         then: The settings with which the run measured it, see `measured_as`.
     """
 
-    given: str
+    given: str | nn.Module
     weights: Path | None
     args: dict[str, Any]
     keys: dict[str, Any]
     then: dict[str, Any]
 
     @classmethod
-    def find(cls, given: str, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]) -> _Subject:
+    def find(
+        cls, given: str | nn.Module, weights: Path | None, args: dict[str, Any], flags: dict[str, Any]
+    ) -> _Subject:
+        if isinstance(given, nn.Module):
+            return cls(given, weights, args, flags, {})
         if "/" in given and ":" not in given and not Path(given).exists():  # reported before any other error
             raise UserError(f"model: no such file or folder: {given}")
         if given.endswith(EXPORTED):
@@ -102,20 +145,43 @@ class _Subject:
     def build(self, recipe: Recipe, compute: Compute) -> tuple[Classifier, float]:
         """Return the model on its device, in the memory layout of its training, and its crop fraction."""
         resolution = recipe.resolution if "resolution" in self.keys else None
-        classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
+        if isinstance(self.given, nn.Module):
+            classifier = Classifier(deepcopy(self.given), resolution=resolution).eval()
+        else:
+            classifier = read_model(self.given, self.weights, resolution=resolution, args=self.args).classifier
         last = recipe.channels_last and "channels_last" in self.keys
         prepare_classifier(classifier.to(compute.device), *compute, channels_last=last)
         return classifier, recipe.crop_fraction if "crop_fraction" in self.keys else classifier.crop_fraction
 
 
-def _measure(subject: _Subject, *, as_json: bool) -> None:
-    """Print the accuracy of a model's own head."""
+def measure(
+    model: str | nn.Module,
+    *,
+    weights: Path | None = None,
+    args: dict[str, Any] | None = None,
+    flags: dict[str, Any],
+    split: Split | None = None,
+) -> Measured:
+    """Measure the accuracy of a model's own head; remarks are printed to standard error.
+
+    Args:
+        model: As the user specified it, or a module.
+        weights: A safetensors file for a name.
+        args: Further arguments of the builder.
+        flags: Keys that the user passed.
+        split: The images, if they are not those of the key `data`.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    subject = _Subject.find(model, weights, args or {}, flags)
     recipe = load(None, subject.keys)
-    if recipe.data is None:
-        raise UserError(_NO_DATA.format(splits="val/<class>/"))
-    split = read_split(recipe.data, recipe.val_split, recipe)
-    for line in left_out({recipe.val_split: split.skipped}):
-        typer.echo(line, err=True)
+    if split is None:
+        if recipe.data is None:
+            raise UserError(_NO_DATA.format(splits="val/<class>/"))
+        split = read_split(recipe.data, recipe.val_split, recipe)
+        for line in left_out({recipe.val_split: split.skipped}):
+            typer.echo(line, err=True)
     compute = pick_compute(recipe)
     classifier, crop = subject.build(recipe, compute)
     known = classifier.classes or classifier.imagenet_classes(split.classes)
@@ -137,22 +203,23 @@ def _measure(subject: _Subject, *, as_json: bool) -> None:
         compute=compute,
         corrupt=corrupt,
     )
-    result = {"model": classifier.name, "top1": accuracy.top1, "top5": accuracy.top5, "images": accuracy.images}
     if len(occurring) < len(known):
-        result |= {"classes": occurring, "classes_of_model": len(known)}
         absent = [name for name in known if name not in occurring]
         typer.echo(
             f"classes: the data has {len(occurring)} of the model's {len(known)}, measured by name: "
             f"{_listed(occurring)}. The model may answer with the others too: {_listed(absent)}",
             err=True,
         )
-    if as_json:
-        typer.echo(json.dumps(result | {"corrupt_images": sorted(corrupt.paths)}))
-        return
-    top5 = "" if accuracy.top5 is None else f"  top5 {accuracy.top5:.2f}%"
-    skipped = f", {len(corrupt.paths)} unreadable left out" if corrupt.paths else ""
-    images = f"{accuracy.images} images of {printable(split.root)}{skipped}"
-    typer.echo(f"{classifier.name}  top1 {accuracy.top1:.2f}%{top5}  ({images})")
+    return Measured(
+        model=classifier.name,
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        images=accuracy.images,
+        data=str(split.root),
+        corrupt_images=tuple(sorted(corrupt.paths)),
+        classes=tuple(occurring),
+        classes_of_model=len(known),
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -177,7 +244,7 @@ def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: 
                 "answer is a vote of all of them, mostly for the most frequent class",
                 err=True,
             )
-        row: dict[str, Any] = {"model": subject.given, "features": train.values.shape[1]}
+        row: dict[str, Any] = {"model": str(subject.given), "features": train.values.shape[1]}
         with working(f"{subject.given}: fitting on {len(train.labels)} images"):
             row |= {"knn": knn_accuracy(train, val)} if knn else {}
             row |= {"linear": linear_accuracy(train, val)} if linear else {}
@@ -216,7 +283,7 @@ def _features(subject: _Subject, recipe: Recipe) -> tuple[Features, Features]:
         Features(
             *collect_features(
                 classifier.features,
-                watched(_batches(split, classifier, crop, recipe, corrupt), subject.given),
+                watched(_batches(split, classifier, crop, recipe, corrupt), str(subject.given)),
                 compute=compute,
                 corrupt=corrupt,
             )

@@ -17,15 +17,15 @@ from scalekd.commands.model import Named, read_model
 from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError
-from scalekd.export.compare import Agreement, agreement, time_ratio
-from scalekd.export.folding import Folded, fold
-from scalekd.export.hub import push_to_hub
-from scalekd.export.images import Images
-from scalekd.export.model_card import model_card
-from scalekd.export.onnx import OnnxClassifier, export_onnx
-from scalekd.export.program import ProgramClassifier, export_program
-from scalekd.export.quantise import quantise
-from scalekd.export.timm_folder import write_timm_folder
+from scalekd.exports.compare import Agreement, agreement, time_ratio
+from scalekd.exports.folding import Folded, fold
+from scalekd.exports.hub import push_to_hub
+from scalekd.exports.images import Images
+from scalekd.exports.model_card import model_card
+from scalekd.exports.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.program import ProgramClassifier, export_program
+from scalekd.exports.quantise import quantise
+from scalekd.exports.timm_folder import write_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.folders import CONFIG, WEIGHTS
 from scalekd.models.weights import Card, read_weights
@@ -55,6 +55,41 @@ def run(
     flags: dict[str, Any],
 ) -> None:
     """Write the model and print how well its answers agree; see the command for the arguments."""
+    result, lines = export(
+        model,
+        format_=format_,
+        output=output,
+        weights=weights,
+        opset=opset,
+        int8=int8,
+        hub=hub,
+        private=private,
+        overwrite=overwrite,
+        flags=flags,
+    )
+    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def export(
+    model: str,
+    *,
+    format_: str,
+    output: Path | None,
+    flags: dict[str, Any],
+    weights: Path | None = None,
+    opset: int | None = None,
+    int8: bool = False,
+    hub: str | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the model; return what was checked, and the same in human-readable lines.
+
+    See the command for the arguments.
+
+    Raises:
+        UserError: For any wrong input.
+    """
     named = read_model(model, weights)
     target = _target(named, output, _NAMES[format_], overwrite=overwrite)
     keys = {} if named.run is None else named.run.stored_keys()
@@ -89,7 +124,7 @@ def run(
     if hub is not None:
         result["hub"] = push_to_hub(target, _WRITTEN, hub, private=private)
         lines.append(f"uploaded  {result['hub']}")
-    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+    return result, lines
 
 
 def _target(named: Named, output: Path | None, name: str, *, overwrite: bool) -> Path:

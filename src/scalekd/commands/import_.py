@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from scalekd.export.official import import_checkpoint
+from scalekd.exports.official import import_checkpoint
 from scalekd.progress import working
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from scalekd.errors import UserError, printable
-from scalekd.export.timm_folder import is_timm_folder, read_timm_folder
+from scalekd.exports.timm_folder import is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.folders import TEACHER, WEIGHTS
 from scalekd.models.sources import PYTHON

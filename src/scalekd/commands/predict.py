@@ -19,7 +19,7 @@ from scalekd.commands.model import read_model
 from scalekd.data import Files, Split, evaluation_loader
 from scalekd.data.index import list_unlabelled
 from scalekd.errors import UserError, printable
-from scalekd.export.onnx import OnnxClassifier
+from scalekd.exports.onnx import OnnxClassifier
 from scalekd.hardware import pick_compute
 from scalekd.models import Classifier
 from scalekd.models.memory_format import prepare_classifier
@@ -48,22 +48,57 @@ def run(
     as_csv: bool,
 ) -> None:
     """Print the classes of images; see the command for the arguments."""
-    files = list(_find(images))
+    print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
+    missing: dict[str, str] = {}
+    files = list_images(images)
+    for file, best in predict(model, files, flags, missing, top=top, weights=weights):
+        print_one(file, best)
+    for file, reason in missing.items():
+        typer.echo(f"cannot be read: {printable(file)}{f' ({reason})' if reason else ''}", err=True)
+    if missing:
+        typer.echo(f"{len(missing)} of {len(files)} images could not be read", err=True)
+        raise typer.Exit(1)
+
+
+def predict(
+    model: str,
+    files: list[str],
+    flags: dict[str, Any],
+    missing: dict[str, str],
+    *,
+    top: int,
+    weights: Path | None = None,
+) -> Iterator[tuple[str, list[Prediction]]]:
+    """Yield each readable image and its most probable classes, in order.
+
+    Args:
+        model: As the user specified it.
+        files: The images.
+        flags: Keys that the user passed.
+        missing: Images that cannot be read are added to it, with the reason.
+        top: Number of classes.
+        weights: A safetensors file for a name.
+
+    Raises:
+        UserError: For any wrong input.
+    """
     then = measured_as(model)
     recipe = load(None, then | flags)
     last = recipe.channels_last and "channels_last" in then
     classifier, answer = _open(model, weights, recipe, channels_last=last)
     if not classifier.num_classes:
         raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
-    print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
-    missing: dict[str, str] = {}
     for index, logits in _predictions(classifier, answer, files, recipe, missing):
-        print_one(files[index], _best(logits, top, classifier.classes))
-    for file, reason in missing.items():
-        typer.echo(f"cannot be read: {printable(file)}{f' ({reason})' if reason else ''}", err=True)
-    if missing:
-        typer.echo(f"{len(missing)} of {len(files)} images could not be read", err=True)
-        raise typer.Exit(1)
+        yield files[index], _best(logits, top, classifier.classes)
+
+
+def list_images(places: Sequence[Path]) -> list[str]:
+    """List images as specified, and those in folders.
+
+    Raises:
+        UserError: If a folder holds none.
+    """
+    return list(_find(places))
 
 
 def _find(places: Sequence[Path]) -> Iterator[str]:

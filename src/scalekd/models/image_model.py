@@ -16,7 +16,7 @@ from scalekd.models.build import BuiltModel, build
 from scalekd.models.failure import naming_model
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.resolve import ModelSpec, resolve
-from scalekd.models.sources import PYTHON
+from scalekd.models.sources import MODULE, PYTHON
 from scalekd.models.weights import Card, save_weights
 
 T = TypeVar("T")
@@ -67,7 +67,8 @@ class ImageModel(nn.Module):
                 raise UserError(
                     "model: a module is used as is; pass weights, num_classes and other arguments to its builder"
                 )
-            name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+            known = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+            name = known or f"{MODULE}{type(model).__name__}"
             built = BuiltModel(model, ModelSpec(name, name))
         else:
             spec = resolve(
@@ -93,8 +94,8 @@ class ImageModel(nn.Module):
 
     @property
     def is_own_code(self) -> bool:
-        """Whether the model was built by the user's own code."""
-        return self.name.startswith(PYTHON)
+        """Whether the model is the user's own code, not one of a library's architectures."""
+        return self.name.startswith((PYTHON, MODULE))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise images `[B, 3, h, w]` in [0, 1] for this model."""

@@ -19,12 +19,13 @@ from scalekd.models.timm_config import LOCAL, Described, answered_at_once, is_de
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
+MODULE = "module:"  # a module that was passed to `scalekd.distill`, which cannot be built by its name
 _FLAGS = " (--teacher-weights or --student-weights; --weights of evaluate and predict)"
 
 
 def is_timm(name: str) -> bool:
     """Whether a name is timm's (including the hub's), as opposed to torchvision's or the user's own code."""
-    return not name.startswith((TORCHVISION, PYTHON))
+    return not name.startswith((TORCHVISION, PYTHON, MODULE))
 
 
 def may_come_from_a_file(name: str) -> bool:
@@ -51,6 +52,10 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
         UserError: If there is no such model, it cannot be built, or its weights cannot be fetched.
     """
     register_models()
+    if name.startswith(MODULE):
+        raise UserError(
+            f"model: {name} was passed to scalekd.distill as a module and cannot be built here; pass it again"
+        )
     try:
         if name.startswith(TORCHVISION):
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)

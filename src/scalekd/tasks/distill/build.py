@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from scalekd.errors import UserError
 from scalekd.methods.base import Method, TaskLoss
@@ -38,6 +41,7 @@ def build_teacher(
     *,
     pretrained: bool = True,
     num_classes: int | None = None,
+    module: nn.Module | None = None,
 ) -> Teacher:
     """Build the recipe's teacher.
 
@@ -46,6 +50,7 @@ def build_teacher(
         classes: Class names of the data, which the logits must match if they are used; None if unknown.
         pretrained: False for random weights unless the recipe specifies a file.
         num_classes: Width of the head; by default that of the weights or the architecture.
+        module: The teacher itself, of which a copy is used; the recipe then only has its name.
 
     Raises:
         UserError: If the recipe specifies none, it does not fit the settings, or its logits are used and are for other
@@ -54,7 +59,7 @@ def build_teacher(
     if recipe.teacher is None:
         raise UserError(f"teacher: method {recipe.method} needs one; pass --teacher (a timm name or a weights file)")
     teacher = Teacher(
-        recipe.teacher,
+        recipe.teacher if module is None else deepcopy(module),
         weights=recipe.teacher_weights,
         num_classes=num_classes,
         resolution=recipe.teacher_resolution,
@@ -90,8 +95,16 @@ def head_width(recipe: Recipe, teacher: Teacher | None, classes: tuple[str, ...]
     return len(classes) or (teacher.num_classes if teacher is not None else 0)
 
 
-def build_student(recipe: Recipe, num_classes: int, classes: tuple[str, ...] = ()) -> Student:
-    """Build the recipe's student with a head of `num_classes`, for `classes` if they are known.
+def build_student(
+    recipe: Recipe, num_classes: int, classes: tuple[str, ...] = (), *, module: nn.Module | None = None
+) -> Student:
+    """Build the recipe's student.
+
+    Args:
+        recipe: The run's settings.
+        num_classes: Width of the head.
+        classes: Class names of the head, if they are known.
+        module: The student itself, of which a copy is trained; the recipe then only has its name.
 
     Raises:
         UserError: If the recipe specifies none, or it cannot be built.
@@ -99,15 +112,19 @@ def build_student(recipe: Recipe, num_classes: int, classes: tuple[str, ...] = (
     if recipe.student is None:
         raise UserError("student: none is given; pass --student (a timm name such as resnet50d)")
     student = Student(
-        recipe.student,
+        recipe.student if module is None else deepcopy(module),
         maps=recipe.student_maps,
-        num_classes=num_classes,
+        num_classes=num_classes if module is None else None,
         weights=recipe.student_weights,
         resolution=recipe.resolution,
         pretrained=recipe.student_pretrained,
         **recipe.student_args,
     )
     student.crop_fraction = recipe.crop_fraction
+    if module is not None and num_classes not in (0, student.num_classes):
+        raise UserError(
+            f"student: {student.name} has {student.num_classes} classes, not {num_classes}; build it for them"
+        )
     differ = next((pair for pair in zip(student.classes, classes, strict=False) if pair[0] != pair[1]), None)
     if differ is not None and len(classes) == num_classes:
         what = "in another order" if set(student.classes) == set(classes) else "other ones"

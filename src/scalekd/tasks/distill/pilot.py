@@ -28,6 +28,7 @@ from scalekd.planner.measure import seconds
 from scalekd.recipes import Recipe, load
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, with_files
 from scalekd.tasks.distill.filling import fill_cache
+from scalekd.tasks.distill.given import Given
 from scalekd.tasks.distill.inputs import read_data, training_images
 from scalekd.tasks.distill.run import distill
 from scalekd.tasks.distill.trial import try_training
@@ -326,7 +327,9 @@ def _run(
     name = ", ".join(f"{key} {value}" for key, value in keys.items())
     with TemporaryDirectory(dir=folder) as output:
         try:
-            result = distill(_changed(recipe, keys), Path(output) / "run", splits=images, console=Console(quiet=True))
+            result = distill(
+                _changed(recipe, keys), Path(output) / "run", given=Given(splits=images), console=Console(quiet=True)
+            )
         except UserError as error:  # such as a loss that is NaN, or a form that the student's maps do not allow
             if own and not isinstance(error, NonFiniteLossError):
                 raise

@@ -17,7 +17,8 @@ from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill.build import with_files
 from scalekd.tasks.distill.describing import describe_run
 from scalekd.tasks.distill.fit import fit
-from scalekd.tasks.distill.inputs import Splits, check_output
+from scalekd.tasks.distill.given import Given
+from scalekd.tasks.distill.inputs import check_output
 from scalekd.tasks.distill.live import Live
 from scalekd.tasks.distill.preflight import check_cache, check_inputs, check_teacher, check_training
 from scalekd.tasks.distill.setup import build_run
@@ -33,7 +34,7 @@ def distill(
     console: Console | None = None,
     live: Live | None = None,
     command: str = "distill",
-    splits: Splits | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """Train a student according to the recipe.
 
@@ -45,7 +46,7 @@ def distill(
         console: Where to print; standard error by default.
         live: Creates pictures for TensorBoard at each validation, such as `scalekd.report.live.live_figures`.
         command: The command that resumes the run, for the message when it is stopped.
-        splits: Training and validation images, if they are not those of the recipe's `data`.
+        given: Objects in place of what the recipe names.
 
     Returns:
         The content of `result.json`: accuracies, the weights' hash, time, energy and samples.
@@ -63,7 +64,7 @@ def distill(
         console=console,
         live=live,
         command=command,
-        splits=splits,
+        given=given,
     )
     return result
 
@@ -111,7 +112,7 @@ def _distill(
     console: Console | None,
     live: Live | None,
     command: str = "distill",
-    splits: Splits | None = None,
+    given: Given | None = None,
 ) -> list[dict[str, Any]]:
     """Train the students of a group, or the only one, and return their results; see `distill` for the arguments."""
     check_output(recipes[0], group.path)
@@ -122,7 +123,7 @@ def _distill(
             at_once = {"micro_batch": processes.from_first(lambda: _stored_micro_batch(group, recipes[0], processes))}
             recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
         processes.from_first(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
-        run = build_run(recipes, context, splits)
+        run = build_run(recipes, context, given or Given())
         for line in (*check_training(run), *describe_run(run)):
             say(line)
         for line in check_cache(run):

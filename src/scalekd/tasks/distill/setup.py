@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from scalekd.data import Batch, CorruptImages, Key, Split, evaluation_loader, seed_all
 from scalekd.data.cache import TeacherCache, open_cache
@@ -27,7 +28,8 @@ from scalekd.recipes import Recipe
 from scalekd.runs.group import naming
 from scalekd.tasks.distill.build import build_method, build_student, build_teacher, head_width
 from scalekd.tasks.distill.caching import find_cache
-from scalekd.tasks.distill.inputs import Splits, evaluation_images, read_data
+from scalekd.tasks.distill.given import Given
+from scalekd.tasks.distill.inputs import evaluation_images, read_data
 from scalekd.tasks.distill.micro_batch import fitting_micro_batch
 from scalekd.tasks.distill.trial import random_losses
 
@@ -98,25 +100,25 @@ class Run:
         return _is_sharded(self.recipe, self.context.processes)
 
 
-def build_run(recipes: Sequence[Recipe], context: RunContext, splits: Splits | None = None) -> Run:
+def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> Run:
     """Read the data's listing, build the pairs, and find out how many images fit in memory at once.
 
     Args:
         recipes: The settings of each student.
         context: The run's surroundings; its files are not touched.
-        splits: Training and validation images, if they are not those of the recipe's `data`.
+        given: Objects in place of what the recipe names.
 
     Raises:
         UserError: If the data or the models do not match the recipes, each other or the processes.
     """
     recipe, processes = recipes[0], context.processes
-    train, val = splits or read_data(recipe)
+    train, val = given.splits or read_data(recipe)
     compute = pick_compute(recipe)
     _check_processes(recipes, processes, compute.device, len(val))
-    teacher = build_teacher(recipe, val.classes) if recipe.method != "none" else None
+    teacher = build_teacher(recipe, val.classes, module=given.teacher) if recipe.method != "none" else None
     cache = _find_cache(recipe, teacher, train, compute)
     named = zip(recipes, context.group.names, strict=True)
-    methods = tuple(_join(each, name, teacher, val.classes) for each, name in named)
+    methods = tuple(_join(each, name, teacher, val.classes, given.student) for each, name in named)
     if recipe.batch > len(train):  # after the models: a wrong name is reported first
         raise UserError(
             f"batch: {recipe.batch} is larger than the {len(train)} training images; set it to {len(train)} or less"
@@ -178,12 +180,14 @@ def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, compute: 
     return open_cache(recipe.cache, *find_cache(recipe, teacher, train, compute.dtype), recipe.augmented_views)
 
 
-def _join(recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...]) -> Method:
+def _join(
+    recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...], module: nn.Module | None
+) -> Method:
     """Build a student and its method, with the same random weights as in a run of this student alone."""
     with naming(name):
         # Seeded here and again below, so that all methods start from the same student.
         seed_all(recipe.seed)
-        student = build_student(recipe, head_width(recipe, teacher, classes), classes)
+        student = build_student(recipe, head_width(recipe, teacher, classes), classes, module=module)
         seed_all(recipe.seed)
         return build_method(recipe, teacher, student)
 

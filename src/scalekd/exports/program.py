@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalekd.errors import UserError, first_line
-from scalekd.export.onnx import example
+from scalekd.exports.onnx import example
 from scalekd.models import Classifier
 from scalekd.models.weights import CARD_KEY, Card
 

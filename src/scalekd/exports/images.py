@@ -12,7 +12,7 @@ from scalekd.data import CorruptImages, Key, ReplayDataset, evaluation_loader
 from scalekd.data.loader import collate
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, measure_accuracy
-from scalekd.export.compare import Forward
+from scalekd.exports.compare import Forward
 from scalekd.hardware import Compute
 from scalekd.progress import watched
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from scalekd.export.onnx import IMAGES, needed
+from scalekd.exports.onnx import IMAGES, needed
 from scalekd.models.weights import CARD_KEY, Card
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # nearly all of the computation

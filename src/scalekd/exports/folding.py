@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from scalekd.errors import first_line
-from scalekd.export.compare import agreement
+from scalekd.exports.compare import agreement
 from scalekd.models import Classifier
 
 # As a fraction of the largest logit: float32 rounding stays far below it, a wrong fold far above it.

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.export.checkpoint import read_checkpoint
+from scalekd.exports.checkpoint import read_checkpoint
 from scalekd.models import Classifier
 from scalekd.models.key_matching import load_weights, stored_resolution
 from scalekd.models.sources import create, timm_config

@@ -1,0 +1,317 @@
+"""What the commands do, as functions: each takes recipe keys as keyword arguments and returns its result.
+
+Progress and remarks go to standard error. Wrong input raises a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from scalekd.commands import adapt as adapt_command
+from scalekd.commands import evaluate as evaluate_command
+from scalekd.commands import export as export_command
+from scalekd.commands import predict as predict_command
+from scalekd.commands.evaluate import Measured
+from scalekd.commands.model import read_model
+from scalekd.commands.predict import Prediction
+from scalekd.data.sources.objects import ImageDataset, read_object, read_objects
+from scalekd.engine.launcher import launched
+from scalekd.errors import UserError
+from scalekd.models.folders import TEACHER
+from scalekd.models.sources import MODULE
+from scalekd.models.weights import read_weights
+from scalekd.progress import plain_lines
+from scalekd.recipes import load
+from scalekd.recipes.defaults import ADAPT
+from scalekd.report.live import live_figures
+from scalekd.runs.folder import RunFolder
+from scalekd.tasks.distill import distill as distill_run
+from scalekd.tasks.distill import fill_cache
+from scalekd.tasks.distill.given import Given
+
+Model = str | Path | nn.Module
+Data = str | Path
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished run.
+
+    Attributes:
+        student: The trained model on the CPU, in eval mode, without the image normalisation: a plain timm model if it
+            was named or passed as one.
+        folder: The run's folder; commands such as `scalekd report` take it.
+        weights: The student's weights file.
+        top1: Accuracy on the validation images in percent; None if it was not measured.
+        top5: The same for the five most probable classes; None for fewer than six classes.
+        result: The content of `result.json`: accuracies, time, energy and more.
+        curves: The content of `metrics.jsonl`: what was logged, a dictionary for each logged step or validation.
+    """
+
+    student: nn.Module
+    folder: Path
+    weights: Path
+    top1: float | None
+    top5: float | None
+    result: dict[str, Any]
+    curves: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A teacher with a head for the classes of the data.
+
+    Attributes:
+        weights: Its weights file, for `teacher` of `distill`.
+        top1: Its accuracy on the validation images in percent.
+        result: What else the command prints with `--json`.
+    """
+
+    weights: Path
+    top1: float
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in another format.
+
+    Attributes:
+        path: The file or folder.
+        result: How well its answers agree with the model's, and what else the command prints with `--json`.
+    """
+
+    path: Path
+    result: dict[str, Any]
+
+
+def distill(
+    *,
+    data: Data | tuple[ImageDataset, ImageDataset],
+    output: str | Path,
+    student: Model | None = None,
+    teacher: Model | None = None,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **keys: Any,
+) -> Distilled:
+    """Train a student, with a teacher or (`method="none"`) on labels only, as `scalekd distill` does.
+
+    Args:
+        data: A folder or another source, as for the command; or a training and a validation data set, whose images are
+            neither augmented nor normalised (see `ImageDataset`).
+        output: Folder for weights, logs and checkpoints.
+        student: A name or file as for the command, or a module, of which a copy is trained. Default: the recipe's.
+        teacher: A name, file or folder as for the command, or a timm module, of which a copy is used. Default: the
+            recipe's.
+        recipe: Name of a shipped recipe, or a YAML file.
+        resume: Whether to resume the run in `output`; pass the same objects again.
+        overwrite: Whether to delete a run that is in `output`.
+        quiet: Whether to print nothing.
+        keys: Recipe keys (docs/keys.md), such as `epochs=20`.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    datasets = data if isinstance(data, tuple) else None
+    if datasets is not None and keys.get("cache") is not None:
+        raise UserError("cache: stores the outputs for images in files; a data set object has none, so leave cache out")
+    given = Given(
+        None if datasets is None else read_objects(*datasets),
+        teacher if isinstance(teacher, nn.Module) else None,
+        student if isinstance(student, nn.Module) else None,
+    )
+    models = {"student": student, "teacher": teacher}
+    named = {role: _name(model) for role, model in models.items() if model is not None}
+    named |= {} if datasets is not None else {"data": str(data)}
+    folder = RunFolder(output)
+    stored = folder.stored_keys() if resume and recipe is None else None
+    console = Console(stderr=True, quiet=quiet)
+    settings = load(stored if recipe is None else recipe, named | keys, plain_lines(console))
+    if settings.devices > 1 and not launched():
+        raise UserError("devices: a call trains in its own process; start the script with torchrun, or use the command")
+    result = distill_run(
+        settings,
+        folder.path,
+        resume=resume,
+        overwrite=overwrite,
+        console=console,
+        live=live_figures,
+        given=given,
+    )
+    curves = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
+    top1, top5 = result.get("top1"), result.get("top5")
+    return Distilled(_trained(student, folder), folder.path, folder.student, top1, top5, result, curves)
+
+
+def _name(model: Model) -> str:
+    """Return the name of a model in a recipe."""
+    if not isinstance(model, nn.Module):
+        return str(model)
+    return MODULE + str((getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__)
+
+
+def _trained(student: Model | None, folder: RunFolder) -> nn.Module:
+    """Return the student of a run: as named, or a copy of the module with the trained weights."""
+    if not isinstance(student, nn.Module):
+        module: nn.Module = read_model(str(folder.path)).classifier.model
+        return module
+    trained = deepcopy(student)
+    trained.load_state_dict(read_weights(folder.student)[0])
+    return trained.eval()
+
+
+def adapt(
+    teacher: str | Path,
+    *,
+    data: Data,
+    output: str | Path,
+    mode: Literal["probe", "finetune"] = "probe",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **keys: Any,
+) -> Adapted:
+    """Fit a head for the classes of the data to a teacher, or fine-tune it, as `scalekd adapt` does.
+
+    Args:
+        teacher: A timm name, a weights file written by scalekd, or a folder of a run.
+        data: A folder or another source, as for the command.
+        output: Folder for `teacher.safetensors`.
+        mode: `probe` fits a linear head on frozen features, `finetune` trains the whole model.
+        resume: Whether to resume the fine-tuning in `output`.
+        overwrite: Whether to replace the result in `output`.
+        quiet: Whether to print nothing.
+        keys: Recipe keys, such as `resolution=224`.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    result = adapt_command.adapt(
+        str(teacher),
+        Path(output),
+        {"data": str(data), **keys},
+        ADAPT[mode],
+        mode=mode,
+        resume=resume,
+        overwrite=overwrite,
+        console=Console(stderr=True, quiet=quiet),
+    )
+    return Adapted(Path(output) / TEACHER, result["top1"], result)
+
+
+def cache(*, teacher: str | Path, data: Data, cache: str | Path, recipe: str | Path | None = None, **keys: Any) -> Path:
+    """Store the teacher's outputs for all training images, as `scalekd cache` does.
+
+    Args:
+        teacher: A name, file or folder, as for the command.
+        data: A folder or another source, as for the command.
+        cache: Folder of caches; pass the same to `distill`.
+        recipe: Name of a shipped recipe, or a YAML file.
+        keys: The keys of the runs that will read the cache.
+
+    Returns:
+        The folder of this cache.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    named = {"teacher": str(teacher), "data": str(data), "cache": str(cache)}
+    return Path(fill_cache(load(recipe, named | keys))["folder"])
+
+
+def evaluate(
+    model: Model, *, data: Data | ImageDataset | None = None, weights: str | Path | None = None, **keys: Any
+) -> Measured:
+    """Measure the accuracy of a model's own head, as `scalekd evaluate` does.
+
+    Args:
+        model: A run's folder, a name or file as for the command, or a module.
+        data: A folder or another source, as for the command, of which `val_split` is measured; or a data set. Default:
+            the run's.
+        weights: A safetensors file for a name.
+        keys: Recipe keys, such as `val_split="test"`.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    split = None if data is None or isinstance(data, str | Path) else read_object(data)
+    named = {"data": str(data)} if isinstance(data, str | Path) else {}
+    return evaluate_command.measure(
+        model if isinstance(model, nn.Module) else str(model),
+        weights=None if weights is None else Path(weights),
+        flags=named | keys,
+        split=split,
+    )
+
+
+def predict(
+    model: str | Path, images: str | Path | list[str | Path], *, top: int = 5, **keys: Any
+) -> dict[str, list[Prediction]]:
+    """Find the most probable classes of images, as `scalekd predict` does.
+
+    Args:
+        model: A run's folder, or a name or file as for the command, also an .onnx file.
+        images: Images, and folders of images.
+        top: Number of classes for each image.
+        keys: Recipe keys, such as `batch=64`.
+
+    Returns:
+        For each readable image its most probable classes.
+
+    Raises:
+        UserError: For any wrong input, and if an image cannot be read.
+    """
+    places = images if isinstance(images, list) else [images]
+    missing: dict[str, str] = {}
+    found = dict(
+        predict_command.predict(
+            str(model), predict_command.list_images([Path(place) for place in places]), keys, missing, top=top
+        )
+    )
+    if missing:
+        file, reason = next(iter(missing.items()))
+        raise UserError(f"images: {len(missing)} cannot be read, the first is {file}{f' ({reason})' if reason else ''}")
+    return found
+
+
+def export(
+    model: str | Path,
+    *,
+    format: Literal["timm", "onnx", "torch-export"],  # noqa: A002 (the name of the command's flag)
+    output: str | Path | None = None,
+    int8: bool = False,
+    overwrite: bool = False,
+    **keys: Any,
+) -> Exported:
+    """Write a model in another format and compare its answers with the model's, as `scalekd export` does.
+
+    Args:
+        model: A run's folder, or a name or file as for the command.
+        format: The format.
+        output: The file or folder to write. Default: in the run's folder.
+        int8: Whether to write an int8 ONNX file, too.
+        overwrite: Whether to replace an export that is there.
+        keys: Recipe keys, such as `data`.
+
+    Raises:
+        UserError: For any wrong input.
+    """
+    result, _ = export_command.export(
+        str(model),
+        format_=format,
+        output=None if output is None else Path(output),
+        int8=int8,
+        overwrite=overwrite,
+        flags=keys,
+    )
+    return Exported(Path(result["output"]), result)
