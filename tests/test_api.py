@@ -131,7 +131,7 @@ def test_a_student_of_ones_own_needs_only_its_maps_named(data: Path, teacher_fil
     [
         (
             {"student": Net(4), "student_maps": ("first", "second")},
-            "module:Net has 4 classes, not 3; build it for them",
+            "student: Net has 4 classes, not 3; build it for them",
         ),
         ({"student": Net(3), "student_args": {"a": 1}}, "a module is used as is"),
         ({"epoch": 3}, "epoch"),

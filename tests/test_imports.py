@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "scalekd"
-ENTRIES = {"__init__.py", "__main__.py"}  # what users import, and what they start
+ENTRIES = {"__init__.py", "__main__.py", "api.py"}  # what users import, and what they start
 
 
 def ranks() -> dict[str, int]:

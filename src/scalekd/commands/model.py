@@ -12,7 +12,7 @@ from scalekd.errors import UserError, printable
 from scalekd.exports.timm_folder import is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.folders import TEACHER, WEIGHTS
-from scalekd.models.sources import PYTHON
+from scalekd.models.sources import MODULE, PYTHON, may_come_from_a_file
 from scalekd.runs.folder import RunFolder
 
 
@@ -80,6 +80,11 @@ def _read(model: str, weights: Path | None, resolution: int | None, args: dict[s
         if not run.finished:
             typer.echo(
                 f"model: the run in {printable(run.path)} has not ended; using its student as last saved", err=True
+            )
+        if student.startswith(MODULE) and not may_come_from_a_file(student.removeprefix(MODULE)):
+            raise UserError(
+                f"model: {student} was passed to scalekd.distill as a module and cannot be built from its name; its "
+                f"weights are in {run.student}"
             )
         # The user's own code is specified by the recipe only, never by a weights file.
         named = {"model": student, "weights": run.student} if student.startswith(PYTHON) else {"model": run.student}

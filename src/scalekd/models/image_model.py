@@ -16,7 +16,7 @@ from scalekd.models.build import BuiltModel, build
 from scalekd.models.failure import naming_model
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.resolve import ModelSpec, resolve
-from scalekd.models.sources import MODULE, PYTHON
+from scalekd.models.sources import PYTHON
 from scalekd.models.weights import Card, save_weights
 
 T = TypeVar("T")
@@ -62,13 +62,15 @@ class ImageModel(nn.Module):
         **model_args: Any,
     ) -> None:
         super().__init__()
+        self._is_foreign = False
         if isinstance(model, nn.Module):
             if weights is not None or num_classes is not None or model_args:
                 raise UserError(
                     "model: a module is used as is; pass weights, num_classes and other arguments to its builder"
                 )
             known = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-            name = known or f"{MODULE}{type(model).__name__}"
+            self._is_foreign = known is None
+            name = known or type(model).__name__
             built = BuiltModel(model, ModelSpec(name, name))
         else:
             spec = resolve(
@@ -95,7 +97,7 @@ class ImageModel(nn.Module):
     @property
     def is_own_code(self) -> bool:
         """Whether the model is the user's own code, not one of a library's architectures."""
-        return self.name.startswith((PYTHON, MODULE))
+        return self._is_foreign or self.name.startswith(PYTHON)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise images `[B, 3, h, w]` in [0, 1] for this model."""
