@@ -12,7 +12,7 @@ from sourcing import images_of
 
 from scalekd.data import Split, open_data, read_label_free, read_split, read_splits
 from scalekd.errors import UserError
-from scalekd.recipes import ListKeys, Recipe
+from scalekd.recipes import Recipe, SourceKeys
 
 BLUE, GREEN = ("train/blue/0.png", "train/green/0.png")
 
@@ -73,7 +73,7 @@ def test_named_columns_and_separator(data: Path) -> None:
     keys = Recipe(path_column="where", label_column="what", split_column="part", separator="~")
     assert_whole(read_splits(file, "train", "val", keys)[0], data)
     with pytest.raises(UserError, match=r"no column 'wher' \(path_column\); did you mean 'where'\?; it has 'path', 'w"):
-        read_split(file, "train", ListKeys(path_column="wher", separator="~"))
+        read_split(file, "train", SourceKeys(path_column="wher", separator="~"))
 
 
 @pytest.mark.parametrize("name", ["tab", "\\t", "\t"])
@@ -196,7 +196,7 @@ def test_a_list_without_a_column_of_splits_says_what_to_do(data: Path) -> None:
     ):
         read_split(file, "train")
     write(file, "path,label,is_valid", [(BLUE, "a", False), (GREEN, "b", False)])
-    assert len(read_split(file, "False", ListKeys(split_column="is_valid"))) == 2
+    assert len(read_split(file, "False", SourceKeys(split_column="is_valid"))) == 2
 
 
 def test_utf_16_is_read_and_other_encodings_are_named(data: Path) -> None:
@@ -223,4 +223,4 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, told: str) -
 def test_columns_are_refused_for_what_is_no_list(data: Path) -> None:
     for place in (data, "torchvision:CIFAR10", "/data/{split}-{0..1}.tar"):
         with pytest.raises(UserError, match="label_column: applies to lists only"):
-            read_split(place, "train", ListKeys(label_column="class"))
+            read_split(place, "train", SourceKeys(label_column="class"))

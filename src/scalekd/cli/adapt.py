@@ -9,7 +9,7 @@ import typer
 
 from scalekd.cli.options import AsJson, Flags, with_recipe_flags
 from scalekd.errors import UserError
-from scalekd.recipes import ListKeys, load
+from scalekd.recipes import SourceKeys, load
 from scalekd.recipes.defaults import ADAPT
 
 _TRAINING = {
@@ -22,7 +22,7 @@ _TRAINING = {
 
 
 @with_recipe_flags(
-    "data", "train_split", "val_split", *ListKeys.model_fields, "resolution", "crop_fraction", "teacher_weights",
+    "data", *SourceKeys.model_fields, "resolution", "crop_fraction", "teacher_weights",
     "teacher_args", "workers",
     "max_corrupt", "max_pixels", "data_patience", "batch", "seed", "precision", "accelerator", *_TRAINING,
     help_texts=_TRAINING | {

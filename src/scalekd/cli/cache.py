@@ -10,12 +10,12 @@ import typer
 
 from scalekd.cli.options import Flags, RecipeName, with_recipe_flags
 from scalekd.errors import printable
-from scalekd.recipes import DataKeys, ListKeys, Recipe, load
+from scalekd.recipes import DataKeys, Recipe, SourceKeys, load
 
 _OWN = {
     "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",
     "epochs", "batch", "micro_batch", "seed", "precision", "accelerator", *DataKeys.model_fields,
-    *ListKeys.model_fields,
+    *SourceKeys.model_fields,
 } - {"crop_fraction", "mixup", "cutmix"}  # fmt: skip
 _OTHERS = set(Recipe.model_fields) - _OWN
 

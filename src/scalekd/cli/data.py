@@ -8,7 +8,7 @@ import typer
 
 from scalekd.cli.help import Command, Group
 from scalekd.cli.options import Flags, with_recipe_flags
-from scalekd.recipes import ListKeys, load
+from scalekd.recipes import SourceKeys, load
 
 data = typer.Typer(cls=Group, help="Check images.", no_args_is_help=True)
 
@@ -20,11 +20,9 @@ def _group() -> None:
 
 @data.command(cls=Command)
 @with_recipe_flags(
-    "train_split",
-    "val_split",
     "unlabelled_split",
     "labels",
-    *ListKeys.model_fields,
+    *SourceKeys.model_fields,
     "workers",
     "max_pixels",
     "data_patience",

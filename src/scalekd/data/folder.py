@@ -36,8 +36,8 @@ def _folder(data: Path, name: str) -> Path:
         if classes > 1 and not hint and not conversion_hint(data):
             raise UserError(
                 f"data: {data} has no folder {name!r}; {holds}, which hold images: classes that are not split yet. "
-                f"Move about a tenth of each class to {data}/val/<class>/ and the rest to {data}/train/<class>/, or "
-                "list the images with their splits in a CSV file (docs/data.md)"
+                "To hold out a tenth of each class as validation images, pass --val-share 0.1 (val_share), or list the "
+                "images with their splits in a CSV file (docs/data.md)"
             )
         raise UserError(
             f"data: {data} has no folder {name!r}{hint}; {holds}. It needs one folder for training and one for "

@@ -1,7 +1,16 @@
 """YAML recipes and the typed schema that validates them."""
 
 from scalekd.recipes.load import DATA_KEYS, dump, load, load_as, names, over_stored, resolved, transfer_names
-from scalekd.recipes.schema import AS_USUAL, GROUPS, DataKeys, ListKeys, OptimisationKeys, OptimizerKeys, Recipe
+from scalekd.recipes.schema import (
+    AS_USUAL,
+    GROUPS,
+    DataKeys,
+    ListKeys,
+    OptimisationKeys,
+    OptimizerKeys,
+    Recipe,
+    SourceKeys,
+)
 
 __all__ = [
     "AS_USUAL",
@@ -12,6 +21,7 @@ __all__ = [
     "OptimisationKeys",
     "OptimizerKeys",
     "Recipe",
+    "SourceKeys",
     "dump",
     "load",
     "load_as",

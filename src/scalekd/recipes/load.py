@@ -13,11 +13,11 @@ import yaml
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import Keys
 from scalekd.methods.registry import LEAN, has_key, methods_with
-from scalekd.recipes.schema import K, ListKeys, Recipe, validate
+from scalekd.recipes.schema import K, ListKeys, Recipe, SourceKeys, validate
 from scalekd.recipes.text import read_keys
 
 BASE = "base"
-DATA_KEYS = ("data", "train_split", "val_split", *ListKeys.model_fields)  # where the images of both splits are
+DATA_KEYS = ("data", *SourceKeys.model_fields)  # where the images of both splits are
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
 _TASKS = ("segmentation/", "detection/")  # recipes of `transfer`, which have different keys

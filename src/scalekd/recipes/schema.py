@@ -73,10 +73,6 @@ class DataKeys(Keys):
     """Folder with one folder per split, which contains one folder per class: DATA/train/cat/1.jpg. Or a list (.csv,
     .tsv, .txt, .jsonl), tar shards (a folder, or a pattern such as /data/{split}-{000..146}.tar, also as URLs),
     hf:NAME, torchvision:NAME; see docs/data.md."""
-    train_split: SplitName = "train"
-    """Name of the training split: of its folder, list or shards."""
-    val_split: SplitName = "val"
-    """Name of the validation split."""
     unlabelled_split: SplitName = "unlabelled"
     """Name of a split of images without labels (in any subfolders); if it exists, it is used in addition to the
     training split."""
@@ -114,7 +110,7 @@ class DataKeys(Keys):
 
 
 class ListKeys(Keys):
-    """Lists of images."""
+    """Columns of lists of images."""
 
     path_column: str | None = Field(default=None, min_length=1)
     """List: column with the images' paths. Default: path, or another usual name such as filename."""
@@ -127,7 +123,19 @@ class ListKeys(Keys):
     from the first line."""
 
 
-AS_USUAL = ListKeys.model_construct()  # the defaults, without building the validator
+class SourceKeys(ListKeys):
+    """Splits and lists of images."""
+
+    train_split: SplitName = "train"
+    """Name of the training split: of its folder, list or shards."""
+    val_split: SplitName = "val"
+    """Name of the validation split."""
+    val_share: float | None = Field(default=None, gt=0, le=0.5)
+    """For images without a validation split: the share of each class's training images that is held out as one. If
+    there is no training split either, the folder's own subfolders are the classes. Equal files stay on one side."""
+
+
+AS_USUAL = SourceKeys.model_construct()  # the defaults, without building the validator
 
 
 class OptimizerKeys(Keys):
@@ -208,7 +216,7 @@ class RunKeys(Keys):
     """Steps between log lines; the last step is always logged."""
 
 
-class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
+class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, TeacherKeys, MethodKeys):
     """All keys of a run."""
 
     @property
@@ -312,7 +320,7 @@ class Recipe(RunKeys, OptimisationKeys, ListKeys, DataKeys, StudentKeys, Teacher
 
 
 GROUPS: tuple[type[Keys], ...] = (
-    MethodKeys, TeacherKeys, StudentKeys, DataKeys, ListKeys, OptimisationKeys, RunKeys
+    MethodKeys, TeacherKeys, StudentKeys, DataKeys, SourceKeys, OptimisationKeys, RunKeys
 )  # fmt: skip
 
 

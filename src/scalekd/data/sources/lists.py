@@ -43,10 +43,13 @@ class ListFile:
         file: The list; paths in it are relative to its folder or to the working folder.
         only: The name of the single split that it holds; None if a column names the splits.
         keys: Its columns and separator, if they are not the usual ones.
+        unsplit: The split of all rows if no column names the splits; by default, that is an error.
     """
 
-    def __init__(self, file: Path, only: str | None = None, keys: ListKeys = AS_USUAL) -> None:
-        self.file, self.only, self.keys = file, only, keys
+    def __init__(
+        self, file: Path, only: str | None = None, keys: ListKeys = AS_USUAL, unsplit: str | None = None
+    ) -> None:
+        self.file, self.only, self.keys, self.unsplit = file, only, keys, unsplit
         self._columns: dict[tuple[str, ...], Columns] = {}
 
     def has(self, name: str) -> bool:
@@ -78,6 +81,8 @@ class ListFile:
             if not is_file_name(name):
                 raise UserError(f"data: {self.file}: {where} names {path!r}, which is not a valid file path")
             split = self.only or self._text(row, columns.split, line)
+            if split is None and columns.split is None:
+                split = self.unsplit
             if split is None:
                 raise UserError(f"data: {self.file}: {where} has no split{self._how_to_split(columns)}")
             rows = found.setdefault(split, _Rows())
@@ -116,7 +121,8 @@ class ListFile:
             return f" (column {columns.split!r})"
         return (
             "; there is no column of splits. Specify it as split_column, or write one list per split, such as "
-            "train.csv and val.csv, and pass their folder as data (with train_split and val_split for other names)"
+            "train.csv and val.csv, and pass their folder as data (with train_split and val_split for other names), or "
+            "hold out a part of all rows with val_share"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from scalekd.data import folder
+from scalekd.data.sources.held_out import HeldOut
 from scalekd.data.sources.hub import HubSource
 from scalekd.data.sources.joined import join
 from scalekd.data.sources.lists import SUFFIXES, ListFile, is_list
@@ -17,7 +18,7 @@ from scalekd.data.sources.source import Source, same_classes, with_filled_classe
 from scalekd.data.sources.vision import VisionSource
 from scalekd.data.split import Files, Split
 from scalekd.errors import UserError
-from scalekd.recipes import AS_USUAL, ListKeys
+from scalekd.recipes import AS_USUAL, ListKeys, SourceKeys
 
 _SCHEMES: dict[str, Callable[[str], Source]] = {"hf": HubSource, "torchvision": VisionSource}
 _FIX = f"specify a folder, a list ({', '.join(SUFFIXES)}) or tar shards"
@@ -69,22 +70,30 @@ class Directory:
         return next((file for file in files if file.is_file()), None)
 
 
-def open_data(data: str | Path, keys: ListKeys = AS_USUAL) -> Source:
+def open_data(data: str | Path, keys: SourceKeys = AS_USUAL) -> Source:
     """Open the source that `data` names; docs/data.md lists what it may be.
 
     Args:
         data: The value of the key `data`.
-        keys: Columns and separator of lists.
+        keys: Names of the splits, whether the validation split is held out, and columns and separator of lists.
 
     Raises:
         UserError: If it does not name a source.
     """
+    source = _open(data, keys)
+    if keys.val_share is None:
+        return source
+    whole = "." if isinstance(source, Directory) else None  # its subfolders
+    return HeldOut(source, keys.train_split, keys.val_split, keys.val_share, whole)
+
+
+def _open(data: str | Path, keys: SourceKeys) -> Source:
     text = os.fspath(data)
     path = Path(text)
     if path.is_dir():
         return Directory(path, keys)
     if is_list(path) and "{" not in text and "://" not in text:
-        return ListFile(path, keys=keys)
+        return ListFile(path, keys=keys, unsplit=None if keys.val_share is None else keys.train_split)
     _refuse_list_keys(keys, text)
     scheme, _, name = text.partition(":")
     if scheme in _SCHEMES:
@@ -114,7 +123,7 @@ def absolute(data: str) -> str:
     return data if "://" in data else os.path.abspath(data)
 
 
-def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
+def read_split(data: str | Path, name: str, keys: SourceKeys = AS_USUAL) -> Split:
     """Read a labelled split for evaluation: one class is enough, and classes may be without images.
 
     Raises:
@@ -123,7 +132,7 @@ def read_split(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
     return open_data(data, keys).read(name)
 
 
-def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUAL) -> tuple[Split, Split]:
+def read_splits(data: str | Path, train: str, val: str, keys: SourceKeys = AS_USUAL) -> tuple[Split, Split]:
     """Read the training and the validation split, with the same classes in the same order.
 
     Raises:
@@ -135,7 +144,7 @@ def read_splits(data: str | Path, train: str, val: str, keys: ListKeys = AS_USUA
     return training, same_classes(training, with_filled_classes(source.read(val)), (train, val))
 
 
-def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> Split:
+def read_unlabelled(data: str | Path, name: str, keys: SourceKeys = AS_USUAL) -> Split:
     """Read the images of a split without labels.
 
     Raises:
@@ -145,7 +154,7 @@ def read_unlabelled(data: str | Path, name: str, keys: ListKeys = AS_USUAL) -> S
 
 
 def read_label_free(
-    data: str | Path, train: str, val: str, unlabelled: str, keys: ListKeys = AS_USUAL
+    data: str | Path, train: str, val: str, unlabelled: str, keys: SourceKeys = AS_USUAL
 ) -> tuple[Split, Split]:
     """Read a training split without labels, and the validation split, which is empty if there is none.
 

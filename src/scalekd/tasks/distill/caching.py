@@ -22,7 +22,7 @@ from scalekd.recipes import DataKeys, Recipe
 
 # Data keys that do not affect a training image. Keys that are not listed here are part of a cache's identity.
 _WITHOUT_EFFECT = {
-    "data", "train_split", "val_split", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
+    "data", "unlabelled_split", "labels", "crop_fraction", "mixup", "cutmix",
     "augmentation_epochs", "workers", "max_corrupt", "data_patience",
 }  # fmt: skip
 _SAMPLE = 8  # images that are compared with the live teacher

@@ -69,7 +69,9 @@ def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> Non
     """
     splits = (recipe.train_split, recipe.val_split, recipe.unlabelled_split)
     if recipe.data:
-        refuse_output_among_images(Path(output), [Path(recipe.data) / split for split in splits], key)
+        data = Path(recipe.data)
+        unsplit = recipe.val_share is not None and not (data / recipe.train_split).exists()
+        refuse_output_among_images(Path(output), [data] if unsplit else [data / split for split in splits], key)
 
 
 def training_images(
