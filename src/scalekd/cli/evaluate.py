@@ -35,6 +35,9 @@ def evaluate(
         bool, typer.Option("--knn", help="Classify by nearest neighbours of frozen features instead.")
     ] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Fit a linear probe on frozen features instead.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class, and balanced top1.")
+    ] = False,
     as_json: AsJson = False,
     flags: Flags,
 ) -> None:
@@ -46,6 +49,7 @@ def evaluate(
 
     Examples:
         scalekd evaluate runs/mobilenet
+        scalekd evaluate runs/mobilenet --per-class
         scalekd evaluate resnet18.a1_in1k --data IMAGENET --val-split val
         scalekd evaluate runs/mobilenet runs/alone --knn --linear
     """
@@ -54,7 +58,9 @@ def evaluate(
         raise UserError(f"evaluate: {len(models)} models are compared by their features; add --knn or --linear")
     if len(models) > 1 and (weights is not None or args):
         raise UserError("weights: belong to one model; pass weights files or folders to compare several")
+    if per_class and (knn or linear):
+        raise UserError("per-class: is measured with a model's own head; leave out --knn and --linear, or --per-class")
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.evaluate import run
 
-    run(models, weights=weights, args=args, knn=knn, linear=linear, as_json=as_json, flags=flags)
+    run(models, weights=weights, args=args, knn=knn, linear=linear, per_class=per_class, as_json=as_json, flags=flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
+from torchmetrics.classification import MulticlassStatScores
 
 from scalekd.commands.model import find_run, read_model
 from scalekd.data import (
@@ -39,6 +40,7 @@ from scalekd.evaluation import (
     linear_accuracy,
     measure_accuracy,
 )
+from scalekd.evaluation.per_class import ClassFigures, balanced_accuracy, class_figures
 from scalekd.hardware import Compute, pick_compute
 from scalekd.models import Classifier
 from scalekd.models.memory_format import prepare_classifier
@@ -61,6 +63,7 @@ def run(
     args: dict[str, Any],
     knn: bool,
     linear: bool,
+    per_class: bool,
     as_json: bool,
     flags: dict[str, Any],
 ) -> None:
@@ -70,7 +73,13 @@ def run(
         _compare(subjects, knn=knn, linear=linear, as_json=as_json)
         return
     measured = measure(models[0], weights=weights, args=args, flags=flags)
-    typer.echo(json.dumps(measured.as_dict()) if as_json else str(measured))
+    if as_json:
+        classes = {"balanced_top1": measured.balanced_top1, "per_class": [asdict(each) for each in measured.per_class]}
+        typer.echo(json.dumps(measured.as_dict() | (classes if per_class else {})))
+        return
+    typer.echo(str(measured))
+    if per_class:
+        _print_classes(measured)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Measured:
         corrupt_images: Files that could not be read.
         classes: The classes of the data, in the model's order.
         classes_of_model: Number of the model's classes.
+        per_class: Precision, recall and F1 of each of the model's classes.
     """
 
     model: str
@@ -96,6 +106,12 @@ class Measured:
     corrupt_images: tuple[str, ...]
     classes: tuple[str, ...]
     classes_of_model: int
+    per_class: tuple[ClassFigures, ...]
+
+    @property
+    def balanced_top1(self) -> float:
+        """Mean recall of the classes that have images, in percent."""
+        return balanced_accuracy(self.per_class)
 
     def __str__(self) -> str:
         top5 = "" if self.top5 is None else f"  top5 {self.top5:.2f}%"
@@ -196,12 +212,14 @@ def measure(
             err=True,
         )
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
+    counts = MulticlassStatScores(classifier.num_classes, average=None)
     accuracy = measure_accuracy(
         classifier,
         watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
         num_classes=classifier.num_classes,
         compute=compute,
         corrupt=corrupt,
+        further=counts,
     )
     if len(occurring) < len(known):
         absent = [name for name in known if name not in occurring]
@@ -219,7 +237,27 @@ def measure(
         corrupt_images=tuple(sorted(corrupt.paths)),
         classes=tuple(occurring),
         classes_of_model=len(known),
+        per_class=_per_class(counts, known or split.classes) if accuracy.images else (),
     )
+
+
+def _per_class(counts: MulticlassStatScores, names: Sequence[str]) -> tuple[ClassFigures, ...]:
+    """Compute each class's figures; true and false positives, true and false negatives and images are counted."""
+    table = counts.compute().tolist()
+    return class_figures(names, [(right, wrong, images) for right, wrong, _, _, images in table])
+
+
+def _print_classes(measured: Measured) -> None:
+    """Print precision, recall and F1 of each class, the lowest F1 first."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for title in ("images", "precision", "recall", "F1"):
+        table.add_column(title, justify="right")
+    for each in sorted(measured.per_class, key=lambda each: -1.0 if each.f1 is None else each.f1):
+        figures = ("-" if value is None else f"{value:.1f}%" for value in (each.precision, each.recall, each.f1))
+        table.add_row(Text(printable(each.name)), str(each.images), *figures)
+    Console(width=200).print(table)
+    typer.echo(f"balanced top1 {measured.balanced_top1:.2f}% (mean recall of the classes that have images)")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.data import Batch, CorruptImages
@@ -45,6 +45,7 @@ def measure_accuracy(
     compute: Compute,
     corrupt: CorruptImages,
     blank: Tensor | None = None,
+    further: Metric | None = None,
 ) -> Accuracy:
     """Measure the accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
 
@@ -55,12 +56,15 @@ def measure_accuracy(
         compute: The classifier's device, and the number format in which it runs.
         corrupt: Counter of unreadable images.
         blank: `[1, 3, h, w]`, run in place of a batch without images when all processes must run equally many batches.
+        further: Another metric of logits and labels, which is updated with every batch.
 
     Raises:
         UserError: If there are more unreadable images than `corrupt` allows.
     """
     device = compute.device
     metrics = accuracy_metrics(num_classes).to(device)
+    if further is not None:
+        further.to(device)
     images = 0
     for batch in batches:
         corrupt.add(batch.corrupt)
@@ -71,7 +75,10 @@ def measure_accuracy(
             output = logits(inputs.to(device, non_blocking=True))
         if inputs is blank:
             continue
-        metrics.update(output.float(), batch.labels.to(device, non_blocking=True))
+        answers, labels = output.float(), batch.labels.to(device, non_blocking=True)
+        metrics.update(answers, labels)
+        if further is not None:
+            further.update(answers, labels)
         images += len(batch.images)
     result = percentages(metrics) if images else {}
     return Accuracy(top1=result.get("top1", 0.0), top5=result.get("top5"), images=images)

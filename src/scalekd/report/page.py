@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 import scalekd
 from scalekd.errors import printable
+from scalekd.evaluation.per_class import ClassFigures, class_figures
 from scalekd.report import words
 from scalekd.report.charts import Cell, Chart
 from scalekd.report.curves import distance_charts, learning_charts, spectrum_cells, spectrum_chart
@@ -88,6 +89,14 @@ class _Run:
     @property
     def mistaken(self) -> list[tuple[int, int, int]]:
         return mistaken(confusion(self.figures.given, len(self.figures.classes)), _MISTAKES)
+
+    @property
+    def per_class(self) -> tuple[ClassFigures, ...]:
+        """Figures of each class, the lowest F1 first."""
+        counts = confusion(self.figures.given, len(self.figures.classes))
+        columns = (counts.diagonal(), counts.sum(0) - counts.diagonal(), counts.sum(1))
+        found = class_figures(self.figures.classes, zip(*(column.tolist() for column in columns), strict=True))
+        return tuple(sorted(found, key=lambda each: -1.0 if each.f1 is None else each.f1))
 
     @property
     def cost(self) -> dict[str, str]:
