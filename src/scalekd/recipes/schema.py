@@ -212,6 +212,9 @@ class RunKeys(Keys):
     """Minutes after which a checkpoint is also written between validations. Default: never."""
     keep: Positive = 2
     """Number of checkpoints to keep; the newest are kept."""
+    keep_best: bool = False
+    """Whether to keep the student of the validation with the highest top-1 too, as student.best.safetensors. Its
+    accuracy is flattered, because it was chosen on the images that measured it."""
     log_every: Positive = 10
     """Steps between log lines; the last step is always logged."""
 

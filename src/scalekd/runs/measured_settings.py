@@ -9,7 +9,7 @@ from scalekd.errors import UserError
 from scalekd.runs.folder import RunFolder, read_json
 
 PROBED = "adapt.json"  # file written by a linear probe
-_WEIGHTS = ("student.safetensors", "teacher.safetensors")
+_WEIGHTS = ("student.safetensors", "student.best.safetensors", "teacher.safetensors")
 
 
 def measured_as(model: str | Path) -> dict[str, Any]:

@@ -29,9 +29,18 @@ def write_result(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> di
         "processes": run.context.processes.count,
         "device": run.compute.device.type,
         "dtype": str(run.compute.dtype).removeprefix("torch."),
+        **_best(learner),
         "student": folder.student.name,
         "sha256": file_hash(folder.student),
         **({"group": run.context.group.students} if run.context.group.students else {}),
     }
     write_json(folder.result, result)
     return result
+
+
+def _best(learner: StudentLearner) -> dict[str, Any]:
+    """Return the best validation, if its weights were kept."""
+    if not learner.recipe.keep_best or learner.best is None:
+        return {}
+    assert learner.folder is not None
+    return {"best": {"step": learner.best.step, "top1": learner.best.top1, "student": learner.folder.best_student.name}}

@@ -24,8 +24,18 @@ from scalekd.runs.folder import RunFolder
 from scalekd.runs.group import naming
 
 
+class Best(NamedTuple):
+    """The validation with the highest top-1 so far: its step and accuracy in percent."""
+
+    step: int
+    top1: float
+
+
 class StudentLearner(Learner):
     """A student in training, with its accuracies and its run folder.
+
+    Attributes:
+        best: The best validation so far; None before the first.
 
     Args:
         recipe: The run's settings.
@@ -51,6 +61,7 @@ class StudentLearner(Learner):
         self.folder, self._watch, self._check_cosines = folder, watch, check_cosines
         classes, device = method.student.num_classes, method.student.mean.device
         self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
+        self.best: Best | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -113,16 +124,35 @@ class StudentLearner(Learner):
         """Compute and log the accuracies, and call `watch`."""
         assert self.metrics is not None
         self.log_validation({f"val/{name}": value for name, value in percentages(self.metrics).items()}, step)
+        if self.best is None or self.accuracies["top1"] > self.best.top1:
+            self.best = Best(step, self.accuracies["top1"])
         if self._watch is not None:
             self._watch(step)
 
-    def save(self, classes: tuple[str, ...], top1: float | None) -> None:
-        """Write the student's weights, with class names and accuracy in percent; called by all processes."""
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return this learner's state for a checkpoint, apart from its tensors."""
+        return super().checkpoint_state() | {"best": self.best and list(self.best)}
+
+    def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Restore the state that `checkpoint_state` returned."""
+        super().restore_checkpoint_state(state)
+        if state.get("best"):  # checkpoints of earlier versions have none
+            self.best = Best(*state["best"])
+
+    def save(self, classes: tuple[str, ...], top1: float | None, *, best: bool = False) -> None:
+        """Write the student's weights, with class names and accuracy in percent; called by all processes.
+
+        Args:
+            classes: The class names.
+            top1: The accuracy; None if it was not measured.
+            best: Whether to write the file of the best validation.
+        """
         assert self.folder is not None
+        file = self.folder.best_student if best else self.folder.student
         state = {name: whole(tensor) for name, tensor in self.final_student.model.state_dict().items()}
         if self.processes.first:
             accuracy = None if top1 is None else round(top1, 2)
-            self.final_student.save(self.folder.student, classes, accuracy, state=state)
+            self.final_student.save(file, classes, accuracy, state=state)
 
 
 class PreparedBatch(NamedTuple):
@@ -193,6 +223,9 @@ class DistillationTask(Task):
     def end_validation(self, step: int) -> None:
         for learner in self.learners:
             learner.end_validation(step)
+            # Before the checkpoint of this step, so that a run that is resumed from it has the file.
+            if self._recipe.keep_best and learner.best is not None and learner.best.step == step:
+                learner.save(self._classes, learner.best.top1, best=True)
 
     def summary(self) -> list[str]:
         if len(self.learners) == 1:
