@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_images
+from conftest import TINY_RUN, Cli, write_images
 
 from scalekd.data import join, read_label_free, read_splits, read_unlabelled
 from scalekd.errors import UserError
@@ -35,8 +35,31 @@ def test_without_labels_either_folder_will_do(data: Path) -> None:
     train, val = read_label_free(data, "train", "val", "unlabelled")
     assert (len(train), len(val), val.classes) == (6, 0, ())
     shutil.rmtree(data / "unlabelled")
+    with pytest.raises(UserError, match="no images in"):
+        read_label_free(data, "train", "val", "unlabelled")
+    with pytest.raises(UserError, match="no such folder"):
+        read_label_free(data / "absent", "train", "val", "unlabelled")
+    write_images(data / "val", 2, seed=5)
     with pytest.raises(UserError, match="has no folder 'train'"):
         read_label_free(data, "train", "val", "unlabelled")
     (data / "train").mkdir()
     with pytest.raises(UserError, match="no images in"):
         read_label_free(data, "train", "val", "unlabelled")
+
+
+def test_any_folder_of_images_will_do(cli: Cli, teacher_file: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_images(photos / "holiday", 3)
+    for path in sorted(photos.glob("*/red/*")):
+        shutil.copy(path, photos / path.name)
+    flags = ("--recipe", "label-free", "--teacher", teacher_file, "--teacher-resolution", "32", "--data", photos)
+    inside = cli("distill", *flags, *TINY_RUN, "--output", photos / "run")
+    inside.refused("output")
+    outcome = cli("distill", *flags, *TINY_RUN, "--output", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "12 training images (12 without label) and 0 validation images" in outcome.err
+    adapted = cli(
+        *("adapt", tmp_path / "run" / "student.safetensors", "--data", photos / "holiday", "--val-share", "0.34"),
+        *("--workers", "0", "--output", tmp_path / "head"),
+    )
+    assert adapted.code == 0, adapted.err

@@ -24,8 +24,8 @@ from scalekd.recipes.text import read_keys
 
 # The recipe last: if clearing is interrupted, the folder is still recognised as a run's.
 _OURS = (
-    "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors", "student.best.safetensors",
-    "segmenter.safetensors", "detector.safetensors", "recipe.yaml",
+    "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors",
+    "student.best.safetensors", "segmenter.safetensors", "detector.safetensors", "recipe.yaml",
 )  # fmt: skip
 GROUP = "group.json"  # lists the students of a group of runs, in the folder that holds their run folders
 # Keys that may change in a resumed run: locations, and settings that do not affect the result.

@@ -158,13 +158,17 @@ def read_label_free(
 ) -> tuple[Split, Split]:
     """Read a training split without labels, and the validation split, which is empty if there is none.
 
-    The training images are those of the split `train`, of `unlabelled`, or of both.
+    The training images are those of the split `train`, of `unlabelled`, or of both; of a folder without any split, all
+    images in it.
 
     Raises:
         UserError: If both are missing, or one holds no image; see `read_split` for the validation split.
     """
     source = open_data(data, keys)
-    there = [name for name in (train, unlabelled) if source.has(name)] or [train]
+    there = [name for name in (train, unlabelled) if source.has(name)]
+    if not there:
+        is_flat = isinstance(source, Directory) and source.path.is_dir() and not source.has(val)
+        there = ["."] if is_flat else [train]
     training = source.read(there[0], labelled=False)
     for name in there[1:]:
         training = join(training, source.read(name, labelled=False))

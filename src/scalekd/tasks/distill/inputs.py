@@ -70,7 +70,8 @@ def check_output(recipe: Recipe, output: str | Path, key: str = "output") -> Non
     splits = (recipe.train_split, recipe.val_split, recipe.unlabelled_split)
     if recipe.data:
         data = Path(recipe.data)
-        unsplit = recipe.val_share is not None and not (data / recipe.train_split).exists()
+        takes_all = recipe.val_share is not None or recipe.labels == "none"  # of a folder without splits
+        unsplit = takes_all and not any((data / split).exists() for split in splits)
         refuse_output_among_images(Path(output), [data] if unsplit else [data / split for split in splits], key)
 
 
