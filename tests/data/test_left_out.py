@@ -87,11 +87,11 @@ def test_heic_is_named_with_what_it_needs_where_its_library_is_not(
     (line,) = left_out({"train": split.skipped})
     assert line == (
         "left out  train: 1 file (1 .heic) left out, for example cat/1.heic; .heic is read with pillow-heif; "
-        "pip install 'scalekd[heif]'"
+        "pip install '.[heif]'"
     )
     with pytest.raises(UnreadableImageError) as raised, split.open(1):
         pass
-    assert "scalekd[heif]" in raised.value.reason
+    assert ".[heif]" in raised.value.reason
 
 
 def test_what_is_left_out_is_counted_by_ending(tmp_path: Path) -> None:

@@ -297,4 +297,4 @@ def test_a_missing_extra_is_named_in_one_line(
         monkeypatch.delattr(importlib.import_module(ours), name, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     outcome = cli("transfer", task, "--backbone", "resnet18", "--data", tmp_path, "--output", tmp_path / "run")
-    outcome.refused(task, "pip install 'scalekd[downstream]'")
+    outcome.refused(task, "pip install '.[downstream]'")

@@ -143,7 +143,7 @@ def test_wrong_input_is_refused_in_a_line(
     Classifier("torchvision:squeezenet1_1", pretrained=False, num_classes=3).save(other)
     cli("export", other, "--format", "timm", "--output", tmp_path / "t").refused("not a timm model", "--format onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    cli("export", weights, "--format", "onnx", *out).refused("onnxscript is not installed", "scalekd[onnx]")
+    cli("export", weights, "--format", "onnx", *out).refused("onnxscript is not installed", ".[onnx]")
 
 
 @pytest.mark.parametrize(

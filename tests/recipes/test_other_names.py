@@ -87,6 +87,8 @@ def test_a_command_is_told_of_no_flag_that_it_lacks(command: str) -> None:
         ("--fp16", "; did you mean '--precision'? (auto, bf16 or float32)"),
         ("--project", "; did you mean '--output'?"),
         ("--name", "; did you mean '--output'?"),
+        ("--val-ratio", "; did you mean '--val-share'? (such as 0.1)"),
+        ("--save-best", "; did you mean '--keep-best'?"),
         ("--epoch", "; did you mean '--epochs'?"),
         ("--no-chek-teacher", "; did you mean '--no-check-teacher'?"),
     ],
@@ -95,9 +97,7 @@ def test_flags_of_other_tools(flag: str, told: str) -> None:
     assert suggest(flag, FLAGS["distill"]) == told
 
 
-@pytest.mark.parametrize(
-    "flag", ["--patience", "--save-best", "--class-weights", "--color-jitter", "--wandb", "--eval"]
-)
+@pytest.mark.parametrize("flag", ["--patience", "--class-weights", "--color-jitter", "--wandb", "--eval"])
 def test_what_is_not_offered_says_what_to_do(flag: str) -> None:
     assert suggest(flag, FLAGS["distill"]).startswith("; not offered: ")
 
@@ -140,4 +140,5 @@ def test_the_command_line_suggests_by_the_same_table(cli: Cli) -> None:
     cli("distill", "--amp").refused("No such option: --amp; did you mean '--precision'?")
     cli("evaluate", "x", "--checkpoint", "y").refused("did you mean '--weights'?")
     cli("transfer", "detection", "--imgsz", "640").refused("did you mean '--sizes'?")
-    cli("distill", "--save-best").refused("--save-best; not offered: the last weights are saved")
+    cli("distill", "--save-best").refused("did you mean '--keep-best'?")
+    cli("distill", "--patience", "3").refused("--patience; not offered: a run takes all of its `epochs`")

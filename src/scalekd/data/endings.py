@@ -27,7 +27,7 @@ _RARE = {
 }
 HEIF = (".heic", ".heif", ".hif")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-NEEDS_HEIF = "is read with pillow-heif; pip install 'scalekd[heif]'"
+NEEDS_HEIF = "is read with pillow-heif; pip install '.[heif]'"
 # Files and folders that operating systems, file servers and notebooks leave next to images.
 _LEFT_BY_SYSTEMS = {
     "__macosx", "__pycache__", "@eadir", "@recycle", "@tmp", "#recycle", "$recycle.bin", "system volume information",

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -37,7 +36,7 @@ def needed(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"onnx: {error.name} is not installed; pip install 'scalekd[onnx]'") from None
+        raise UserError(f"onnx: {error.name} is not installed; pip install '.[onnx]'") from None
 
 
 def example(classifier: Classifier) -> Tensor:
@@ -174,7 +173,7 @@ def _finish(classifier: Classifier, path: Path, card: Card, opset: int | None) -
     version = next(entry.version for entry in model.opset_import if not entry.domain)
     if opset not in (None, version):  # the exporter keeps its own version if it cannot convert
         raise ValueError(f"torch's exporter kept version {version}")
-    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(asdict(card))})
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card.as_dict())})
     onnx.save(model, path)
     onnx.checker.check_model(str(path))
     images = _noise(classifier, 3)

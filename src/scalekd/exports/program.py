@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ def export_program(classifier: Classifier, path: str | Path, card: Card) -> None
     except Exception as error:
         raise UserError(f"format: {classifier.name} cannot be exported by torch: {first_line(error)}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path, extra_files={CARD_FILE: json.dumps(asdict(card))})
+    torch.export.save(program, path, extra_files={CARD_FILE: json.dumps(card.as_dict())})
 
 
 class ProgramClassifier:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -92,7 +91,7 @@ def quantise(
             extra_options=dict(options),
         )
         model = onnx.load(quantised)
-    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(asdict(card))})
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card.as_dict())})
     onnx.save(model, target)
 
 

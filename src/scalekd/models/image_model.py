@@ -38,6 +38,9 @@ class ImageModel(nn.Module):
     Attributes:
         classes: Class names in the order of the logits; empty if unknown.
         weights: The weights file; None without one.
+        from_hub: Whether it has the hub's weights.
+        license: Licence of the published weights it starts from, as timm or the weights' card states it; None if it
+            starts from none, or the licence is not known.
         notes: Changes made to the file's keys and head, one line each.
         resolution_given: Whether the user chose the resolution.
 
@@ -86,6 +89,7 @@ class ImageModel(nn.Module):
         self.name, self.model_args, self.weights = spec.architecture, spec.model_args, spec.weights
         self.num_classes, self._head_width = built.num_classes, spec.head_width
         self.classes = spec.classes if len(spec.classes) == self.num_classes else ()
+        self.license, self.from_hub = _license(self.model, spec), spec.pretrained
         card, config = spec.card, timm.data.resolve_model_data_config(self.model)
         own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
         self.resolution, self.resolution_given = int(resolution or own), resolution is not None
@@ -181,8 +185,19 @@ class ImageModel(nn.Module):
             crop_fraction=self.crop_fraction,
             classes=classes or self.classes,
             top1=top1,
+            license=self.license,
         )
 
     def __str__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
         return f"{self.name} ({parameters / 1e6:.2f} M parameters, {self.resolution} px, {self.num_classes} classes)"
+
+
+def _license(model: nn.Module, spec: ModelSpec) -> str | None:
+    """Return the licence of the published weights in a model, if it is known."""
+    if spec.card is not None:
+        return spec.card.license
+    if not spec.pretrained:
+        return None
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("license")
+    return None if stated in (None, "unknown") else str(stated)

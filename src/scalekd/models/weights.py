@@ -37,6 +37,8 @@ class Card:
         crop_fraction: Fraction of the resized image that is used in evaluation.
         classes: Class names in the order of the logits; empty if unknown.
         top1: Measured top-1 accuracy in percent; None if it was not measured.
+        license: Licence of the published weights that these were trained from, such as `apache-2.0`; None if there are
+            none, or it is not known.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -50,6 +52,11 @@ class Card:
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     top1: float | None = None
+    license: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entries for the file; the licence only if it is known."""
+        return {name: value for name, value in asdict(self).items() if name != "license" or value is not None}
 
 
 _CARDS = TypeAdapter(Card)
@@ -73,7 +80,7 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], card: Card) ->
     # One metadata key only: safetensors writes several in random order, and equal weights must have equal hashes.
     try:
         with replacing(path) as partial:
-            save_file(state, partial, metadata={CARD_KEY: json.dumps(asdict(card))})
+            save_file(state, partial, metadata={CARD_KEY: json.dumps(card.as_dict())})
             partial.chmod(0o644)  # safetensors creates files that only their owner can read
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None

@@ -170,10 +170,12 @@ def environment(record: Record) -> dict[str, str]:
 
 
 def hashes(record: Record) -> dict[str, str]:
-    """Return the fingerprints of the run's inputs and the hash of its student."""
+    """Return the fingerprints of the run's inputs, the student's hash, and the licence of the teacher's weights."""
     facts = {key: str(value) for key, value in record.inputs.items()}
     if record.result.get("sha256"):
         facts[f"{record.result['student']} (SHA-256)"] = str(record.result["sha256"])
+    if record.method != "none" and "teacher_license" in record.result:
+        facts["licence of the teacher's weights"] = str(record.result["teacher_license"] or "not known")
     return facts
 
 

@@ -111,7 +111,7 @@ class HubSource:
         try:
             import datasets  # noqa: PLC0415  # optional dependency
         except ImportError:
-            raise UserError("data: hf: needs the datasets library; pip install 'scalekd[hf]'") from None
+            raise UserError("data: hf: needs the datasets library; pip install '.[hf]'") from None
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # would report the use of local folders, too
         # Set here because the environment variable is read only once, when timm imports huggingface_hub.
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True

@@ -8,7 +8,7 @@ try:
     from faster_coco_eval import COCO, COCOeval_faster
     from faster_coco_eval.core import mask as rle_tools
 except ImportError as error:
-    reason = f"detection: faster-coco-eval cannot be imported ({error}); pip install 'scalekd[downstream]'"
+    reason = f"detection: faster-coco-eval cannot be imported ({error}); pip install '.[downstream]'"
     raise UserError(reason) from error
 
 __all__ = ["COCO", "COCOeval_faster", "rle_tools"]

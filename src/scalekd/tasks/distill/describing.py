@@ -14,6 +14,8 @@ from scalekd.recipes import Recipe
 from scalekd.tasks.distill.no_learning import few_steps
 from scalekd.tasks.distill.setup import Run
 
+_NOT_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research", "amlr")  # parts of such licences' names
+
 
 def describe_pair(method: Method) -> str:
     """Describe a pair, human-readable: ScaleKD's plan or teacher and student, and remarks on both."""
@@ -31,9 +33,19 @@ def describe_pair(method: Method) -> str:
 
 
 def remarks(teacher: Teacher) -> list[str]:
-    """Return remarks on a teacher: how its weights were read, and whether its resolution is expensive."""
+    """Return remarks on a teacher: how its weights were read, their licence, whether its resolution is expensive."""
     slow = resolution_note(teacher, "--teacher-resolution")
-    return [f"teacher   {note}" for note in (*teacher.notes, *([slow] if slow else []))]
+    return [f"teacher   {note}" for note in (*teacher.notes, *license_note(teacher), *([slow] if slow else []))]
+
+
+def license_note(teacher: Teacher) -> list[str]:
+    """Return a line on the licence of the teacher's weights; none for random weights and for modules."""
+    if teacher.license is not None:
+        limited = any(word in teacher.license for word in _NOT_COMMERCIAL)
+        return [f"licence of its weights: {teacher.license}{' (not for commercial use)' if limited else ''}"]
+    if teacher.weights is None and not teacher.from_hub:
+        return []
+    return ["licence of its weights: not known, because their file does not state it"]
 
 
 def describe_run(run: Run) -> list[str]:

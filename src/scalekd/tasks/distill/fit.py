@@ -63,7 +63,11 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     task = DistillationTask(learners, run.classes, run.corrupt)
     loop = Loop(task, settings, context, compute=run.compute, command=command)
     trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
-    facts = {"teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1, **trained}
+    facts = {
+        "teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1,
+        "teacher_license": None if run.teacher is None else run.teacher.license,
+        **trained,
+    }
     return context.processes.from_first(lambda: [write_result(run, learner, facts) for learner in learners])
 
 

@@ -17,7 +17,7 @@ try:
     from segmentation_models_pytorch.base.modules import Conv2dReLU
     from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 except ImportError as missing:
-    raise UserError("segmentation: needs segmentation-models-pytorch: pip install 'scalekd[downstream]'") from missing
+    raise UserError("segmentation: needs segmentation-models-pytorch: pip install '.[downstream]'") from missing
 
 _AUXILIARY_CHANNELS = 256
 _AUXILIARY_MAP = 2  # of stride 16
