@@ -68,12 +68,11 @@ def _training(run: Mapping[str, Any]) -> str:
     recipe, inputs, environment = run["recipe"], run["inputs"], run["environment"]
     has_teacher = recipe["method"] != "none"
     packages = environment.get("packages", {})
+    license_ = run["result"].get("teacher_license") or "not known"
     facts = {
         "method": f"{recipe['method']} ([ScaleKD](https://arxiv.org/abs/2411.06786))" if has_teacher else "labels only",
         "teacher": _name(recipe["teacher"]) if has_teacher else None,
-        "licence of the teacher's weights": run["result"].get("teacher_license") or "not known"
-        if has_teacher
-        else None,
+        "licence of the teacher's weights": license_ if has_teacher else None,
         "epochs, batch": f"{recipe['epochs']}, {recipe['batch']}",
         "seed": recipe["seed"],
         **{key: value for key, value in inputs.items() if has_teacher or not key.startswith("teacher")},
