@@ -147,7 +147,8 @@ TABLE = (
     Meaning("eval_interval val_interval eval_every val_every eval_freq check_val_every_n_epoch eval_strategy "
             "validation_interval", ("validate_every",)),
     Meaning("log_interval log_every_n_steps logging_steps print_freq log_freq", ("log_every",)),
-    Meaning("log_wandb wandb use_wandb wandb_project report_to logger tensorboard plots save_plots",
+    Meaning("log_wandb wandb use_wandb wandb_project report_to", ("logger",), "wandb or mlflow"),
+    Meaning("tensorboard plots save_plots",
             instead="a run writes tensorboard/ and metrics.jsonl; `scalekd report` creates a page from them"),
     Meaning("verbose quiet silent debug", instead="a run logs a line every `log_every` steps"),
     Meaning("eval eval_only test_only test val_only", instead="`scalekd evaluate` measures a model"),

@@ -215,6 +215,9 @@ class RunKeys(Keys):
     keep_best: bool = False
     """Whether to keep the student of the validation with the highest top-1 too, as student.best.safetensors. Its
     accuracy is flattered, because it was chosen on the images that measured it."""
+    logger: Literal["none", "wandb", "mlflow"] = "none"
+    """Service to which the figures are sent too: Weights & Biases, or MLflow at MLFLOW_TRACKING_URI. metrics.jsonl and
+    TensorBoard events are always written."""
     log_every: Positive = 10
     """Steps between log lines; the last step is always logged."""
 

@@ -25,7 +25,7 @@ from scalekd.recipes.text import read_keys
 # The recipe last: if clearing is interrupted, the folder is still recognised as a run's.
 _OURS = (
     "inputs.json", "environment.json", "metrics.jsonl", "result.json", "student.safetensors",
-    "student.best.safetensors", "segmenter.safetensors", "detector.safetensors", "recipe.yaml",
+    "student.best.safetensors", "segmenter.safetensors", "service.json", "detector.safetensors", "recipe.yaml",
 )  # fmt: skip
 GROUP = "group.json"  # lists the students of a group of runs, in the folder that holds their run folders
 # Keys that may change in a resumed run: locations, and settings that do not affect the result.
@@ -33,7 +33,7 @@ _PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "ca
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
-    "keep", "keep_best", "checkpoint_minutes",
+    "keep", "keep_best", "logger", "checkpoint_minutes",
 }  # fmt: skip
 # Keys whose default values depend on another key.
 _FOLLOWS = {"lr": "batch", "min_lr": "batch", "warmup_lr": "batch", "micro_batch": "batch", "warmup_epochs": "epochs"}
@@ -52,6 +52,7 @@ class RunFolder:
         metrics: Figures as JSON lines.
         tensorboard: Folder of the same figures as TensorBoard events.
         student: Plain timm weights, rewritten at each validation and when the run is stopped.
+        service: The run's id at a tracking service, JSON; exists only if the recipe names one.
         best_student: The weights of the best validation, if the recipe keeps them.
         segmenter, detector: Weights of the whole model of a `transfer` run, instead of a student's.
         pictures: Folder of validation images with that model's predictions.
@@ -67,6 +68,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.student = path / "student.safetensors"
         self.best_student = path / "student.best.safetensors"
+        self.service = path / "service.json"
         self.segmenter = path / "segmenter.safetensors"
         self.detector = path / "detector.safetensors"
         self.pictures = path / "pictures"

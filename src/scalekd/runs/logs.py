@@ -25,6 +25,18 @@ _RGB = 3  # summary.proto
 
 
 class MetricsLog(ABC):
+    """Where the figures of a run are written."""
+
+    @abstractmethod
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Write the figures of an optimiser step.
+
+        Raises:
+            UserError: If a file cannot be written.
+        """
+
+
+class FileLog(MetricsLog):
     """A log that is written before a call returns, not later by a thread, so that a checkpoint can record its size.
 
     Args:
@@ -33,14 +45,6 @@ class MetricsLog(ABC):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-
-    @abstractmethod
-    def write(self, figures: Mapping[str, float], step: int) -> None:
-        """Write the figures of an optimiser step.
-
-        Raises:
-            UserError: If the file cannot be written.
-        """
 
     def _append(self, content: bytes) -> None:
         try:
@@ -51,7 +55,7 @@ class MetricsLog(ABC):
             raise UserError(f"log: {self._path} cannot be written: {error.strerror or error}") from error
 
 
-class JsonLines(MetricsLog):
+class JsonLines(FileLog):
     """Writes one JSON object per call, with the optimiser step as `step`."""
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
@@ -67,7 +71,7 @@ def logged_losses(metrics: Path) -> list[float]:
     return losses
 
 
-class TensorBoardEvents(MetricsLog):
+class TensorBoardEvents(FileLog):
     """Writes TensorBoard events, to a separate file for each start of the run.
 
     Args:

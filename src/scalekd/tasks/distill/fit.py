@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,14 @@ from scalekd.engine.context import find_checkpoint
 from scalekd.engine.loop import Loop, LoopSettings
 from scalekd.engine.optimisation import build_optimizer, build_schedule
 from scalekd.engine.sharding import shard_trained
+from scalekd.errors import Interrupted
 from scalekd.evaluation import Accuracy
 from scalekd.hardware import keep_freed_memory
 from scalekd.methods.base import Method
 from scalekd.methods.share import FeatureShare
-from scalekd.recipes import Recipe
+from scalekd.recipes import Recipe, resolved
 from scalekd.runs.logs import JsonLines, TensorBoardEvents
+from scalekd.runs.services import Outcome, ServiceLog, open_service
 from scalekd.tasks.distill.collapse import CollapseWatch
 from scalekd.tasks.distill.inputs import training_images
 from scalekd.tasks.distill.live import Live, Watcher
@@ -57,12 +60,14 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     )
     checkpoint = find_checkpoint(context, settings.steps)
     keep_freed_memory()
-    learners = [_learner(run, index, live) for index in range(len(run.recipes))]
+    services = _open_services(run)
+    learners = [_learner(run, index, live, services) for index in range(len(run.recipes))]
     if run.cache is not None and run.teacher is not None and not run.sharded:
         run.teacher.keep_tail_only()
     task = DistillationTask(learners, run.classes, run.corrupt)
     loop = Loop(task, settings, context, compute=run.compute, command=command)
-    trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
+    with _closing(services):
+        trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {
         "teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1,
         "teacher_license": None if run.teacher is None else run.teacher.license,
@@ -91,7 +96,31 @@ def _batches(run: Run, start: int) -> Any:
     return training_loader(dataset, stream, recipe.workers, run.context.say)
 
 
-def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
+def _open_services(run: Run) -> list[ServiceLog | None]:
+    """Open the recipe's tracking service for each student, in the first process; None if there is none."""
+    if not run.context.processes.first:
+        return [None] * len(run.recipes)
+    pairs = zip(run.recipes, run.context.group.runs, strict=True)
+    return [open_service(recipe.logger, folder, resolved(recipe), run.context.say) for recipe, folder in pairs]
+
+
+@contextmanager
+def _closing(services: Sequence[ServiceLog | None]) -> Iterator[None]:
+    """Tell the services how training ended."""
+    outcome: Outcome = "failed"
+    try:
+        yield
+        outcome = "finished"
+    except Interrupted:
+        outcome = "stopped"
+        raise
+    finally:
+        for service in services:
+            if service is not None:
+                service.close(outcome)
+
+
+def _learner(run: Run, index: int, live: Live | None, services: Sequence[ServiceLog | None]) -> StudentLearner:
     """Create the learner of a student: on its device, shared among the processes, with optimiser and logs."""
     recipe, method, folder = run.recipes[index], run.methods[index], run.context.group.runs[index]
     if recipe.compile:
@@ -112,6 +141,7 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
     optimizer = build_optimizer(recipe, method)
     events = TensorBoardEvents(folder.tensorboard)
     watcher = _watcher(run, live, recipe, method)
+    service = services[index]
     return StudentLearner(
         recipe,
         method,
@@ -124,7 +154,7 @@ def _learner(run: Run, index: int, live: Live | None) -> StudentLearner:
         called=called,
         processes=run.context.processes,
         context=run.batchnorm,
-        logs=(JsonLines(folder.metrics), events),
+        logs=(JsonLines(folder.metrics), events, *([] if service is None else [service])),
         name=run.context.group.names[index],
     )
 

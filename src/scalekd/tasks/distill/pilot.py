@@ -295,6 +295,7 @@ def _shorten(recipe: Recipe, epochs: int, folder: Path) -> Recipe:
         "checkpoint_minutes": None,
         "check_teacher": False,
         "cache": None,
+        "logger": "none",
         "ema": None,  # the average of so few steps is mostly the initial weights
     }
     if _can_be_cached(recipe):

@@ -14,6 +14,7 @@ from scalekd.recipes import Recipe
 from scalekd.recipes.schema import validate
 from scalekd.runs.folder import cut_freely
 from scalekd.runs.group import RunGroup
+from scalekd.runs.services import check_installed
 from scalekd.tasks.distill.build import with_files
 from scalekd.tasks.distill.describing import describe_run
 from scalekd.tasks.distill.fit import fit
@@ -116,6 +117,7 @@ def _distill(
 ) -> list[dict[str, Any]]:
     """Train the students of a group, or the only one, and return their results; see `distill` for the arguments."""
     check_output(recipes[0], group.path)
+    check_installed(recipes[0].logger)
     recipes = [with_files(recipe) for recipe in recipes]
     with run_context(group, recipes[0].devices, resume=resume, console=console) as context:
         processes, say = context.processes, context.say
