@@ -60,8 +60,10 @@ def lean_row(form: str, seed: int = 0, family: str = "cnn", epochs: int = EPOCHS
 # Form and epochs of longer runs. Those of 80, 74 and 40 epochs take about the same time (docs/LOG.md).
 LONG = (
     *((form, 20) for form in ("none", "fd", "linear-no-tpp", "linear-no-tpp-strong", "linear-no-tpp-fast", "linear")),
+    ("exact", 20),
     ("none", 80),
     ("fd", 74),
+    ("linear-no-tpp-strong", 64),
     ("quarter-conv1x1", 40),
 )
 LONG_VIEWS = 8
@@ -78,5 +80,9 @@ def grid() -> Iterator[Row]:
             yield lean_row(form, seed)
     for form, epochs in LONG:
         yield lean_row(form, epochs=epochs)
-    for form in ("none", "linear-no-tpp-strong"):
-        yield lean_row(form, 1, epochs=20)
+    for seed in (1, 2):
+        for form in ("none", "linear-no-tpp-strong"):
+            yield lean_row(form, seed, epochs=20)
+    for family in ("mlp", "vit"):
+        for form in ("none", "linear-no-tpp-strong", "exact"):
+            yield lean_row(form, family=family)

@@ -142,6 +142,9 @@ class _MLflow:
 
 
 def _open_mlflow(folder: RunFolder, keys: Mapping[str, Any], known: str | None) -> tuple[Connection, str]:
+    # A server that does not answer then costs seconds; MLflow's own default is minutes, and training waits for it.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     mlflow = importlib.import_module("mlflow")
     entities = importlib.import_module("mlflow.entities")
     client = mlflow.MlflowClient()  # at MLFLOW_TRACKING_URI
