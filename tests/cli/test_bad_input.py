@@ -62,7 +62,7 @@ def test_a_wrong_value_is_named(run: Cli) -> None:
 
 
 def test_an_unknown_model_name_suggests_the_nearest(run: Cli) -> None:
-    run("--student", "resnet51", "--batch", "1000").refused("resnet51", "did you mean 'resnet")
+    run("--student", "resnet51", "--batch", "600").refused("resnet51", "did you mean 'resnet")
     run("--teacher", "swin_larg_patch4_window7_224").refused("did you mean 'swin_large_patch4_window7_224'")
 
 
@@ -141,7 +141,7 @@ def test_files_that_are_no_images_are_left_out(run: Cli, data: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused(run: Cli) -> None:
-    run("--batch", "64").refused("batch", "64", "12 training images")
+    run("--batch", "60").refused("batch", "60", "12 training images")
 
 
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(run: Cli) -> None:

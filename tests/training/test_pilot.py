@@ -161,7 +161,10 @@ def test_a_form_that_cannot_be_trained_is_a_row_and_a_wrong_recipe_is_refused(
     ("more", "parts"),
     [
         (("--pilot", "0"), ("pilot: in 0 minutes only 0 images", "fewer than a batch of 6", "--pilot 1 or more")),
-        (("--pilot", "5", "--batch", "12"), ("pilot: of 12 training images, 10 remain", "batch of 12")),
+        (
+            ("--pilot", "5", "--batch", "12", "--micro-batch", "12"),
+            ("pilot: of 12 training images, 10 remain", "batch of 12"),
+        ),
         (("--pilot", "5", "--labels", "none"), ("pilot:", "--labels none")),
         (("--pilot", "5", "--devices", "2"), ("pilot:", "--devices")),
         (("--pilot", "5", "--check"), ("--pilot",)),

@@ -164,7 +164,7 @@ def test_what_fits_is_what_fits_beside_the_others(
 
     monkeypatch.setattr(module, "largest_batch", largest)
     monkeypatch.setattr(module, "available_memory", lambda _device: 2**30)
-    assert distill(STUDENTS, "group", "--epochs", "1").code == 0
+    assert distill(STUDENTS, "group", "--epochs", "1", "--micro-batch", "none").code == 0
     assert budgets["test_resnet"] + held["test_vit"] == round(module.USABLE * 2**30)
     for student in STUDENTS:
         assert yaml.safe_load((tmp_path / "group" / student / "recipe.yaml").read_text())["micro_batch"] == 3

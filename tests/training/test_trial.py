@@ -175,7 +175,7 @@ def test_a_student_that_needs_more_images_than_two_is_tried_on_those_of_the_run(
 def test_batch_norm_on_one_value_names_the_mend(
     cli: Cli, data: Path, tmp_path: Path, settings: tuple[str, ...], images: int
 ) -> None:
-    own = ("--student", "resnet10t", "--method", "none", "--batch", "1", *settings)
+    own = ("--student", "resnet10t", "--method", "none", "--batch", "1", "--micro-batch", "none", *settings)
     refused = cli("distill", "--data", data, "--output", tmp_path / "out" / "run", *TINY_SETTINGS, *own)
     refused.refused("resnet10t", f"[{images}, 3, 32, 32]", "more than 1 value per channel", "set batch")
     assert not (tmp_path / "out").exists()
