@@ -11,6 +11,7 @@ import json
 import random
 import shutil
 import statistics
+import threading
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,15 @@ class FewLabels(Study):
 
     def __init__(self, *args: Any, initial: Path) -> None:
         super().__init__(*args)
-        self.initial = initial
+        self.initial, self.places = initial, {str(initial): "INITIAL"}
+        self.folders = threading.RLock()  # rows share their image folders
 
     def images(self, row: Row) -> Path:
         """Return the image folder of a row; it is created if it is missing."""
         assert isinstance(row, LabelRow)
-        hidden = self._hidden(row)
-        return self._pseudo_labelled(row, hidden) if row.way == "pseudo" else hidden
+        with self.folders:
+            hidden = self._hidden(row)
+            return self._pseudo_labelled(row, hidden) if row.way == "pseudo" else hidden
 
     def teacher(self, row: Row) -> list[str]:
         """Return the flags of a row's teacher; it is fitted if it is missing."""
@@ -79,7 +82,8 @@ class FewLabels(Study):
         return ["--teacher-weights", str(self.weights), "--cache", str(self.runs / "caches")]
 
     def _hidden(self, row: LabelRow) -> Path:
-        return hide_labels(share_of(self.data, row.share, self.runs / "data"), row.labels, self.runs / "data")
+        with self.folders:
+            return hide_labels(share_of(self.data, row.share, self.runs / "data"), row.labels, self.runs / "data")
 
     def _fitted(self, labels: int, data: Path) -> Path:
         """Return the weights of the teacher that was fitted to the labelled images of a folder."""

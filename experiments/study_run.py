@@ -68,6 +68,7 @@ class Study:
 
     def __init__(self, data: Path, weights: Path, runs: Path, results: Path, threads: int) -> None:
         self.data, self.weights, self.runs, self.results = data, weights, runs, results
+        self.places: dict[str, str] = {}  # further paths of this machine, and what stands for them in a result
         self.environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.filling = threading.Lock()  # of the cache: runs that share one would wait for each other anyway
 
@@ -130,7 +131,7 @@ class Study:
 
     def public(self, command: Iterable[str]) -> list[str]:
         """Return a command without this machine's paths."""
-        places = {str(self.runs): "runs", str(self.weights): "WEIGHTS"}
+        places = {str(self.runs): "runs", str(self.weights): "WEIGHTS", **self.places}
         found = list(command)
         for place, name in places.items():
             found = [name + part.removeprefix(place) if part.startswith(place) else part for part in found]

@@ -49,6 +49,19 @@ class Pictures(torch.utils.data.Dataset[Any]):
         return torchvision.transforms.functional.pil_to_tensor(image), label
 
 
+class Broken:
+    """A data set with a fault in its own code."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise KeyError("lost")
+
+
+SAME = [(Image.new("RGB", (8, 8)), 0)]
+
+
 def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -81,7 +94,11 @@ def test_a_call_trains_as_the_command_does(
     measured = scalekd.evaluate(done.folder)
     assert measured.top1 == pytest.approx(done.top1, abs=1e-3)
     assert measured.images == 6
-    (found,) = scalekd.predict(done.folder, data / "val" / "red" / "0.png", top=2).values()
+    (data / "val" / "red" / "broken.png").write_text("no image")
+    predicted = scalekd.predict(done.folder, (data / "val" / "red",), top=2)
+    assert len(predicted.classes) == 2
+    assert [Path(path).name for path in predicted.unreadable] == ["broken.png"]
+    found = next(iter(predicted.classes.values()))
     assert {prediction.name for prediction in found} < {"blue", "green", "red"}
     assert found[0].probability > found[1].probability
     exported = scalekd.export(done.folder, format="onnx")
@@ -138,9 +155,14 @@ def test_a_student_of_ones_own_needs_only_its_maps_named(data: Path, teacher_fil
         ({"devices": 2}, "torchrun"),
         ({"data": "nowhere"}, "nowhere"),
         ({"data": ([], [])}, "no images in list/train"),
+        ({"data": ([],)}, "a pair of two different data sets"),
+        ({"data": (SAME, SAME)}, "a pair of two different data sets"),
+        ({"data": (iter([]), [])}, "pass a map-style data set"),
+        ({"data": ([(torch.zeros(3, 8, 8) - 1, 0)], [])}, "without augmentation and normalisation"),
+        ({"data": (Broken(), [])}, "Broken/train/0 cannot be read: KeyError: 'lost'"),
         ({"data": ([(Image.new("RGB", (8, 8)), 0)], [])}, "class"),
         ({"data": ([3], [])}, r"list/train/0 is a int; return \(image, label\)"),
-        ({"data": ([(0, "cat")], [])}, "no class index as its label"),
+        ({"data": ([(SAME[0][0], "cat")], [])}, "no class index as its label"),
     ],
 )
 def test_wrong_input_is_one_line(data: Path, tmp_path: Path, keys: dict[str, Any], reason: str) -> None:
@@ -191,3 +213,70 @@ def test_grey_images_become_rgb() -> None:
 def test_other_kinds_of_images_are_refused(image: Any) -> None:
     with pytest.raises(scalekd.UserError, match=r"data: a is a .*; return a PIL image"):
         as_picture(image, "a")
+
+
+class LateFault(Pictures):
+    """A data set whose fifth image is normalised."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = super().__getitem__(index)
+        return (image / 255 - 1 if index == 4 else image), label
+
+
+def test_a_fault_in_a_data_set_ends_the_run_with_its_reason(data: Path, tmp_path: Path) -> None:
+    sets = (LateFault(data / "train"), Pictures(data / "val"))
+    keys = KEYS | {"student": "test_resnet", "method": "none", "overwrite": True, "quiet": True}
+    for workers in (0, 1):
+        keys["workers"] = workers
+        with pytest.raises(scalekd.UserError, match=r"LateFault/train/4 is a Tensor .* without augmentation"):
+            scalekd.distill(data=sets, output=tmp_path / "run", **keys)
+
+
+def test_a_run_of_a_module_is_not_rebuilt_from_its_name(data: Path, tmp_path: Path) -> None:
+    """Weights do not show that its activations are other ones."""
+    student = timm.create_model("resnet18", num_classes=3, act_layer="gelu", **TINY_CNN)
+    keys = KEYS | {"method": "none", "quiet": True}
+    done = scalekd.distill(student=student, data=data, output=tmp_path / "run", **keys)
+    with pytest.raises(scalekd.UserError, match=r"module:resnet18 was passed to scalekd\.distill as a module"):
+        scalekd.evaluate(done.folder)
+    with pytest.raises(scalekd.UserError, match="holds module:resnet18"):
+        scalekd.export(done.weights, format="onnx", output=tmp_path / "a.onnx")
+    plain = timm.create_model(
+        "resnet18", num_classes=3, act_layer="gelu", checkpoint_path=str(done.weights), **TINY_CNN
+    )
+    assert equal(state(plain), state(done.student)), "the file holds plain weights"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "reason"),
+    [
+        ("adapt", {"resume": True}, "resume: a probe trains nothing"),
+        ("adapt", {"epochs": 3}, "epochs: a probe trains nothing"),
+        ("adapt", {"mode": "tune"}, "mode: 'tune' is none of probe, finetune"),
+        ("export", {"format": "ONNX"}, "format: 'ONNX' is none of timm, onnx, torch-export"),
+        ("export", {"format": "timm", "int8": True}, "format: --int8 and --opset are for onnx"),
+    ],
+)
+def test_functions_refuse_what_the_commands_refuse(
+    tmp_path: Path, function: str, arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(scalekd.UserError, match=reason):
+        getattr(scalekd, function)("resnet18", data="data", output=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_modules_weights_are_its_own(data: Path) -> None:
+    with pytest.raises(scalekd.UserError, match="weights: are for a name"):
+        scalekd.evaluate(Net(3), weights="a.safetensors", data=data)
+
+
+def test_another_teacher_module_does_not_resume_a_run(data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    teacher = scalekd.Teacher(teacher_file).model
+    keys = KEYS | {"logit_weight": 0.0, "student": "resnet18", "student_args": TINY_CNN, "data": data, "quiet": True}
+    keys |= {"output": tmp_path / "run"}
+    done = scalekd.distill(teacher=teacher, **keys)
+    (done.folder / "result.json").unlink()
+    with torch.no_grad():
+        teacher.cls_token += 1
+    with pytest.raises(scalekd.UserError, match="teacher weights changed"):
+        scalekd.distill(teacher=teacher, resume=True, **keys)

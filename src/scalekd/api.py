@@ -6,6 +6,7 @@ Progress and remarks go to standard error. Wrong input raises a `UserError` of o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from scalekd.models.sources import MODULE
 from scalekd.models.weights import read_weights
 from scalekd.progress import plain_lines
 from scalekd.recipes import load
-from scalekd.recipes.defaults import ADAPT
+from scalekd.recipes.command_options import ADAPT, check_format, check_mode
 from scalekd.report.live import live_figures
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.distill import distill as distill_run
@@ -80,6 +81,19 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """The most probable classes of images.
+
+    Attributes:
+        classes: For each readable image a list of `Prediction` (name, label, probability), the most probable first.
+        unreadable: For each image that cannot be read the reason, if it is known.
+    """
+
+    classes: dict[str, list[Prediction]]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Exported:
     """A model in another format.
 
@@ -122,7 +136,9 @@ def distill(
     Raises:
         UserError: For any wrong input.
     """
-    datasets = data if isinstance(data, tuple) else None
+    datasets = None if isinstance(data, str | Path) else data
+    if datasets is not None and (not isinstance(datasets, tuple) or len(datasets) != 2 or datasets[0] is datasets[1]):
+        raise UserError("data: pass a path, or a pair of two different data sets: (training, validation)")
     if datasets is not None and keys.get("cache") is not None:
         raise UserError("cache: stores the outputs for images in files; a data set object has none, so leave cache out")
     given = Given(
@@ -131,8 +147,11 @@ def distill(
         student if isinstance(student, nn.Module) else None,
     )
     models = {"student": student, "teacher": teacher}
-    named = {role: _name(model) for role, model in models.items() if model is not None}
+    named: dict[str, Any] = {role: _name(model) for role, model in models.items() if model is not None}
     named |= {} if datasets is not None else {"data": str(data)}
+    for role in ("teacher", "student"):  # a module is as it is: what a recipe says of its role is for a named one
+        if isinstance(models[role], nn.Module):
+            named |= {f"{role}_args": {}, f"{role}_weights": None}
     folder = RunFolder(output)
     stored = folder.stored_keys() if resume and recipe is None else None
     console = Console(stderr=True, quiet=quiet)
@@ -147,6 +166,7 @@ def distill(
         console=console,
         live=live_figures,
         given=given,
+        resume_with=f"scalekd.distill(..., output={str(folder.path)!r}, resume=True)",
     )
     curves = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
     top1, top5 = result.get("top1"), result.get("top5")
@@ -165,7 +185,7 @@ def _trained(student: Model | None, folder: RunFolder) -> nn.Module:
     if not isinstance(student, nn.Module):
         module: nn.Module = read_model(str(folder.path)).classifier.model
         return module
-    trained = deepcopy(student)
+    trained = deepcopy(student).cpu()
     trained.load_state_dict(read_weights(folder.student)[0])
     return trained.eval()
 
@@ -196,6 +216,7 @@ def adapt(
     Raises:
         UserError: For any wrong input.
     """
+    check_mode(mode, keys, resume=resume)
     result = adapt_command.adapt(
         str(teacher),
         Path(output),
@@ -244,6 +265,8 @@ def evaluate(
     Raises:
         UserError: For any wrong input.
     """
+    if isinstance(model, nn.Module) and weights is not None:
+        raise UserError("weights: are for a name; a module has its own")
     split = None if data is None or isinstance(data, str | Path) else read_object(data)
     named = {"data": str(data)} if isinstance(data, str | Path) else {}
     return evaluate_command.measure(
@@ -254,9 +277,7 @@ def evaluate(
     )
 
 
-def predict(
-    model: str | Path, images: str | Path | list[str | Path], *, top: int = 5, **keys: Any
-) -> dict[str, list[Prediction]]:
+def predict(model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, **keys: Any) -> Predicted:
     """Find the most probable classes of images, as `scalekd predict` does.
 
     Args:
@@ -265,23 +286,17 @@ def predict(
         top: Number of classes for each image.
         keys: Recipe keys, such as `batch=64`.
 
-    Returns:
-        For each readable image its most probable classes.
-
     Raises:
-        UserError: For any wrong input, and if an image cannot be read.
+        UserError: For any wrong input.
     """
-    places = images if isinstance(images, list) else [images]
+    places = [images] if isinstance(images, str | Path) else images
     missing: dict[str, str] = {}
     found = dict(
         predict_command.predict(
             str(model), predict_command.list_images([Path(place) for place in places]), keys, missing, top=top
         )
     )
-    if missing:
-        file, reason = next(iter(missing.items()))
-        raise UserError(f"images: {len(missing)} cannot be read, the first is {file}{f' ({reason})' if reason else ''}")
-    return found
+    return Predicted(found, missing)
 
 
 def export(
@@ -306,6 +321,7 @@ def export(
     Raises:
         UserError: For any wrong input.
     """
+    check_format(format, int8=int8)
     result, _ = export_command.export(
         str(model),
         format_=format,

@@ -372,11 +372,11 @@ def test_what_fits_into_memory_is_part_of_the_resolved_recipe(
     cli: Cli, data: Path, teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = ("--data", data, *TINY_RUN, "--teacher", teacher_file, "--no-check-teacher", "--batch", "12")
-    base = (*base, "--micro-batch", "none")
-    assert cli("distill", *base, "--output", tmp_path / "roomy").code == 0
+    automatic = (*base, "--micro-batch", "none")
+    assert cli("distill", *automatic, "--output", tmp_path / "roomy").code == 0
     module = sys.modules["scalekd.tasks.distill.micro_batch"]
     monkeypatch.setattr(module, "available_memory", lambda _device: 34 * 2**20)
-    tight = cli("distill", *base, "--output", tmp_path / "tight")
+    tight = cli("distill", *automatic, "--output", tmp_path / "tight")
     assert tight.code == 0, tight.err
     roomy, cut = (yaml.safe_load((tmp_path / run / "recipe.yaml").read_text()) for run in ("roomy", "tight"))
     assert roomy["micro_batch"] == 12

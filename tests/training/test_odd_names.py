@@ -80,7 +80,7 @@ def test_hostile_names_in_errors_leave_one_line(cli: Cli, data: Path, tmp_path: 
     for more in (
         ("--max-corrupt", "0"),
         ("--train-split", "\x1b\n"),
-        ("--batch", "100"),
+        ("--batch", "102"),
         ("--data", f"{data}\n\x1b[2J"),
     ):
         outcome = cli(*run, *more)

@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
-from conftest import TINY_RUN, Cli
+from conftest import TINY_RUN, TINY_SETTINGS, Cli
 
 from scalekd.runs.services import Outcome, ServiceLog
 
@@ -85,3 +86,72 @@ def test_weights_and_biases_offline(cli: Cli, data: Path, tmp_path: Path, monkey
     assert json.loads((run / "service.json").read_text()) == service, "the same run is continued"
     assert cli("distill", "--data", data, "--output", run, *FLAGS, "--overwrite").code == 0
     assert not (run / "service.json").exists()
+
+
+def test_each_of_several_students_has_a_run_of_its_own(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    students = ("--student", "test_resnet", "--student", "test_vit")
+    outcome = cli(
+        *("distill", "--data", data, "--output", tmp_path / "group", *TINY_SETTINGS, *students),
+        *("--method", "none", "--epochs", "1", "--logger", "wandb"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "warning: logger" not in outcome.err
+    ids = [json.loads((tmp_path / "group" / name / "service.json").read_text())["id"] for name in students[1::2]]
+    assert ids[0] != ids[1]
+
+
+class Client:
+    """MLflow's client, as far as it is used; keeps what it is told."""
+
+    told: ClassVar[list[tuple[Any, ...]]] = []
+
+    def get_experiment_by_name(self, name: str) -> None:
+        return None
+
+    def create_experiment(self, name: str) -> str:
+        return f"experiment {name}"
+
+    def create_run(self, experiment: str, run_name: str) -> Any:
+        self.told.append(("create", experiment, run_name))
+        return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+    def update_run(self, run: str, status: str) -> None:
+        self.told.append(("update", run, status))
+
+    def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
+        type(self).told += [("metric", run, *metric[:2], metric[3]) for metric in metrics]
+        type(self).told += [("param", run, *param) for param in params]
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.told.append(("end", run, status))
+
+
+def test_mlflow_is_told_parameters_figures_and_the_end(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real package was tried by hand (docs/LOG.md); this checks what it is asked."""
+    mlflow, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
+    mlflow.__spec__ = pytest.__spec__
+    mlflow.MlflowClient = Client  # type: ignore[attr-defined]
+    entities.Metric = entities.Param = lambda *values: values  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    run = tmp_path / "run"
+    assert cli("distill", "--data", data, "--output", run, *FLAGS, "--logger", "mlflow").code == 0
+    told = list(Client.told)
+    Client.told.clear()
+    assert told[0] == ("create", "experiment scalekd", "run")
+    assert ("param", "r1", "batch", "6") in told
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sent = [entry for entry in told if entry[0] == "metric"]
+    assert ("metric", "r1", "train/loss", logged[0]["train/loss"], 1) in sent
+    assert len(sent) == sum(len(line) - 1 for line in logged)
+    assert told[-1] == ("end", "r1", "FINISHED")
+    (run / "result.json").unlink()
+    assert cli("distill", "--resume", "--output", run).code == 0
+    assert Client.told[0] == ("update", "r1", "RUNNING")

@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from scalekd.cli.options import AsJson, Flags, with_recipe_flags
-from scalekd.errors import UserError
 from scalekd.recipes import SourceKeys, load
-from scalekd.recipes.defaults import ADAPT
+from scalekd.recipes.command_options import ADAPT, check_mode
 
 _TRAINING = {
     "epochs": "finetune: passes over the training images.  [default: 5]",
@@ -54,9 +53,7 @@ def adapt(
         scalekd distill --teacher runs/t/teacher.safetensors --student resnet18 \
             --data DATA --output runs/a
     """
-    idle = [key.replace("_", "-") for key in _TRAINING if key in flags] + ["resume"] * resume
-    if mode == "probe" and idle:
-        raise UserError(f"{idle[0]}: a probe trains nothing but a head; leave --{idle[0]} out, or add --mode finetune")
+    check_mode(mode, flags, resume=resume)
     defaults = ADAPT[mode]
     if not resume:  # refuses wrong values before torch is imported; a resumed run has its own keys
         load(None, defaults | flags | {"teacher": teacher})

@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from scalekd.cli.options import MODEL, AsJson, Flags, Weights, with_recipe_flags
-from scalekd.errors import UserError
 from scalekd.recipes import DATA_KEYS, load
-
-_INT8_OPSET = 13  # the first version whose DequantizeLinear accepts a scale per channel
+from scalekd.recipes.command_options import check_format
 
 
 @with_recipe_flags(
@@ -60,12 +58,7 @@ def export(
         scalekd export runs/mobilenet --format onnx --int8
         scalekd export runs/mobilenet --format timm --push-to-hub USER/NAME
     """
-    if format_ != "onnx" and (int8 or opset is not None):
-        raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")
-    if int8 and opset is not None and opset < _INT8_OPSET:
-        raise UserError(f"opset: --int8 needs {_INT8_OPSET} or above, because of a scale per channel; {opset} is given")
-    if hub is not None and format_ != "timm":
-        raise UserError(f"push_to_hub: uploads timm folders; pass --format timm, not {format_}")
+    check_format(format_, int8=int8, opset=opset, hub=hub)
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.export import run
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
-from torchmetrics.classification import MulticlassStatScores
 
 from scalekd.commands.model import find_run, read_model
 from scalekd.data import (
@@ -40,7 +39,7 @@ from scalekd.evaluation import (
     linear_accuracy,
     measure_accuracy,
 )
-from scalekd.evaluation.per_class import ClassFigures, balanced_accuracy, class_figures
+from scalekd.evaluation.per_class import ClassCounts, ClassFigures, balanced_accuracy
 from scalekd.hardware import Compute, pick_compute
 from scalekd.models import Classifier
 from scalekd.models.memory_format import prepare_classifier
@@ -212,7 +211,7 @@ def measure(
             err=True,
         )
     corrupt = CorruptImages(recipe.max_corrupt, partial(typer.echo, err=True))
-    counts = MulticlassStatScores(classifier.num_classes, average=None)
+    counts = ClassCounts(classifier.num_classes, compute.device)
     accuracy = measure_accuracy(
         classifier,
         watched(_batches(split, classifier, crop, recipe, corrupt), "evaluate"),
@@ -237,14 +236,8 @@ def measure(
         corrupt_images=tuple(sorted(corrupt.paths)),
         classes=tuple(occurring),
         classes_of_model=len(known),
-        per_class=_per_class(counts, known or split.classes) if accuracy.images else (),
+        per_class=counts.figures(known or split.classes),
     )
-
-
-def _per_class(counts: MulticlassStatScores, names: Sequence[str]) -> tuple[ClassFigures, ...]:
-    """Compute each class's figures; true and false positives, true and false negatives and images are counted."""
-    table = counts.compute().tolist()
-    return class_figures(names, [(right, wrong, images) for right, wrong, _, _, images in table])
 
 
 def _print_classes(measured: Measured) -> None:

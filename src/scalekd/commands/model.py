@@ -12,7 +12,7 @@ from scalekd.errors import UserError, printable
 from scalekd.exports.timm_folder import is_timm_folder, read_timm_folder
 from scalekd.models import Classifier
 from scalekd.models.folders import TEACHER, WEIGHTS
-from scalekd.models.sources import MODULE, PYTHON, may_come_from_a_file
+from scalekd.models.sources import MODULE, PYTHON
 from scalekd.runs.folder import RunFolder
 
 
@@ -81,7 +81,7 @@ def _read(model: str, weights: Path | None, resolution: int | None, args: dict[s
             typer.echo(
                 f"model: the run in {printable(run.path)} has not ended; using its student as last saved", err=True
             )
-        if student.startswith(MODULE) and not may_come_from_a_file(student.removeprefix(MODULE)):
+        if student.startswith(MODULE):
             raise UserError(
                 f"model: {student} was passed to scalekd.distill as a module and cannot be built from its name; its "
                 f"weights are in {run.student}"

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from scalekd.data.endings import formats, why_unidentified
 from scalekd.data.orientation import Box, Turn, read_turn, stored_box, turned, turned_size
 from scalekd.data.pixels import PixelsError, is_deep, to_rgb
+from scalekd.errors import UserError
 
 # How files become pixels. Part of the identity of runs and caches: change it whenever the same files give other pixels.
 DECODING = "EXIF orientation applied"  # runs without this entry used images as stored
@@ -40,7 +41,7 @@ class UnreadableImageError(Exception):
 def _naming_what_is_unreadable() -> Iterator[None]:
     try:
         yield
-    except UnreadableImageError:
+    except (UnreadableImageError, UserError):  # the latter from a data set of the user's
         raise
     except PixelsError as error:
         raise UnreadableImageError(error, str(error)) from error

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from scalekd.data.hold_out import Selected
 from scalekd.data.sources.joined import Joined
 from scalekd.data.sources.shards import Shards
 from scalekd.data.split import Files, Split, Store
@@ -78,6 +79,9 @@ def _places(store: Store) -> Iterator[str]:
         yield from _places(store.second)
     elif isinstance(store, Files):
         yield from _files(store)
+    elif isinstance(store, Selected):
+        inner = list(_places(store.store))
+        yield from (inner[index] for index in store.indices.tolist())
     elif isinstance(store, Shards):
         shards = [os.path.realpath(file) for file in store.files]
         for shard, offset in zip(store.shard.tolist(), store.offsets.tolist(), strict=True):

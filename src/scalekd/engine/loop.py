@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class LoopSettings:
     keep: int
 
 
+def resume_command(command: str, output: Path) -> str:
+    """Return the command that resumes a run in `output`; `command` is `distill`, for example."""
+    return f"scalekd {command} --resume --output {shlex.quote(str(output))}"
+
+
 class Loop:
     """Trains a task to its last step, and writes the checkpoints from which a run can be resumed.
 
@@ -68,7 +74,7 @@ class Loop:
         settings: Length of the run, and when it logs, validates and saves.
         context: Folders, processes, signals and console of the run.
         compute: Where and in which number format the models are trained.
-        command: The command that trains, as `distill`, for the message when it is stopped.
+        resume_with: What resumes the run, for the message when it is stopped (see `resume_command`).
 
     Attributes:
         step: Optimiser steps taken.
@@ -81,7 +87,7 @@ class Loop:
         context: RunContext,
         *,
         compute: Compute,
-        command: str,
+        resume_with: str,
     ) -> None:
         self.task, self.settings, self.step = task, settings, 0
         self._folders, self._checkpoints = context.group.runs, context.group.checkpoints
@@ -92,7 +98,7 @@ class Loop:
         )
         gpus = context.processes.local_count if compute.device.type == "cuda" else 0
         self._meter = EnergyMeter(gpus)  # counts from this start; `resume` adds earlier energy
-        self._resume_with = f"scalekd {command} --resume --output {shlex.quote(str(context.group.path))}"
+        self._resume_with = resume_with
         self._learners = nn.ModuleList(task.learners)
         self._optimizers = [learner.optimizer for learner in task.learners]
         self._vote = Vote(context.processes)

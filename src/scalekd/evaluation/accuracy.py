@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from scalekd.data import Batch, CorruptImages
+from scalekd.evaluation.per_class import ClassCounts
 from scalekd.hardware import Compute
 
 
@@ -45,7 +46,7 @@ def measure_accuracy(
     compute: Compute,
     corrupt: CorruptImages,
     blank: Tensor | None = None,
-    further: Metric | None = None,
+    further: ClassCounts | None = None,
 ) -> Accuracy:
     """Measure the accuracy of `logits` (images `[B, 3, h, w]` in [0, 1] -> `[B, K]`) over all batches.
 
@@ -56,15 +57,13 @@ def measure_accuracy(
         compute: The classifier's device, and the number format in which it runs.
         corrupt: Counter of unreadable images.
         blank: `[1, 3, h, w]`, run in place of a batch without images when all processes must run equally many batches.
-        further: Another metric of logits and labels, which is updated with every batch.
+        further: Counts of each class, which are updated with every batch.
 
     Raises:
         UserError: If there are more unreadable images than `corrupt` allows.
     """
     device = compute.device
     metrics = accuracy_metrics(num_classes).to(device)
-    if further is not None:
-        further.to(device)
     images = 0
     for batch in batches:
         corrupt.add(batch.corrupt)

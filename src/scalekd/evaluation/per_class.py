@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class ClassFigures:
@@ -23,6 +26,29 @@ class ClassFigures:
     precision: float | None
     recall: float | None
     f1: float | None
+
+
+class ClassCounts:
+    """Counts answers, labels and right answers of each class; takes memory for the classes only, not for their pairs.
+
+    Args:
+        classes: Number of classes.
+        device: Where the counts are kept.
+    """
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._counts = torch.zeros(3, classes, dtype=torch.long, device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of logits `[B, K]` and labels `[B]`."""
+        answers, classes = logits.argmax(1), self._counts.shape[1]
+        for row, found in enumerate((labels[answers == labels], answers, labels)):
+            self._counts[row] += torch.bincount(found, minlength=classes)
+
+    def figures(self, names: Sequence[str]) -> tuple[ClassFigures, ...]:
+        """Return the figures of all classes."""
+        right, answers, images = self._counts.tolist()
+        return class_figures(names, [(r, a - r, n) for r, a, n in zip(right, answers, images, strict=True)])
 
 
 def class_figures(names: Sequence[str], counts: Iterable[tuple[int, int, int]]) -> tuple[ClassFigures, ...]:

@@ -16,7 +16,7 @@ from scalekd.models.build import BuiltModel, build
 from scalekd.models.failure import naming_model
 from scalekd.models.families import has_patch_tokens
 from scalekd.models.resolve import ModelSpec, resolve
-from scalekd.models.sources import PYTHON
+from scalekd.models.sources import MODULE, PYTHON
 from scalekd.models.weights import Card, save_weights
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class ImageModel(nn.Module):
         **model_args: Any,
     ) -> None:
         super().__init__()
-        self._is_foreign = False
+        self._is_foreign, self._passed = False, isinstance(model, nn.Module)
         if isinstance(model, nn.Module):
             if weights is not None or num_classes is not None or model_args:
                 raise UserError(
@@ -91,7 +91,7 @@ class ImageModel(nn.Module):
         self.classes = spec.classes if len(spec.classes) == self.num_classes else ()
         self.license, self.from_hub = _license(self.model, spec), spec.pretrained
         card, config = spec.card, timm.data.resolve_model_data_config(self.model)
-        own = self.model_args.get("img_size") or (card.resolution if card else config["input_size"][-1])
+        own = self.model_args.get("img_size") or (card.resolution if card else _built_side(self.model, config))
         self.resolution, self.resolution_given = int(resolution or own), resolution is not None
         self.crop_fraction: float = card.crop_fraction if card else config["crop_pct"]
         mean, std = (card.mean, card.std) if card else (config["mean"], config["std"])
@@ -176,7 +176,8 @@ class ImageModel(nn.Module):
     def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
         """Return the card that belongs to this model's weights; see `save` for the arguments."""
         return Card(
-            architecture=self.name,
+            # A module may differ from the architecture of its name in ways that no weights show.
+            architecture=MODULE + self.name if self._passed else self.name,
             args=self.model_args,
             num_classes=self.num_classes,
             resolution=self.resolution,
@@ -201,3 +202,9 @@ def _license(model: nn.Module, spec: ModelSpec) -> str | None:
         return None
     stated = (getattr(model, "pretrained_cfg", None) or {}).get("license")
     return None if stated in (None, "unknown") else str(stated)
+
+
+def _built_side(model: nn.Module, config: dict[str, Any]) -> int:
+    """Return the image side for which a transformer was built, or that of its timm configuration."""
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return int((built or config["input_size"])[-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from scalekd.errors import UserError
 from scalekd.models.folders import weights_of
 from scalekd.models.key_matching import likely_head_width
-from scalekd.models.sources import TORCHVISION, described, may_come_from_a_file, timm_config
+from scalekd.models.sources import MODULE, TORCHVISION, described, may_come_from_a_file, timm_config
 from scalekd.models.weights import FILE_ENDINGS, Card, read_weights
 
 
@@ -76,7 +76,8 @@ def resolve(
     name = name or _named_by(card, weights)
     about = described(name)
     architecture = about.architecture if about else name
-    if card is not None and _untagged(card.architecture) != _untagged(architecture):
+    own = card is not None and not card.architecture.startswith(MODULE)
+    if card is not None and own and _untagged(card.architecture) != _untagged(architecture):
         raise UserError(f"weights: {weights} holds a {card.architecture}, not a {architecture}")
     config = about.config if about else timm_config(name)
     stated = (about.args if about else {}) | (card.args if card else {})
@@ -124,6 +125,11 @@ def _named_by(card: Card | None, weights: str | Path | None) -> str:
     if card is None:
         raise UserError(
             f"weights: {weights} does not say which model it is; pass it together with the name of its timm model"
+        )
+    if card.architecture.startswith(MODULE):
+        raise UserError(
+            f"weights: {weights} holds {card.architecture}, which was passed to scalekd.distill as a module; if its "
+            "weights fit a model that has a name, pass them together with that name"
         )
     if not may_come_from_a_file(card.architecture):
         raise UserError(

@@ -152,8 +152,9 @@ def _read(recipe: str) -> dict[str, Any]:
 
 
 def over_stored(flags: Mapping[str, Any], stored: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Flags on top of those keys of a run that a command takes over; a list's columns belong to the run's own data."""
+    """Flags on top of those keys of a run that a command takes over, except for what belongs to the run's own data."""
     foreign = set(ListKeys.model_fields) if "data" in flags else set()
+    foreign |= {"val_share"} if {"data", "val_split"} & flags.keys() else set()  # it divides the run's own images
     return {name: stored[name] for name in names if name in stored and name not in foreign} | dict(flags)
 
 

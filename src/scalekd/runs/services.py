@@ -47,7 +47,7 @@ class ServiceLog(MetricsLog):
             self._try(lambda connection: connection.send(figures, step))
 
     def close(self, outcome: Outcome) -> None:
-        """Tell the service how the run ended."""
+        """Close the service's run."""
         self._try(lambda connection: connection.end(outcome))
 
     def _try(self, call: Callable[[Connection], object]) -> None:
@@ -109,7 +109,7 @@ class _Wandb:
         self._run.log({**figures, "step": step})
 
     def end(self, outcome: Outcome) -> None:
-        self._run.finish(exit_code=0 if outcome == "finished" else 1)
+        self._run.finish(exit_code=1 if outcome == "failed" else 0)
 
 
 def _open_wandb(folder: RunFolder, keys: Mapping[str, Any], known: str | None) -> tuple[Connection, str]:
@@ -120,6 +120,7 @@ def _open_wandb(folder: RunFolder, keys: Mapping[str, Any], known: str | None) -
         dir=str(folder.path),
         id=known or uuid.uuid4().hex[:8],
         resume="allow",
+        reinit="create_new",  # runs of several students, and of the caller, stay apart
         config=dict(keys),
     )
     run.define_metric("*", step_metric="step")

@@ -17,6 +17,7 @@ from scalekd.data import (
     refuse_shared,
 )
 from scalekd.data.skipped_files import left_out
+from scalekd.engine.loop import resume_command
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import pick_compute
@@ -178,8 +179,8 @@ def finetune(
                 "student_pretrained": recipe.teacher_weights is None,
             }
         )
-        command = f"adapt {recipe.teacher} --mode finetune"
-        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console, command=command)
+        resume_with = resume_command(f"adapt {recipe.teacher} --mode finetune", output)
+        result = distill(settings, output, resume=resume, overwrite=overwrite, console=console, resume_with=resume_with)
     shutil.copyfile(run.student, output / TEACHER)
     return result | {"teacher": TEACHER, "mode": "finetune", "teaches": True}
 

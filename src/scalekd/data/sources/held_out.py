@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +20,9 @@ from scalekd.data.sources.source import Source
 from scalekd.data.split import UNLABELLED, Split, Store
 from scalekd.errors import UserError, printable
 
-_CHUNK = 1 << 20  # bytes
-_NO_CLASSES = ("unlabelled", "test")  # folders between classes that are probably splits
+_CHUNK, _END = 1 << 20, 4096  # bytes
+# Folders between classes that are probably splits, in lower case.
+_NO_CLASSES = ("train", "training", "val", "valid", "validation", "test", "testing", "unlabelled", "unlabeled")
 
 
 class HeldOut:
@@ -63,7 +70,7 @@ class HeldOut:
         if self.source.has(self.train) or self.whole is None:
             return self.source.read(self.train)
         split = self.source.read(self.whole)
-        wrong = next((name for name in split.classes if name in _NO_CLASSES), None)
+        wrong = next((name for name in split.classes if name.lower() in _NO_CLASSES), None)
         if wrong is not None:
             raise UserError(
                 f"val_share: {split.root} has a folder {wrong!r} between its classes; move the classes to "
@@ -88,14 +95,19 @@ def choose_held_out(split: Split, share: float) -> NDArray[np.bool_]:
     copies = _equal_files(split.store)
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in split.store.names]
     order = np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
+    order = order[np.argsort(split.labels[order], kind="stable")]  # class by class
+    ends = np.searchsorted(split.labels[order], np.arange(len(split.classes) + 1))
     held = np.zeros(len(split), bool)
-    for label, name in enumerate(split.classes):
-        own = order[split.labels[order] == label]
-        count = max(1, round(share * len(own)))
+    for own in (order[first:end] for first, end in pairwise(ends.tolist())):
+        missing = max(1, round(share * len(own))) - np.count_nonzero(held[own])
         for index in own.tolist():
-            if np.count_nonzero(held[own]) >= count:
+            if missing <= 0:
                 break
-            held[copies.get(index, [index])] = True
+            if not held[index]:
+                group = copies.get(index, [index])
+                held[group] = True
+                missing -= np.count_nonzero(split.labels[group] == split.labels[index])
+    for name, own in zip(split.classes, np.split(order, ends[1:-1]), strict=True):
         if len(own) and (held[own].all() or not held[own].any()):
             raise UserError(
                 f"val_share: class {printable(name)!r} has {len(own)} image(s), too few different ones to train and to "
@@ -105,23 +117,38 @@ def choose_held_out(split: Split, share: float) -> NDArray[np.bool_]:
 
 
 def _equal_files(store: Store) -> dict[int, list[int]]:
-    """Return the indices of all copies of each image that has copies. Only files of equal size are read."""
-    by_size: dict[int, list[int]] = defaultdict(list)
+    """Return the indices of all copies of each image that has copies.
+
+    Of files of equal size, the first and last 4 kB are read, and the whole of those that agree in them.
+    """
+    by_size: dict[Any, list[int]] = defaultdict(list)
     for index in range(len(store.names)):
-        try:
+        with suppress(OSError):  # training counts unreadable files
             by_size[store.size(index)].append(index)
-        except OSError:  # training counts unreadable files
-            continue
     copies: dict[int, list[int]] = {}
-    for same in by_size.values():
-        by_content: dict[bytes, list[int]] = defaultdict(list)
-        for index in same if len(same) > 1 else ():
-            try:
-                by_content[_digest(store, index)].append(index)
-            except OSError:
-                continue
-        copies |= {index: group for group in by_content.values() if len(group) > 1 for index in group}
+    for same in _divided(_divided(by_size.values(), partial(_ends, store)), partial(_digest, store)):
+        copies |= dict.fromkeys(same, same)
     return copies
+
+
+def _divided(groups: Iterable[list[int]], key: Callable[[int], bytes]) -> Iterator[list[int]]:
+    """Divide groups of images further by a key; only groups of several images are kept."""
+    for group in groups:
+        if len(group) > 1:
+            found: dict[bytes, list[int]] = defaultdict(list)
+            for index in group:
+                with suppress(OSError):
+                    found[key(index)].append(index)
+            yield from (part for part in found.values() if len(part) > 1)
+
+
+def _ends(store: Store, index: int) -> bytes:
+    """Return the SHA-256 of the first and last bytes of an image's file; raises OSError."""
+    found = store.open(index)
+    with open(found, "rb") if isinstance(found, str) else found as stream:
+        first = stream.read(_END)
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _END))
+        return hashlib.sha256(first + stream.read(_END)).digest()
 
 
 def _digest(store: Store, index: int) -> bytes:

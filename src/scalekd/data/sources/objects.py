@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 
+from scalekd.data.pixels import PixelsError, to_rgb
 from scalekd.data.sources.hub import RowNames
 from scalekd.data.sources.source import Labelling, same_classes, with_filled_classes
 from scalekd.data.split import Split
-from scalekd.errors import UserError
+from scalekd.errors import UserError, first_line
 
 
 class ImageDataset(Protocol):
@@ -53,7 +55,8 @@ class Objects:
 
     def open(self, index: int) -> io.BytesIO:
         content = io.BytesIO()
-        as_picture(self.items[index][0], self.locate(index)).save(content, "PPM")  # lossless and uncompressed
+        image = _item(self.items, index, self.locate(index))[0]
+        as_picture(image, self.locate(index)).save(content, "PPM")  # lossless and uncompressed
         content.seek(0)
         return content
 
@@ -62,7 +65,7 @@ class Objects:
 
 
 def as_picture(image: Any, name: str) -> Image.Image:
-    """Convert an image of a data set to an RGB picture without loss.
+    """Convert an image of a data set to an 8-bit RGB picture, by the same rules as files (docs/data.md).
 
     Args:
         image: See `ImageDataset`.
@@ -72,9 +75,9 @@ def as_picture(image: Any, name: str) -> Image.Image:
         UserError: If it is of another kind.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        image = torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1)
+        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 3 else image[..., None])).permute(2, 0, 1)
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] in (1, 3):
         if image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all()):
             image = to_dtype(image, torch.uint8, scale=True)
@@ -108,22 +111,39 @@ def read_object(data: ImageDataset) -> Split:
 
 
 def _split(data: ImageDataset, name: str) -> Split:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise UserError(f"data: {type(data).__name__} has no length or no items by index; pass a map-style data set")
     root = Path(f"{type(data).__name__}/{name}")
+    if len(data):  # so that a mistake is reported before anything is built
+        with suppress(OSError, PixelsError):  # one image that cannot be read is no mistake
+            as_picture(_item(data, 0, f"{root}/0")[0], f"{root}/0")
     names = [str(each) for each in getattr(data, "classes", ())]
     labels = Labelling()
-    targets = getattr(data, "targets", None)
+    targets = None if getattr(data, "target_transform", None) else getattr(data, "targets", None)
     known = targets if targets is not None and len(targets) == len(data) else None
     for index in range(len(data)):
         place = f"{root}/{index}"
-        label = _as_index(_label(data[index], place) if known is None else known[index], place)
+        label = _as_index(_item(data, index, place)[1] if known is None else known[index], place)
         labels.add(label if names else str(label), str(index))
     return labels.split(Objects(root, RowNames(str(root), len(data)), data), names)
 
 
-def _label(item: Any, name: str) -> Any:
+def _item(data: ImageDataset, index: int, name: str) -> Any:
+    """Return an item.
+
+    Raises:
+        UserError: If it is no pair, or the data set raises an error other than OSError.
+        OSError: If a file cannot be read.
+    """
+    try:
+        item = data[index]
+    except OSError:  # an unreadable file counts as such
+        raise
+    except Exception as error:
+        raise UserError(f"data: {name} cannot be read: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise UserError(f"data: {name} is a {type(item).__name__}; return (image, label)")
-    return item[1]
+    return item
 
 
 def _as_index(label: Any, name: str) -> int:

@@ -59,7 +59,7 @@ def build_teacher(
     if recipe.teacher is None:
         raise UserError(f"teacher: method {recipe.method} needs one; pass --teacher (a timm name or a weights file)")
     teacher = Teacher(
-        recipe.teacher if module is None else deepcopy(module),
+        recipe.teacher if module is None else deepcopy(module).cpu(),
         weights=recipe.teacher_weights,
         num_classes=num_classes,
         resolution=recipe.teacher_resolution,
@@ -112,7 +112,7 @@ def build_student(
     if recipe.student is None:
         raise UserError("student: none is given; pass --student (a timm name such as resnet50d)")
     student = Student(
-        recipe.student if module is None else deepcopy(module),
+        recipe.student if module is None else deepcopy(module).cpu(),
         maps=recipe.student_maps,
         num_classes=num_classes if module is None else None,
         weights=recipe.student_weights,

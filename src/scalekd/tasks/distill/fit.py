@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from scalekd.data import TrainingStream, training_loader
 from scalekd.data.cache import CacheReader
 from scalekd.engine.context import find_checkpoint
-from scalekd.engine.loop import Loop, LoopSettings
+from scalekd.engine.loop import Loop, LoopSettings, resume_command
 from scalekd.engine.optimisation import build_optimizer, build_schedule
 from scalekd.engine.sharding import shard_trained
 from scalekd.errors import Interrupted
@@ -35,14 +35,16 @@ from scalekd.tasks.distill.task import DistillationTask, StudentLearner
 from scalekd.tasks.distill.trial import random_losses
 
 
-def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command: str) -> list[dict[str, Any]]:
+def fit(
+    run: Run, teacher_accuracy: Accuracy | None, live: Live | None, resume_with: str | None
+) -> list[dict[str, Any]]:
     """Train, validate, and write the results.
 
     Args:
         run: What is trained.
         teacher_accuracy: The teacher's, for the results.
         live: Creates pictures at each validation.
-        command: The command that resumes the run, for the message when it is stopped.
+        resume_with: What resumes the run, for the message when it is stopped. Default: `scalekd distill`.
 
     Returns:
         The result of each student.
@@ -60,13 +62,14 @@ def fit(run: Run, teacher_accuracy: Accuracy | None, live: Live | None, command:
     )
     checkpoint = find_checkpoint(context, settings.steps)
     keep_freed_memory()
+    resume_with = resume_with or resume_command("distill", context.group.path)
     services = _open_services(run)
-    learners = [_learner(run, index, live, services) for index in range(len(run.recipes))]
-    if run.cache is not None and run.teacher is not None and not run.sharded:
-        run.teacher.keep_tail_only()
-    task = DistillationTask(learners, run.classes, run.corrupt)
-    loop = Loop(task, settings, context, compute=run.compute, command=command)
     with _closing(services):
+        learners = [_learner(run, index, live, services[index]) for index in range(len(run.recipes))]
+        if run.cache is not None and run.teacher is not None and not run.sharded:
+            run.teacher.keep_tail_only()
+        task = DistillationTask(learners, run.classes, run.corrupt)
+        loop = Loop(task, settings, context, compute=run.compute, resume_with=resume_with)
         trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {
         "teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1,
@@ -106,7 +109,7 @@ def _open_services(run: Run) -> list[ServiceLog | None]:
 
 @contextmanager
 def _closing(services: Sequence[ServiceLog | None]) -> Iterator[None]:
-    """Tell the services how training ended."""
+    """Close the services' runs when training ends, with its outcome."""
     outcome: Outcome = "failed"
     try:
         yield
@@ -120,7 +123,7 @@ def _closing(services: Sequence[ServiceLog | None]) -> Iterator[None]:
                 service.close(outcome)
 
 
-def _learner(run: Run, index: int, live: Live | None, services: Sequence[ServiceLog | None]) -> StudentLearner:
+def _learner(run: Run, index: int, live: Live | None, service: ServiceLog | None) -> StudentLearner:
     """Create the learner of a student: on its device, shared among the processes, with optimiser and logs."""
     recipe, method, folder = run.recipes[index], run.methods[index], run.context.group.runs[index]
     if recipe.compile:
@@ -141,7 +144,6 @@ def _learner(run: Run, index: int, live: Live | None, services: Sequence[Service
     optimizer = build_optimizer(recipe, method)
     events = TensorBoardEvents(folder.tensorboard)
     watcher = _watcher(run, live, recipe, method)
-    service = services[index]
     return StudentLearner(
         recipe,
         method,

@@ -113,6 +113,8 @@ def check_inputs(run: Run) -> list[dict[str, Any]]:
     common: dict[str, Any] = {"training data": run.train.fingerprint, "validation data": run.val.fingerprint}
     if run.cache is not None and not run.cache.layout.exact:
         common["teacher outputs"] = f"from a cache, as {run.recipe.cache_format}"
+    if run.teacher_hash is not None:
+        common["teacher weights"] = run.teacher_hash
     own = [common | weight_hashes(recipe) for recipe in run.recipes]
     everyone = run.context.processes.gather(own)
     for rank, other in enumerate(everyone):

@@ -34,7 +34,7 @@ def distill(
     overwrite: bool = False,
     console: Console | None = None,
     live: Live | None = None,
-    command: str = "distill",
+    resume_with: str | None = None,
     given: Given | None = None,
 ) -> dict[str, Any]:
     """Train a student according to the recipe.
@@ -46,7 +46,7 @@ def distill(
         overwrite: Whether to delete a run that is in `output`.
         console: Where to print; standard error by default.
         live: Creates pictures for TensorBoard at each validation, such as `scalekd.report.live.live_figures`.
-        command: The command that resumes the run, for the message when it is stopped.
+        resume_with: What resumes the run, for the message when it is stopped. Default: the command.
         given: Objects in place of what the recipe names.
 
     Returns:
@@ -64,7 +64,7 @@ def distill(
         overwrite=overwrite,
         console=console,
         live=live,
-        command=command,
+        resume_with=resume_with,
         given=given,
     )
     return result
@@ -112,7 +112,7 @@ def _distill(
     overwrite: bool,
     console: Console | None,
     live: Live | None,
-    command: str = "distill",
+    resume_with: str | None = None,
     given: Given | None = None,
 ) -> list[dict[str, Any]]:
     """Train the students of a group, or the only one, and return their results; see `distill` for the arguments."""
@@ -140,7 +140,7 @@ def _distill(
         processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
         if resume and (packages := processes.from_first(context.folder.changed_packages)):
             say(f"warning: other packages than at the start, so figures may differ: {', '.join(packages)}")
-        return fit(run, teacher_accuracy, live, command)
+        return fit(run, teacher_accuracy, live, resume_with)
 
 
 def _stored_micro_batch(group: RunGroup, recipe: Recipe, processes: Processes) -> int | None:

@@ -45,6 +45,7 @@ class Run:
         val: Validation images.
         compute: Where and in which number format the models are trained.
         teacher: The teacher of all students; None for method none.
+        teacher_hash: Of the weights of a teacher that was given as a module; otherwise None.
         cache: The teacher cache; None if the recipe names none.
         methods: The method of each student, which joins it with the teacher.
         accumulate: Micro-batches per optimiser step in each process.
@@ -60,6 +61,7 @@ class Run:
     val: Split
     compute: Compute
     teacher: Teacher | None
+    teacher_hash: str | None
     cache: TeacherCache | None
     methods: tuple[Method, ...]
     accumulate: int
@@ -112,11 +114,14 @@ def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> R
         UserError: If the data or the models do not match the recipes, each other or the processes.
     """
     recipe, processes = recipes[0], context.processes
+    if processes.count > 1 and (given.teacher is not None or given.student is not None):
+        raise UserError("student, teacher: modules are for one process; name the model, as python:module.callable, say")
     train, val = given.splits or read_data(recipe)
     compute = pick_compute(recipe)
     _check_processes(recipes, processes, compute.device, len(val))
     teacher = build_teacher(recipe, val.classes, module=given.teacher) if recipe.method != "none" else None
     cache = _find_cache(recipe, teacher, train, compute)
+    teacher_hash = teacher.weights_hash() if teacher is not None and given.teacher is not None else None
     named = zip(recipes, context.group.names, strict=True)
     methods = tuple(_join(each, name, teacher, val.classes, given.student) for each, name in named)
     if recipe.batch > len(train):  # after the models: a wrong name is reported first
@@ -136,6 +141,7 @@ def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> R
         val=val,
         compute=compute,
         teacher=teacher,
+        teacher_hash=teacher_hash,
         cache=cache,
         methods=methods,
         accumulate=recipe.batch // (at_once * processes.count),

@@ -136,7 +136,8 @@ class StudentLearner(Learner):
     def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Restore the state that `checkpoint_state` returned."""
         super().restore_checkpoint_state(state)
-        if state.get("best"):  # checkpoints of earlier versions have none
+        there = self.folder is not None and self.folder.best_student.is_file()
+        if state.get("best") and there:  # no file: the best is sought from here on
             self.best = Best(*state["best"])
 
     def save(self, classes: tuple[str, ...], top1: float | None, *, best: bool = False) -> None:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from scalekd.data import seed_all
 from scalekd.engine.context import RunContext, run_context
 from scalekd.engine.learner import Learner
-from scalekd.engine.loop import Loop, LoopSettings
+from scalekd.engine.loop import Loop, LoopSettings, resume_command
 from scalekd.engine.optimisation import build_optimizer
 from scalekd.engine.processes import check_devices
 from scalekd.errors import UserError
@@ -181,7 +181,13 @@ def fit(
         The part of the result that describes the training: steps, samples, seconds and so on.
     """
     keep_freed_memory()
-    loop = Loop(task, settings, context, compute=compute, command=f"transfer {task.name}")
+    loop = Loop(
+        task,
+        settings,
+        context,
+        compute=compute,
+        resume_with=resume_command(f"transfer {task.name}", context.group.path),
+    )
     return loop.run(training, validation, checkpoint) | {
         "skipped_steps": task.learner.skipped_steps,
         "processes": context.processes.count,
