@@ -103,6 +103,11 @@ def test_every_command_sees_the_same_images(cli: Cli, unsplit: Path, teacher_fil
     result = json.loads((run / "result.json").read_text())
     measured = json.loads(cli("evaluate", run, "--json").out)
     assert (measured["images"], measured["top1"]) == (6, pytest.approx(result["top1"], abs=1e-3))
+    other = tmp_path / "other"
+    write_images(other / "val", 3, seed=2)
+    elsewhere = json.loads(cli("evaluate", run, "--data", other, "--json").out)
+    assert elsewhere["images"] == 9, "the share is of the run's own data"
+    cli("evaluate", run, "--val-split", "tets").refused("no folder 'tets'")
     checked = cli("data", "check", unsplit, "--val-share", "0.2")
     assert checked.code == 0, checked.out + checked.err
     (run / "result.json").unlink()
@@ -116,6 +121,27 @@ def test_a_share_is_above_0_and_at_most_a_half(cli: Cli, unsplit: Path, tmp_path
     cli("distill", "--data", unsplit, "--val-share", share, "--output", tmp_path / "run").refused("val")
 
 
+def test_links_to_held_out_images_are_refused(unsplit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(unsplit, unsplit.parent / "own" / "train")
+    own = unsplit.parent / "own"
+    held = sorted(files(read(own)[1]))
+    (own / "unlabelled").mkdir()
+    (own / "unlabelled" / "a.png").symlink_to(held[0])
+    monkeypatch.chdir(own.parent)
+    with pytest.raises(UserError, match="1 of 6 images of the validation split"):
+        read(Path("own"))
+
+
+def test_copies_in_two_classes_leave_both_with_images_on_both_sides(unsplit: Path) -> None:
+    for path in sorted((unsplit / "red").iterdir()):
+        shutil.copy(path, unsplit / "blue" / f"red-{path.name}")
+    train, val = read(unsplit)
+    assert not {Path(file).name.removeprefix("red-") for file in files(train) if "red" in file} & {
+        Path(file).name.removeprefix("red-") for file in files(val) if "red" in file
+    }
+    assert set(train.labels) == set(val.labels) == {0, 1, 2}
+
+
 def test_what_cannot_be_divided_is_refused(unsplit: Path, tmp_path: Path) -> None:
     shutil.copytree(unsplit, tmp_path / "split" / "train")
     shutil.copytree(unsplit, tmp_path / "split" / "val")
@@ -125,6 +151,10 @@ def test_what_cannot_be_divided_is_refused(unsplit: Path, tmp_path: Path) -> Non
     shutil.copytree(unsplit / "red", tmp_path / "beside" / "unlabelled")
     with pytest.raises(UserError, match=r"a folder 'unlabelled' between its classes; move the classes to .*/train"):
         read(tmp_path / "beside")
+    shutil.copytree(unsplit / "red", unsplit.parent / "splits" / "Training" / "red")
+    shutil.copytree(unsplit / "red", unsplit.parent / "splits" / "Validation" / "red")
+    with pytest.raises(UserError, match="a folder 'Training' between its classes"):
+        read(unsplit.parent / "splits")
     few = unsplit / "few"
     few.mkdir()
     for name in ("a.png", "b.png"):
