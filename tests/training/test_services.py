@@ -134,7 +134,7 @@ class Client:
 def test_mlflow_is_told_parameters_figures_and_the_end(
     cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real package was tried by hand (docs/LOG.md); this checks what it is asked."""
+    """With a stand-in for the package, which is too large to install for a test: this checks what it is asked."""
     mlflow, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
     mlflow.__spec__ = pytest.__spec__
     mlflow.MlflowClient = Client  # type: ignore[attr-defined]

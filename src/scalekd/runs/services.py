@@ -43,8 +43,7 @@ class ServiceLog(MetricsLog):
         self._name, self._connection, self._report = name, connection, report
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
-        if self._connection is not None:
-            self._try(lambda connection: connection.send(figures, step))
+        self._try(lambda connection: connection.send(figures, step))
 
     def close(self, outcome: Outcome) -> None:
         """Close the service's run."""
