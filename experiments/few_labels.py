@@ -1,7 +1,7 @@
 """What a few labels and many images give a small model in equal time: one JSON file per run, resumable.
 
 Usage: python experiments/few_labels.py --data IMAGENETTE --teacher-weights WEIGHTS --initial-weights WEIGHTS
-           --runs FOLDER [--only NAME ...]
+           --student-weights WEIGHTS --runs FOLDER [--only NAME ...]
        python experiments/few_labels.py --table
 """
 
@@ -13,10 +13,11 @@ import shutil
 import statistics
 import threading
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from few_labels_grid import LABELS, METHODS, MODES, RESULTS, LabelRow, grid
+from few_labels_grid import FAMILIES, LABELS, METHODS, MODES, PRETRAINED, RESULTS, LabelRow, grid
 from script import check_runs, run, runs_parser, say
 from study import run_all
 from study_grid import FITTED, Row
@@ -57,12 +58,23 @@ class FewLabels(Study):
 
     Args:
         initial: Weights of the teacher's architecture before it saw any label.
+        student: Weights of the pre-trained student.
     """
 
-    def __init__(self, *args: Any, initial: Path) -> None:
+    def __init__(self, *args: Any, initial: Path, student: Path) -> None:
         super().__init__(*args)
-        self.initial, self.places = initial, {str(initial): "INITIAL"}
+        self.initial, self.student = initial, student
+        self.places = {str(initial): "INITIAL", str(student): "STUDENT"}
         self.folders = threading.RLock()  # rows share their image folders
+
+    def keys(self, row: Row) -> dict[str, Any]:
+        """Return all recipe keys of a row except paths."""
+        return super().keys(row) | {"validate_every": row.keys["validate_every"]}  # not only after the last epoch
+
+    def settings(self, row: Row, teacher: list[str]) -> list[str]:
+        """Return a row's flags without its output."""
+        weights = ["--student-weights", str(self.student)] if row.family == PRETRAINED else []
+        return [*super().settings(row, teacher), *weights]
 
     def images(self, row: Row) -> Path:
         """Return the image folder of a row; it is created if it is missing."""
@@ -121,13 +133,12 @@ class FewLabels(Study):
 
 
 def table(results: Path) -> str:
-    """Format the accuracy of each method for each number of labels."""
-    lines = [f"| method | {' | '.join(f'{labels} labels a class' for labels in LABELS)} |", "|---" * 4 + "|"]
-    for way in METHODS:
-        for suffix in ("", "-strong", "-long"):
-            cells = [_cell(results, f"cnn-{labels}-{way}{suffix}") for labels in LABELS]
-            if any(cell != "-" for cell in cells):
-                lines.append(f"| {way}{suffix} | {' | '.join(cells)} |")
+    """Format the accuracy of each student and method for each number of labels."""
+    lines = [f"| student, method | {' | '.join(f'{labels} labels a class' for labels in LABELS)} |", "|---" * 4 + "|"]
+    for family, suffix, way in product(FAMILIES, ("", "-strong", "-long"), METHODS):
+        cells = [_cell(results, f"{family}-{labels}-{way}{suffix}") for labels in LABELS]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {family}, {way}{suffix} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -141,19 +152,20 @@ def _cell(results: Path, name: str) -> str:
 def main() -> int:
     parser = runs_parser(__doc__, RESULTS)
     parser.add_argument("--initial-weights", type=Path, help="weights of the teacher before it saw any label")
+    parser.add_argument("--student-weights", type=Path, help="ImageNet weights of tf_efficientnet_lite0")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     if args.table:
         print(table(args.results))
         return 0
     check_runs(parser, args)
-    if args.initial_weights is None:
-        parser.error("pass --initial-weights")
+    for flag in ("initial_weights", "student_weights"):
+        if getattr(args, flag) is None:
+            parser.error(f"pass --{flag.replace('_', '-')}")
     rows = [row for row in grid() if any(fnmatch(row.name, pattern) for pattern in args.only)]
     say(f"{len(rows)} rows")
-    study = FewLabels(
-        args.data, args.teacher_weights, args.runs.resolve(), args.results, 1, initial=args.initial_weights
-    )
+    places = args.data, args.teacher_weights, args.runs.resolve(), args.results
+    study = FewLabels(*places, 1, initial=args.initial_weights, student=args.student_weights)
     return run_all(study, rows, args.jobs)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from study_grid import FITTED, PROJECTORS, STRONG, USUAL, Row
-from study_grid import STUDENTS as SCRATCH
+from study_grid import FITTED, PROJECTORS, STRONG, STUDENTS, USUAL, Row
 
 RESULTS = Path(__file__).parent / "results" / "few_labels"  # a JSON file a run, and one for each fitted teacher
 LABELS = (10, 100, 284)  # labelled images a class; the last number is all of them
@@ -23,9 +23,15 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "pseudo": ({"method": "none"}, 1.0),  # the teacher's answers are the labels
     "kd": ({"method": "kd"}, 1.02),
     "dist": ({"method": "dist"}, 1.02),
-    "lean": ({"method": "scalekd", "lean": True, "projector_lr_scale": PROJECTORS / USUAL["cnn"]}, 1.22),
+    "lean": ({"method": "scalekd", "lean": True}, 1.22),
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    **{family: {"lr": USUAL[family], **student} for family, student in STUDENTS.items()},
+    "lite0": {"lr": 1e-3, "student": "tf_efficientnet_lite0"},
 }
 SHORT, LONG = 7, 28  # epochs of labels only on all images; other rows have as many as fit into the same time
+CHECKED = 4  # validations of a long row, at equal distances
+PRETRAINED = "lite0"  # the family of the student that starts from ImageNet's weights
 # How a teacher is fitted to so many labelled images a class (`scalekd adapt`). The strong one is used for all of them.
 MODES = {10: "probe", 100: "finetune"}
 
@@ -49,8 +55,12 @@ def label_row(
     """Return a run that takes about as long as `budget` epochs of all images with labels only."""
     keys, step = METHODS[way]
     images = labels * 10 if way == "none" else IMAGES
-    epochs = round(budget * IMAGES / images / step)
-    settings = {"lr": USUAL[family], "epochs": epochs, "seed": seed} | SCRATCH[family] | keys
+    checks = CHECKED if budget == LONG else 1  # validations are at equal distances
+    epochs = checks * round(budget * IMAGES / images / step / checks)
+    settings = {"epochs": epochs, "seed": seed} | FAMILIES[family] | keys
+    if way == "lean":
+        settings["projector_lr_scale"] = PROJECTORS / settings["lr"]
+    settings["validate_every"] = epochs // checks
     if way not in ("none", "pseudo"):
         settings["augmentation_epochs"] = VIEWS
     teacher = None if way == "none" else STRONG if strong or labels == LABELS[-1] else FITTED
@@ -60,16 +70,18 @@ def label_row(
 
 def grid() -> Iterator[LabelRow]:
     """Return all rows, the most informative first."""
-    for way in ("none", "kd", "lean", "pseudo", "dist"):
-        for labels in LABELS:
-            if (way, labels) != ("pseudo", LABELS[-1]):  # all labels are known
-                yield label_row(way, labels)
-    for seed in (1, 2):
-        for way in ("none", "kd", "lean"):
-            yield label_row(way, 100, seed)
-    for way in ("kd", "lean"):
-        for labels in LABELS[:-1]:
-            yield label_row(way, labels, strong=True)
-    for labels in (100, LABELS[-1]):
-        for way in ("none", "kd", "lean"):
-            yield label_row(way, labels, budget=LONG)
+    few, some, everything = LABELS
+    compared = ("none", "kd", "lean")
+    for way, labels in product((*compared, "pseudo", "dist"), LABELS):
+        if (way, labels) != ("pseudo", everything):  # all labels are known
+            yield label_row(way, labels)
+    for seed, way in product((1, 2), compared):
+        yield label_row(way, some, seed)
+    for way, labels in product(("kd", "lean"), (few, some)):
+        yield label_row(way, labels, strong=True)
+    for labels, way in product((some, everything), compared):
+        yield label_row(way, labels, budget=LONG)
+    for labels, way in product((some, everything), compared):
+        yield label_row(way, labels, family=PRETRAINED)
+    for family, way in product(("mlp", "vit"), compared):
+        yield label_row(way, some, family=family)

@@ -18,8 +18,9 @@ class Recorded(FewLabels):
     """A study whose commands are noted instead of run; its teacher calls every image green."""
 
     def __init__(self, folder: Path) -> None:
-        weights, initial = Path("WEIGHTS.safetensors"), Path("INITIAL.safetensors")
-        super().__init__(folder / "data", weights, folder / "runs", folder / "results", 1, initial=initial)
+        weights, initial, student = (Path(f"{name}.safetensors") for name in ("WEIGHTS", "INITIAL", "STUDENT"))
+        places = folder / "data", weights, folder / "runs", folder / "results"
+        super().__init__(*places, 1, initial=initial, student=student)
         self.commands: list[tuple[str, ...]] = []
         self.results.mkdir()
 
@@ -83,6 +84,17 @@ def test_the_teacher_is_fitted_once_to_the_labelled_images(recorded: Recorded) -
     assert recorded.teacher(label_row("none", 10)) == recorded.teacher(label_row("pseudo", 10)) == []
 
 
+def test_long_rows_are_measured_at_each_quarter_and_only_the_pretrained_student_gets_weights(
+    recorded: Recorded,
+) -> None:
+    assert recorded.keys(label_row("none", LABELS[-1], budget=LONG))["validate_every"] == LONG / 4
+    short = label_row("none", LABELS[-1])
+    assert recorded.keys(short)["validate_every"] == SHORT
+    assert "--student-weights" not in recorded.settings(short, [])
+    settings = recorded.settings(label_row("none", LABELS[-1], family="lite0"), [])
+    assert settings[settings.index("--student-weights") + 1] == "STUDENT.safetensors"
+
+
 def test_pseudo_labels_are_the_teachers_answers(recorded: Recorded) -> None:
     made = recorded.images(label_row("pseudo", 10))
     kinds = {kind.name: len(list(kind.iterdir())) for kind in (made / "train").iterdir()}
@@ -94,6 +106,6 @@ def test_the_table_has_a_column_for_each_number_of_labels(tmp_path: Path) -> Non
     for name, top1 in {"cnn-10-kd-s0": 40.0, "cnn-10-kd-s1": 42.0, "cnn-100-none-s0": 50.0}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"result": {"top1": top1}}))
     assert few_labels.table(tmp_path).splitlines()[2:] == [
-        "| none | - | 50.0 | - |",
-        "| kd | 41.0 ± 1.4 (2 seeds) | - | - |",
+        "| cnn, none | - | 50.0 | - |",
+        "| cnn, kd | 41.0 ± 1.4 (2 seeds) | - | - |",
     ]
