@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import TINY_RUN, Cli, newest_checkpoint
 
+from scalekd.commands import quickstart
 from scalekd.commands.quickstart import _print_table, write_digits
 from scalekd.data import read_splits
 from scalekd.engine.learner import Learner
 from scalekd.models import Classifier
+from scalekd.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -195,6 +197,35 @@ def test_the_quickstart_deletes_nothing_of_others(cli: Cli, tmp_path: Path) -> N
     cli("quickstart", "--output", tmp_path).refused("is not a quickstart's folder")
     cli("quickstart", "--output", tmp_path / "mine.txt").refused("mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickstart's teacher is there without training."""
+    monkeypatch.setattr(quickstart, "distill", lambda *_, **__: {"top1": 90.0, "student": "student.safetensors"})
+
+
+@pytest.mark.usefixtures("taught")
+def test_each_student_of_the_quickstart_has_its_place(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever process ends first."""
+
+    def train(recipe: Recipe, output: Path) -> tuple[Recipe, float]:
+        return recipe, float(len(recipe.method) * 10 + recipe.seed)
+
+    monkeypatch.setattr(quickstart, "_train_student", train)
+    outcome = cli("quickstart", "--output", tmp_path / "quick", "--seeds", 2, "--json")
+    assert json.loads(outcome.out)["students"] == {"none": [40, 41], "kd": [20, 21], "scalekd": [70, 71]}
+
+
+@pytest.mark.usefixtures("taught")
+def test_a_student_that_the_system_kills_is_one_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(recipe: Recipe, output: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(quickstart, "_train_student", die)
+    cli("quickstart", "--output", tmp_path / "quick").refused("the system stopped a student's process")
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from math import ceil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 import typer
@@ -29,6 +31,7 @@ from scalekd.tasks.distill import distill
 
 _METHODS = {name: METHODS[name].label for name in ("none", "kd", "scalekd")}
 TEACHER_SPLIT = "teacher"
+PROCESSES = 4  # students trained at once, at most; each needs about 0.7 GB of memory
 
 
 def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
@@ -46,9 +49,13 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
         f"digits: {sizes['teacher']} labelled images for the teacher; {sizes['train']} of them with a label and "
         f"{sizes['unlabelled']} without for the students; {sizes['val']} to test"
     )
-    say(f"training the teacher (a minute), then {len(_METHODS)} students for each of {seeds} seeds (a minute each)")
+    students = len(_METHODS) * seeds
+    processes = min(students, PROCESSES, joblib.cpu_count())
+    say(f"training the teacher (a minute), then {students} students, {processes} at once (half a minute each)")
     try:
-        teacher, scores = _train(output, seeds, sizes, say)
+        teacher, scores = _train(output, seeds, sizes, processes, say)
+    except BrokenProcessPool as error:
+        raise UserError("memory: the system stopped a student's process, probably because memory ran out") from error
     except Interrupted as stop:  # the message of the run in progress would tell how to resume that run only
         raise Interrupted("stopped; the same command starts the quickstart from scratch", stop.number) from None
     summary = {"teacher": teacher, "images": sizes, "students": scores}
@@ -60,29 +67,34 @@ def run(output: Path, *, seeds: int, labelled: int, as_json: bool) -> None:
 
 
 def _train(
-    output: Path, seeds: int, sizes: dict[str, int], say: Callable[[str], None]
+    output: Path, seeds: int, sizes: dict[str, int], processes: int, say: Callable[[str], None]
 ) -> tuple[float, dict[str, list[float]]]:
     """Train the teacher, and a student per method and seed; returns the teacher's top-1 and the students' by method.
 
     All students take about the same number of steps: those that learn from labels only see their images more often.
     """
-    # Models this small gain nothing from more threads, and are much slower if cores are shared.
-    torch.set_num_threads(1)
-    quiet = Console(quiet=True)
+    torch.set_num_threads(1)  # as its students do
     data = {"data": output / "data"}
-    trained = distill(load("quickstart-teacher", data), output / "teacher", console=quiet)
-    teacher = {"teacher_weights": output / "teacher" / trained["student"]}
+    trained = distill(load("quickstart-teacher", data), output / "teacher", console=Console(quiet=True))
     say(f"teacher: top1 {trained['top1']:.1f}%")
-    scores: dict[str, list[float]] = {method: [] for method in _METHODS}
+    shared = data | {"teacher_weights": output / "teacher" / trained["student"]}
+    scores: dict[str, list[float]] = {method: [0.0] * seeds for method in _METHODS}
+    jobs = []
     for seed in range(seeds):
-        for method, title in _METHODS.items():
-            recipe = load("quickstart", data | teacher | {"method": method, "seed": seed})
-            if method == "none":
-                recipe = longer(recipe, sizes)
-            result = distill(recipe, output / f"{method}-seed{seed}", console=quiet, live=live_figures)
-            scores[method].append(result["top1"])
-            say(f"seed {seed}: {title}: top1 {result['top1']:.1f}%")
+        for method in _METHODS:
+            recipe = load("quickstart", shared | {"method": method, "seed": seed})
+            jobs.append(joblib.delayed(_train_student)(longer(recipe, sizes) if method == "none" else recipe, output))
+    for recipe, top1 in joblib.Parallel(n_jobs=processes, return_as="generator_unordered")(jobs):
+        scores[recipe.method][recipe.seed] = top1
+        say(f"seed {recipe.seed}: {_METHODS[recipe.method]}: top1 {top1:.1f}%")
     return trained["top1"], scores
+
+
+def _train_student(recipe: Recipe, output: Path) -> tuple[Recipe, float]:
+    """Train a student in a process of its own; returns its recipe and its top-1."""
+    torch.set_num_threads(1)  # models this small gain nothing from more threads, and other students need the cores
+    folder = output / f"{recipe.method}-seed{recipe.seed}"
+    return recipe, distill(recipe, folder, console=Console(quiet=True), live=live_figures)["top1"]
 
 
 def longer(recipe: Recipe, sizes: dict[str, int]) -> Recipe:
