@@ -17,6 +17,9 @@ FIXED_ARGS = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
 }  # fmt: skip
 
+# Prefixes of teachers whose tail is only known if the user names it.
+OTHER_TEACHERS = ("python:", "transformers:")
+
 
 class Keys(BaseModel):
     """A group of recipe keys."""

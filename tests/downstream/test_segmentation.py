@@ -184,7 +184,6 @@ def test_keys_that_do_not_fit_are_refused(run: Cli, cli: Cli, scenes: Path, tmp_
     run("--batch", "9").refused("batch: 9", "8 training images")
     run("--batch", "1").refused("at least 2 images at once")
     run("--micro-batch", "3").refused("micro_batch: 3")
-    run("--validate-every", "3").refused("validate_every: 3")
     run("--window", "16", "--window-stride", "17").refused("window_stride: 17")
     run("--window-stride", "17").refused("window_stride: 17")
     run("--image-folder", "images").refused("image_folder", "{split}")

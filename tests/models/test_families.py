@@ -19,6 +19,14 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any], str, str]] = {
     "Swin": ("swin_tiny_patch4_window7_224", 96, SWIN, "6x6x64", "3x3x128"),
     "Swin v2": ("swinv2_tiny_window8_256", 64, SWIN, "4x4x64", "2x2x128"),
     "Swin v2, odd grid": ("swinv2_tiny_window8_256", 112, SWIN, "7x7x64", "4x4x128"),
+    "ConvNeXt": ("convnext_atto", 64, {"depths": (1, 1, 1, 2), "dims": (16, 16, 32, 64)}, "4x4x32", "2x2x64"),
+    "ConvNeXt, norm first": (
+        "convnext_atto",
+        96,
+        {"depths": (1, 1, 1, 2), "dims": (16, 16, 32, 64), "head_norm_first": True},
+        "6x6x32",
+        "3x3x64",
+    ),
     "ViT": ("vit_tiny_patch16_224", 64, ISOTROPIC, "4x4x64", "4x4x64"),
     "ViT, pooled": (
         "vit_tiny_patch16_224",
@@ -91,7 +99,10 @@ def normed(teacher: Teacher, tokens: Tensor) -> Tensor:
     return teacher.model.fc_norm(out) if isinstance(teacher.model.norm, torch.nn.Identity) else out
 
 
-WITHOUT_PREFIX = ("Swin", "Swin v2", "Swin v2, odd grid", "ViT, pooled", "SigLIP")
+WITHOUT_PREFIX = (
+    *("Swin", "Swin v2", "Swin v2, odd grid"),
+    *("ConvNeXt", "ConvNeXt, norm first", "ViT, pooled", "SigLIP"),
+)
 
 
 @pytest.mark.parametrize("family", WITHOUT_PREFIX)

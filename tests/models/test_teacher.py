@@ -122,8 +122,8 @@ def test_a_tag_does_not_make_another_architecture(teacher_file: Path) -> None:
         Teacher("vit_small_patch16_224", weights=teacher_file)
 
 
-def test_no_vision_transformer_is_refused() -> None:
-    with pytest.raises(UserError, match="not a vision transformer"):
+def test_a_model_whose_tokens_are_not_known_is_refused() -> None:
+    with pytest.raises(UserError, match=r"not one of timm's Swin.*teacher_tokens"):
         Teacher("resnet18", pretrained=False)
 
 

@@ -47,7 +47,6 @@ def test_overrides_win() -> None:
         ({"query": "proxy", "tpp": False}, ("query",)),
         ({"crop_scale": [0.5, 0.2]}, ("crop_scale",)),
         ({"epochs": 4, "warmup_epochs": 4}, ("warmup_epochs",)),
-        ({"epochs": 4, "warmup_epochs": 0, "validate_every": 3}, ("validate_every",)),
     ],
 )
 def test_a_wrong_key_or_value_is_named(keys: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -387,3 +387,13 @@ def test_what_fits_into_memory_is_part_of_the_resolved_recipe(
     assert cli(*again).code == 0
     hashes = [json.loads((tmp_path / run / "result.json").read_text())["sha256"] for run in ("tight", "again")]
     assert hashes[0] == hashes[1], "the resolved recipe repeats the run, whatever fits now"
+
+
+def test_the_last_epoch_is_always_validated(cli: Cli, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = (*TINY_RUN, "--method", "none", "--epochs", "3", "--validate-every", "2")
+    outcome = cli("distill", "--data", data, "--output", run, *flags)
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/top1" in line] == [4, 6]
+    assert json.loads((run / "result.json").read_text())["top1"] == lines[-1]["val/top1"]

@@ -13,9 +13,9 @@ from scalekd.errors import printable
 from scalekd.recipes import DataKeys, Recipe, SourceKeys, load
 
 _OWN = {
-    "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "cache", "cache_format",
-    "epochs", "batch", "micro_batch", "seed", "precision", "accelerator", *DataKeys.model_fields,
-    *SourceKeys.model_fields,
+    "method", "teacher", "teacher_weights", "teacher_args", "teacher_resolution", "teacher_tokens",
+    "cache", "cache_format", "epochs", "batch", "micro_batch", "seed", "precision", "accelerator",
+    *DataKeys.model_fields, *SourceKeys.model_fields,
 } - {"crop_fraction", "mixup", "cutmix"}  # fmt: skip
 _OTHERS = set(Recipe.model_fields) - _OWN
 

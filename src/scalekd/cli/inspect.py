@@ -16,8 +16,8 @@ _IMAGENET = 1_281_167
 @with_recipe_flags(
     "method", "views", "tpp", "stages", "projector", "query", "heads", "stem", "stem_norm", "tail_blocks",
     "feature_share", "lean",
-    "teacher_resolution", "teacher_args", "student_maps", "student_args", "resolution", "batch", "micro_batch",
-    "epochs", "optimizer", "ema", "precision",
+    "teacher_resolution", "teacher_args", "teacher_tokens", "teacher_tail", "student_maps", "student_args",
+    "resolution", "batch", "micro_batch", "epochs", "optimizer", "ema", "precision",
     help_texts={
         "precision": "Autocast type of the planned run; auto is bf16, but for --device here as in distill.  "
         "[default: auto]"

@@ -41,8 +41,8 @@ class LoopSettings:
         steps_per_epoch: Optimiser steps per epoch.
         batch: Images per optimiser step, over all processes.
         accumulate: Micro-batches per optimiser step in each process.
-        validate_every: Steps between validations, or between checkpoints if nothing is validated; divides `steps`, so
-            that the last step is validated and saved.
+        validate_every: Steps between validations, or between checkpoints if nothing is validated; the last step is
+            always validated and saved.
         log_every: Steps between log lines; the last step is always logged.
         checkpoint_minutes: Minutes after which a checkpoint is also written between validations; None for never.
         keep: Number of checkpoints to keep.
@@ -181,10 +181,11 @@ class Loop:
             self._at_step_end = True
             self._display.advance(self.step, self._terms)
             request = self._vote.cast(self._request())  # of the previous step if there are several processes
-            if self.step % settings.validate_every == 0 and validation is not None:
+            due = self.step % settings.validate_every == 0 or self.step == settings.steps
+            if due and validation is not None:
                 self._validate(validation)
                 request = max(self._processes.gather(self._request()))
-            elif self.step % settings.validate_every == 0:
+            elif due:
                 self._log_speed()
                 self._display.line(self.step, self.task.summary())
                 self._save_checkpoint_and_weights(measured=False)

@@ -1,4 +1,4 @@
-"""What a teacher provides beyond logits: final patch tokens and a tail. One class per family of timm models."""
+"""What a teacher provides beyond logits: final tokens and a tail. One class per family of timm models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -14,20 +15,30 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
-from scalekd.methods.outputs import MapShape
+from scalekd.methods.outputs import MapShape, TeacherOutputs
 
 TAIL_BLOCKS = 2
 
 
 class Family(Protocol):
-    """Tokens and tail of one kind of vision transformer."""
+    """Tokens, logits and tail of one kind of teacher.
+
+    Attributes:
+        tokens: Grid and width of the final tokens.
+        tail_input: Grid and width of the tokens that the tail takes.
+        tail_name: What the tail consists of, human-readable; empty without a tail.
+        num_classes: Width of the logits; 0 without any.
+        note: What a user should know about this kind of teacher; empty if there is nothing.
+    """
 
     tokens: MapShape
     tail_input: MapShape
     tail_name: str
+    num_classes: int
+    note: str
 
-    def read(self, features: Tensor) -> Tensor:
-        """Convert the output of timm's `forward_features` to final patch tokens `[B, N, D]`."""
+    def compute(self, images: Tensor) -> TeacherOutputs:
+        """Return the outputs for prepared images `[B, 3, h, w]`."""
         ...
 
     def tail(self, tokens: Tensor) -> Tensor:
@@ -39,11 +50,30 @@ class Family(Protocol):
         ...
 
 
-class SwinFamily:
+class TimmFamily(ABC):
+    """A family of timm models, which compute features and from these logits."""
+
+    note = ""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.num_classes = int(model.num_classes)
+
+    def compute(self, images: Tensor) -> TeacherOutputs:
+        features = self._model.forward_features(images)
+        logits = self._model.forward_head(features) if self.num_classes else None
+        return TeacherOutputs(self.read(features), logits)
+
+    @abstractmethod
+    def read(self, features: Tensor) -> Tensor:
+        """Convert the output of timm's `forward_features` to final tokens `[B, N, D]`."""
+
+
+class SwinFamily(TimmFamily):
     """Swin v1 and v2: the tail is patch merging, last stage and norm; 14x14x768 -> 7x7x1536 for Swin-L at 224 px."""
 
     def __init__(self, model: SwinTransformer | SwinTransformerV2) -> None:
-        self._model = model
+        super().__init__(model)
         stage = model.layers[-1]
         (height, width), channels = stage.input_resolution, model.feature_info[-2]["num_chs"]
         self.tail_input = MapShape(channels, height, width)
@@ -62,7 +92,39 @@ class SwinFamily:
         return [self._model.layers[-1], self._model.norm]
 
 
-class ViTFamily:
+class ConvNeXtFamily(TimmFamily):
+    """ConvNeXt, of DINOv3 and others: the tail is the last stage, with its downsampling, and the norm.
+
+    14x14x384 -> 7x7x768 for ConvNeXt-T at 224 px. The positions of the last map are the tokens. Its norm comes after
+    pooling, and is applied to each token instead, as DINOv3 does.
+    """
+
+    note = "a convolutional network; the paper's teachers are vision transformers"
+
+    def __init__(self, model: ConvNeXt, side: int) -> None:
+        super().__init__(model)
+        shapes = [
+            MapShape(info["num_chs"], side // info["reduction"], side // info["reduction"])
+            for info in model.feature_info[-2:]
+        ]
+        self.tail_input, self.tokens = shapes
+        self._token_norm = getattr(model.head, "norm", nn.Identity())
+        self.tail_name = f"downsampling + {len(model.stages[-1].blocks)} blocks of the last stage + norm"
+
+    def read(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self._token_norm(features).flatten(2).transpose(1, 2)  # BxDxHxW -> BxNxD
+        return tokens
+
+    def tail(self, tokens: Tensor) -> Tensor:
+        height, width = self.tail_input.height, self.tail_input.width
+        grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)  # BxN'xD' -> BxD'xH'xW'
+        return self.read(self._model.norm_pre(self._model.stages[-1](grid)))
+
+    def tail_modules(self) -> list[nn.Module]:
+        return [self._model.stages[-1], self._model.norm_pre, self._token_norm]
+
+
+class ViTFamily(TimmFamily):
     """Plain ViT (DeiT, DINOv2, CLIP, SigLIP, ...): the tail is the last `tail_blocks` blocks and the norm.
 
     The tail takes patch tokens only, because a student has no counterpart of class and register tokens. The patch
@@ -73,7 +135,7 @@ class ViTFamily:
         depth = len(model.blocks)
         if not 1 <= tail_blocks <= depth:
             raise UserError(f"tail_blocks: {tail_blocks} is not between 1 and the teacher's {depth} blocks")
-        self._model = model
+        super().__init__(model)
         self._first = depth - tail_blocks
         # Models that normalise after pooling have no final norm on tokens: their norm is applied to each token instead.
         self._token_norm = model.fc_norm if isinstance(model.norm, nn.Identity) else nn.Identity()
@@ -145,24 +207,37 @@ class RotaryFamily(_PositionalFamily):
         return [{"rope": rope[index] if per_block else rope, "attn_mask": mask} for index in indices]
 
 
-def has_patch_tokens(model: nn.Module) -> bool:
-    """Whether a model belongs to a family that can be a teacher."""
-    return isinstance(model, SwinTransformer | SwinTransformerV2 | Beit | Eva | VisionTransformer)
+_TEACHERS = SwinTransformer | SwinTransformerV2 | Beit | Eva | VisionTransformer | ConvNeXt
 
 
-def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Family:
+def can_teach(model: nn.Module) -> bool:
+    """Whether a model belongs to a family of teachers, whose tokens and tail are known."""
+    return isinstance(model, _TEACHERS)
+
+
+def token_side(model: Any) -> int | None:
+    """Return the side in pixels of the part of an image that a token stands for; None if it is not known."""
+    if isinstance(model, ConvNeXt):
+        return int(model.feature_info[-1]["reduction"])
+    return int(model.patch_embed.feat_ratio()) if can_teach(model) else None
+
+
+def family_of(model: nn.Module, name: str, side: int, tail_blocks: int = TAIL_BLOCKS) -> Family:
     """Return the family of a timm model.
 
     Args:
         model: A timm model.
         name: Its name, for messages.
-        tail_blocks: Number of blocks in the tail of an isotropic model; a Swin's tail is its last stage.
+        side: Side in pixels of its images.
+        tail_blocks: Number of blocks in the tail of an isotropic model; that of others is their last stage.
 
     Raises:
-        UserError: If the model has no patch tokens, or fewer than `tail_blocks` blocks.
+        UserError: If its tokens are not known, or it has fewer than `tail_blocks` blocks.
     """
     if isinstance(model, SwinTransformer | SwinTransformerV2):
         return SwinFamily(model)
+    if isinstance(model, ConvNeXt):
+        return ConvNeXtFamily(model, side)
     if isinstance(model, Beit):
         return BeitFamily(model, tail_blocks)
     if isinstance(model, Eva) and model.rope is not None:
@@ -170,6 +245,6 @@ def family_of(model: nn.Module, name: str, tail_blocks: int = TAIL_BLOCKS) -> Fa
     if isinstance(model, VisionTransformer | Eva):
         return ViTFamily(model, tail_blocks)
     raise UserError(
-        f"teacher: {name} is not a vision transformer with patch tokens; use one of timm: Swin, ViT, DeiT, BEiT, "
-        "EVA, DINO, CLIP or SigLIP"
+        f"teacher: {name} is not one of timm's Swin, ViT, DeiT, BEiT, EVA, DINO, CLIP, SigLIP or ConvNeXt; name the "
+        "module that gives its final tokens with teacher_tokens"
     )

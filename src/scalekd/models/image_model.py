@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalekd.errors import UserError
 from scalekd.models.build import BuiltModel, build
 from scalekd.models.failure import naming_model
-from scalekd.models.families import has_patch_tokens
+from scalekd.models.families import can_teach
 from scalekd.models.resolve import ModelSpec, resolve
 from scalekd.models.sources import MODULE, PYTHON
 from scalekd.models.weights import Card, save_weights
@@ -146,7 +146,7 @@ class ImageModel(nn.Module):
     @property
     def head_advice(self) -> str:
         """Advice on how to get a head for other classes."""
-        if hasattr(self.model, "forward_head") and (self.weights is not None or has_patch_tokens(self.model)):
+        if hasattr(self.model, "forward_head") and (self.weights is not None or can_teach(self.model)):
             return "`scalekd adapt` fits a head for them"
         start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"
         return f"train it on them with `scalekd distill --method none --student {self.name} {start}`"

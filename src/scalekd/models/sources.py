@@ -1,4 +1,4 @@
-"""Build models by name: from timm, or with a prefix from torchvision or the user's own code."""
+"""Build models by name: from timm, or with a prefix from torchvision, transformers or the user's own code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import FIXED_ARGS
 from scalekd.models.paper_models import register_models
 from scalekd.models.timm_config import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
+from scalekd.models.transformers_models import TRANSFORMERS, create_transformers
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"
@@ -24,8 +25,8 @@ _FLAGS = " (--teacher-weights or --student-weights; --weights of evaluate and pr
 
 
 def is_timm(name: str) -> bool:
-    """Whether a name is timm's (including the hub's), as opposed to torchvision's or the user's own code."""
-    return not name.startswith((TORCHVISION, PYTHON, MODULE))
+    """Whether a name is timm's (including the hub's), as opposed to another library's or the user's own code."""
+    return not name.startswith((TORCHVISION, TRANSFORMERS, PYTHON, MODULE))
 
 
 def may_come_from_a_file(name: str) -> bool:
@@ -44,7 +45,8 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
     """Build a model by name.
 
     Args:
-        name: A timm name, `torchvision:resnet50`, or `python:package.module.callable` for the user's own code.
+        name: A timm name, `torchvision:resnet50`, `transformers:OWNER/NAME` or a folder, or
+            `python:package.module.callable` for the user's own code.
         pretrained: Whether to load the hub's weights.
         model_args: Arguments of `timm.create_model`, of torchvision's builder or of the user's callable.
 
@@ -59,6 +61,9 @@ def create(name: str, *, pretrained: bool, model_args: dict[str, Any]) -> nn.Mod
     try:
         if name.startswith(TORCHVISION):
             return _torchvision(name.removeprefix(TORCHVISION), pretrained, model_args)
+        if name.startswith(TRANSFORMERS):
+            place = name.removeprefix(TRANSFORMERS)
+            return create_transformers(place, pretrained=pretrained, model_args=model_args)
         if name.startswith(PYTHON):
             if pretrained:
                 raise UserError(f"weights: there are no hub weights of {name}; specify a weights file{_FLAGS}")

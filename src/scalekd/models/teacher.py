@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,32 +12,37 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError
 from scalekd.methods.outputs import MapShape, TeacherOutputs
-from scalekd.models.families import TAIL_BLOCKS, family_of
+from scalekd.models.failure import naming_model
+from scalekd.models.families import TAIL_BLOCKS, family_of, token_side
 from scalekd.models.image_model import ImageModel
+from scalekd.models.named_tokens import NamedTokens
 from scalekd.models.pairing import paper_heads
-from scalekd.models.sources import TORCHVISION, create, described, is_timm, timm_config
+from scalekd.models.sources import PYTHON, TORCHVISION, create, described, is_timm, timm_config
+from scalekd.models.transformers_models import TRANSFORMERS, tokens_of
 from scalekd.models.weights import FILE_ENDINGS
 
 _USUAL, _DEAR = 224, 1.5  # reference image side in pixels, and the ratio of tokens from which a note is printed
 
 
 class Teacher(ImageModel):
-    """A pre-trained vision transformer used as the teacher; always frozen and in eval mode.
+    """A pre-trained model used as the teacher; always frozen and in eval mode.
 
     Args:
-        model: A timm name or `hf-hub:NAME` (its hub weights are loaded), a weights file written by scalekd, a folder
-            of `adapt`, of a finished run or in timm's format, or a timm module.
+        model: A timm name, `hf-hub:NAME` or `transformers:NAME` (its hub weights are loaded), a weights file written by
+            scalekd, a folder of `adapt`, of a finished run or in timm's format, `python:module.callable`, or a module.
         weights: A safetensors file for a timm name, instead of its hub weights.
         num_classes: Width of the head; by default that of the weights.
         resolution: Image side in pixels; images of another size are resized to it (bicubic, antialiased).
-        tail_blocks: Number of blocks in the tail of an isotropic teacher (ViT, BEiT, EVA, ...); a Swin's tail is its
-            last stage.
+        tail_blocks: Number of blocks in the tail of an isotropic teacher (ViT, BEiT, EVA, ...); that of a Swin or
+            ConvNeXt is its last stage.
+        tokens: The module whose output is the final tokens, for teachers other than timm's; see `NamedTokens`.
+        tail: The modules that TPP runs on tokens, for the same teachers. Without them there is no tail.
         pretrained: False for random weights.
         model_args: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: If the name is unknown, the weights do not fit, the model has no patch tokens, or its patches do not
-            fill images of this resolution.
+        UserError: If the name is unknown, the weights do not fit, the tokens of the model are not known, or its patches
+            do not fill images of this resolution.
     """
 
     def __init__(
@@ -47,11 +53,16 @@ class Teacher(ImageModel):
         num_classes: int | None = None,
         resolution: int | None = None,
         tail_blocks: int = TAIL_BLOCKS,
+        tokens: str | None = None,
+        tail: Sequence[str] = (),
         pretrained: bool = True,
         **model_args: Any,
     ) -> None:
-        if not isinstance(model, nn.Module) and pretrained and weights is None:
-            check_architecture(str(model), model_args)
+        name = "" if isinstance(model, nn.Module) else str(model)
+        if name.startswith(PYTHON):
+            pretrained = False  # the user's code loads its own weights
+        if name and pretrained and weights is None and tokens is None:
+            check_architecture(name, model_args)
         super().__init__(
             model,
             weights=weights,
@@ -60,9 +71,18 @@ class Teacher(ImageModel):
             pretrained=pretrained,
             **model_args,
         )
-        self._family = family_of(self.model, self.name, tail_blocks)
-        self._tail_only = False
         check_patches(self)
+        self._tail_only = False
+        super().train(False)
+        if tokens is None and self.name.startswith(TRANSFORMERS):
+            tokens = tokens_of(self.model)
+        if tokens is None:
+            self._family = family_of(self.model, self.name, self.resolution, tail_blocks)
+        else:
+            example = self.prepare(torch.full((1, 3, self.resolution, self.resolution), 0.5))
+            with naming_model("teacher", self.name, example.shape, "be run on"):
+                self._family = NamedTokens(self.model, tokens, tail, example, self.name)
+        self.num_classes = self._family.num_classes
         self.requires_grad_(False)
         self.train(False)
 
@@ -78,8 +98,13 @@ class Teacher(ImageModel):
 
     @property
     def tail_name(self) -> str:
-        """What the tail consists of, human-readable."""
+        """What the tail consists of, human-readable; empty without a tail."""
         return self._family.tail_name
+
+    @property
+    def note(self) -> str:
+        """What a user should know about this kind of teacher; empty if there is nothing."""
+        return self._family.note
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -137,9 +162,7 @@ class Teacher(ImageModel):
         Under autocast both are of the autocast type on every device, so that they can be stored in it without loss.
         """
         self._check_complete()
-        features = self.run("teacher", self.model.forward_features, images)
-        tokens = self._family.read(features)
-        logits = self.model.forward_head(features) if self.num_classes else None
+        tokens, logits = self.run("teacher", self._family.compute, images)
         if torch.is_autocast_enabled(tokens.device.type):
             dtype = torch.get_autocast_dtype(tokens.device.type)
             tokens, logits = tokens.to(dtype), None if logits is None else logits.to(dtype)
@@ -162,10 +185,11 @@ def check_architecture(name: str, model_args: dict[str, Any]) -> None:
     """
     if name.startswith(TORCHVISION):
         raise UserError(
-            f"teacher: {name} is not a timm model, so its tokens are not known; use timm's model of this kind"
+            f"teacher: {name} is not a timm model, so its tokens are not known; name the module that gives them with "
+            "teacher_tokens, or use timm's model of this kind"
         )
     if (model := outline(name, model_args)) is not None:
-        family_of(model, name)
+        family_of(model, name, _USUAL)
 
 
 def outline(name: str, model_args: dict[str, Any]) -> nn.Module | None:
@@ -191,16 +215,17 @@ def outline(name: str, model_args: dict[str, Any]) -> nn.Module | None:
 
 
 def resolution_note(model: ImageModel, flag: str) -> str | None:
-    """Return a note if a vision transformer's default resolution takes much longer than 224 pixels, otherwise None.
+    """Return a note if a teacher's default resolution takes much longer than 224 pixels, otherwise None.
 
     Args:
-        model: The transformer.
+        model: The teacher.
         flag: The flag that sets the resolution.
     """
     times = (model.resolution / _USUAL) ** 2
     if model.resolution_given or times < _DEAR:
         return None
-    patch = int(model.model.patch_embed.feat_ratio())
+    if (patch := token_side(model.model)) is None:
+        return None
     return (
         f"it sees {model.resolution} px, its default: {(model.resolution // patch) ** 2:,} tokens an image, "
         f"{times:.1f} times as many as at {_USUAL} px, and at least as many times the time; "
@@ -209,17 +234,17 @@ def resolution_note(model: ImageModel, flag: str) -> str | None:
 
 
 def check_patches(model: ImageModel, key: str = "teacher_resolution") -> None:
-    """Check that the resolution of a vision transformer is a multiple of its patch size.
+    """Check that the resolution of a teacher is a multiple of a token's side in pixels, if that is known.
 
     Args:
-        model: The transformer.
+        model: The teacher.
         key: The key of the resolution, for messages.
 
     Raises:
         UserError: If it is not.
     """
-    patch = int(model.model.patch_embed.feat_ratio())
-    if model.resolution % patch:
+    patch = token_side(model.model)
+    if patch is not None and model.resolution % patch:
         lower = model.resolution // patch * patch
         raise UserError(
             f"{key}: {model.name} has patches of {patch} pixels, and {model.resolution} is not a multiple of {patch}; "

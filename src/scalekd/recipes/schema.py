@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from scalekd.errors import UserError
 from scalekd.keys import (
     FIXED_ARGS,
+    OTHER_TEACHERS,
     File,
     Fraction,
     Keys,
@@ -32,7 +33,8 @@ class TeacherKeys(Keys):
     """Teacher."""
 
     teacher: str | None = Field(default=None, min_length=1)
-    """timm name (hub weights are loaded unless teacher_weights is set) or a weights file written by scalekd."""
+    """timm name (hub weights are loaded unless teacher_weights is set), a weights file written by scalekd,
+    transformers:NAME (a name on the hub or a folder), or python:module.callable (your own code)."""
     teacher_weights: File | None = None
     """safetensors file with weights for the timm name."""
     teacher_args: dict[str, Any] = Field(default_factory=dict)
@@ -40,8 +42,13 @@ class TeacherKeys(Keys):
     teacher_resolution: Positive | None = None
     """Side in pixels of the teacher's input (images are resized). Default: that of its weights or architecture."""
     tail_blocks: Positive | None = None
-    """Number of blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. A Swin's tail is
-    fixed."""
+    """Number of blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. That of
+    a Swin or ConvNeXt is fixed."""
+    teacher_tokens: str | None = None
+    """Module whose output is the final tokens, for a teacher that is not one of timm's: tokens [B, N, D] or a map."""
+    teacher_tail: tuple[str, ...] = ()
+    """Modules of such a teacher that TPP runs on tokens, in their order: its last blocks and norm. Without them, tpp is
+    false."""
     check_teacher: bool = True
     """Whether to measure the teacher on the validation images at the start, and the features of a student that starts
     from weights. If the teacher's logits are used, an accuracy near chance is an error."""
@@ -207,7 +214,7 @@ class RunKeys(Keys):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device: auto uses the first GPU, if any."""
     validate_every: Positive = 1
-    """Epochs between validations (and checkpoints)."""
+    """Epochs between validations (and checkpoints). There is one after the last epoch, too."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
     """Minutes after which a checkpoint is also written between validations. Default: never."""
     keep: Positive = 2
@@ -265,6 +272,12 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
     def _lean_sets_keys(cls, keys: dict[str, Any]) -> dict[str, Any]:
         return LEAN | keys if keys.get("lean") is True else keys
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_tail_there_is_no_tpp(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        named = keys.get("teacher_tokens") or str(keys.get("teacher", "")).startswith(OTHER_TEACHERS)
+        return {"tpp": False} | keys if named and not keys.get("teacher_tail") else keys
+
     @model_validator(mode="after")
     def _parts_go_together(self) -> Recipe:
         if self.method == "none" and self.labels == "none":
@@ -315,8 +328,6 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
             raise ValueError(f"crop_ratio: {list(self.crop_ratio)} is not a range above 0")
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale: {list(self.crop_scale)} is not a range; pass the smaller value first")
-        if self.epochs % self.validate_every:
-            raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.epochs} epochs")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: {self.warmup_epochs} must be less than the {self.epochs} epochs; "

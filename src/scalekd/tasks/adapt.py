@@ -22,7 +22,7 @@ from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import pick_compute
 from scalekd.models import Classifier, Teacher
-from scalekd.models.families import has_patch_tokens
+from scalekd.models.families import can_teach
 from scalekd.models.folders import TEACHER
 from scalekd.models.memory_format import prepare_classifier
 from scalekd.models.sources import is_timm
@@ -71,7 +71,7 @@ def probe(
         resolution=resolution,
         **recipe.teacher_args,
     )
-    teaches = has_patch_tokens(classifier.model)
+    teaches = can_teach(classifier.model)
     skipped = left_out({recipe.train_split: train.skipped, recipe.val_split: val.skipped})
     for line in (*_about(classifier, teaches=teaches), *skipped):
         say(line)
@@ -186,15 +186,15 @@ def finetune(
 
 
 def _check_kind(name: str, model_args: dict[str, Any]) -> None:
-    """Check that a name specifies a vision transformer, before its weights are downloaded.
+    """Check that a name specifies a model whose tokens are known, before its weights are downloaded.
 
     Raises:
         UserError: If it is not; the message says how to train the model instead.
     """
     model = outline(name, model_args)
-    if not is_timm(name) or (model is not None and not has_patch_tokens(model)):
+    if not is_timm(name) or (model is not None and not can_teach(model)):
         raise UserError(
-            f"adapt: {name} is not a vision transformer from timm, so it cannot be a teacher; train it on your classes "
+            f"adapt: {name} is not a teacher from timm; train it on your classes "
             f"with `scalekd distill --method none --student {name} --student-pretrained`"
         )
 

@@ -73,7 +73,7 @@ class DetectionRunKeys(RunKeys):
     """Run."""
 
     validate_every: Positive = 1
-    """Epochs between validations."""
+    """Epochs between validations. There is one after the last epoch, too."""
 
 
 class Detection(DetectionRunKeys, OptimisationKeys, DataKeys, ModelKeys, Transfer):
@@ -85,8 +85,6 @@ class Detection(DetectionRunKeys, OptimisationKeys, DataKeys, ModelKeys, Transfe
             raise ValueError("sizes: give one short side at least")
         if self.max_size < max(self.sizes):
             raise ValueError(f"max_size: {self.max_size} is less than the short side of {max(self.sizes)}")
-        if self.epochs % self.validate_every:
-            raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.epochs} epochs")
         return self
 
 

@@ -64,11 +64,17 @@ def build_teacher(
         num_classes=num_classes,
         resolution=recipe.teacher_resolution,
         tail_blocks=recipe.tail_blocks or TAIL_BLOCKS,
+        tokens=recipe.teacher_tokens,
+        tail=recipe.teacher_tail,
         pretrained=pretrained,
         **recipe.teacher_args,
     )
     if recipe.tail_blocks is not None and teacher.tail_input != teacher.tokens:
         raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
+    if recipe.method == "scalekd" and recipe.tpp and not teacher.tail_name:
+        raise UserError(
+            f"tpp: runs the last blocks of {teacher.name}; name them with teacher_tail, or set tpp to false"
+        )
     if classes is not None and recipe.used_logit_weight:
         _check_logits(teacher, recipe.method, classes)
     return teacher

@@ -49,6 +49,7 @@ def describe_cache(recipe: Recipe, teacher: Teacher, split: Split, dtype: torch.
             "teacher_resolution": teacher.resolution,
             "teacher mean": teacher.mean.flatten().tolist(),
             "teacher std": teacher.std.flatten().tolist(),
+            **({} if recipe.teacher_tokens is None else {"teacher_tokens": recipe.teacher_tokens}),
             **augmentation,
             "seed": recipe.seed,
             "precision": str(dtype).removeprefix("torch."),

@@ -33,9 +33,11 @@ def describe_pair(method: Method) -> str:
 
 
 def remarks(teacher: Teacher) -> list[str]:
-    """Return remarks on a teacher: how its weights were read, their licence, whether its resolution is expensive."""
-    slow = resolution_note(teacher, "--teacher-resolution")
-    return [f"teacher   {note}" for note in (*teacher.notes, *license_note(teacher), *([slow] if slow else []))]
+    """Return remarks on a teacher: its kind, how its weights were read, their licence, whether it is expensive."""
+    slow = resolution_note(teacher, "--teacher-resolution") or ""
+    tail = "" if teacher.tail_name else "no tail is named (teacher_tail), so there is no TPP"
+    notes = (teacher.note, tail, *teacher.notes, *license_note(teacher), slow)
+    return [f"teacher   {note}" for note in notes if note]
 
 
 def license_note(teacher: Teacher) -> list[str]:

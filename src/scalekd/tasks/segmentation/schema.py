@@ -124,7 +124,7 @@ class SegmentationRunKeys(RunKeys):
     channels_last: bool = True
     """Whether convolutions use the channels-last layout."""
     validate_every: Positive = 16_000
-    """Steps between validations. If not set, at most the steps."""
+    """Steps between validations. There is one after the last step, too."""
 
 
 class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys, ModelKeys, Transfer):
@@ -136,15 +136,12 @@ class Segmentation(SegmentationRunKeys, TestingKeys, OptimisationKeys, DataKeys,
         steps = str(keys.get("steps", ""))
         if not steps.isdecimal():
             return keys
-        most = {"warmup_steps": int(steps) // 10, "validate_every": max(int(steps), 1)}
-        return {key: min(cls.model_fields[key].default, value) for key, value in most.items()} | keys
+        return {"warmup_steps": min(cls.model_fields["warmup_steps"].default, int(steps) // 10)} | keys
 
     @model_validator(mode="after")
     def _consistent(self) -> Segmentation:
         if (self.micro_batch or self.batch) < 2:
             raise ValueError("batch: UPerNet's batch norms need at least 2 images at once")
-        if self.steps % self.validate_every:
-            raise ValueError(f"validate_every: {self.validate_every} does not divide the {self.steps} steps")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} must be less than the {self.steps} steps")
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
