@@ -88,6 +88,7 @@ def test_a_command_is_told_of_no_flag_that_it_lacks(command: str) -> None:
         ("--project", "; did you mean '--output'?"),
         ("--name", "; did you mean '--output'?"),
         ("--val-ratio", "; did you mean '--val-share'? (such as 0.1)"),
+        ("--class-weight", "; did you mean '--class-weights'?"),
         ("--wandb", "; did you mean '--logger'? (wandb or mlflow)"),
         ("--save-best", "; did you mean '--keep-best'?"),
         ("--epoch", "; did you mean '--epochs'?"),
@@ -98,7 +99,7 @@ def test_flags_of_other_tools(flag: str, told: str) -> None:
     assert suggest(flag, FLAGS["distill"]) == told
 
 
-@pytest.mark.parametrize("flag", ["--patience", "--class-weights", "--color-jitter", "--tensorboard", "--eval"])
+@pytest.mark.parametrize("flag", ["--patience", "--layer-decay", "--color-jitter", "--tensorboard", "--eval"])
 def test_what_is_not_offered_says_what_to_do(flag: str) -> None:
     assert suggest(flag, FLAGS["distill"]).startswith("; not offered: ")
 

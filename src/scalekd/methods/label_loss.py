@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -14,7 +16,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
     """Softmax cross-entropy: the sum over the labelled images, divided by the number of all images.
 
     Each image has the same weight regardless of the rest of its batch, and gradients add up over micro-batches.
@@ -23,14 +25,38 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         logits: `[B, K]`.
         labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`.
         label_smoothing: Smoothing of indices; probabilities are used as is.
+        weight: Weight of each class `[K]`; None for 1.
 
     Returns:
         A scalar.
     """
     if labels.ndim > 1:
-        return F.cross_entropy(logits, labels)
-    total = F.cross_entropy(logits, labels, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
+        return F.cross_entropy(logits, labels, weight)
+    total = F.cross_entropy(logits, labels, weight, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
     return total / len(labels)
+
+
+class BalancedCrossEntropy(nn.Module):
+    """`cross_entropy` in which a class counts more the fewer images it has: all classes weigh the same together.
+
+    The weight of a class is `n / (K n_c)`, as in scikit-learn; its mean over the labelled images is 1.
+
+    Args:
+        counts: Number of labelled training images of each class, `n_c`. A class without any has weight 0.
+        label_smoothing: See `cross_entropy`.
+    """
+
+    weight: Tensor
+
+    def __init__(self, counts: Sequence[int], label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        found = torch.tensor(counts, dtype=torch.float32)
+        weight = torch.where(found > 0, found.sum() / ((found > 0).sum() * found.clamp(min=1)), 0.0)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, self.label_smoothing, self.weight)
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -139,6 +139,9 @@ class MethodKeys(Keys):
     """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Label smoothing of the task loss."""
+    class_weights: Literal["equal", "balanced"] = "equal"
+    """Weight of each class in cross-entropy. balanced: a class with fewer training images counts more, so that all
+    classes count the same together."""
 
     @property
     def used_logit_weight(self) -> float:

@@ -58,8 +58,8 @@ TABLE = (
     Meaning("distillation_tau kd_temperature kd_t tau temp", ("temperature",)),
     Meaning("loss loss_fn criterion bce_loss bce", ("task_loss",)),
     Meaning("smoothing label_smoothing_factor ls", ("label_smoothing",)),
-    Meaning("class_weights class_weight cls_weight cls_weights balanced sampler weighted_sampler balance_classes",
-            instead="all images have the same weight; list images of rare classes several times"),
+    Meaning("class_weight cls_weight cls_weights balanced sampler weighted_sampler balance_classes",
+            ("class_weights",), instead="all images have the same weight; list images of rare classes several times"),
     # Data.
     Meaning("dataset data_dir data_path data_root dataset_path dataset_dir dataroot root train_data train_data_dir",
             ("data",)),

@@ -280,6 +280,8 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Recipe:
+        if self.class_weights == "balanced" and (self.task_loss != "cross_entropy" or self.labels == "none"):
+            raise ValueError("class_weights: needs labels and task_loss cross_entropy; leave class_weights out")
         if self.method == "none" and self.labels == "none":
             raise ValueError("labels: method none learns from labels only; choose another method or use labels")
         if METHODS[self.method].logits_only and self.logit_weight == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from scalekd.errors import UserError
 from scalekd.methods.base import Method, TaskLoss
-from scalekd.methods.label_loss import binary_cross_entropy, cross_entropy
+from scalekd.methods.label_loss import BalancedCrossEntropy, binary_cross_entropy, cross_entropy
 from scalekd.methods.registry import METHODS
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
@@ -139,14 +140,23 @@ def build_student(
     return student
 
 
-def task_loss(recipe: Recipe) -> TaskLoss:
-    """Return the recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`."""
+def task_loss(recipe: Recipe, counts: Sequence[int] | None = None) -> TaskLoss:
+    """Return the recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`.
+
+    Args:
+        recipe: The run's settings.
+        counts: Number of labelled training images of each class, for `class_weights`; None if nothing is trained.
+    """
+    if recipe.class_weights == "balanced" and counts is not None:
+        return BalancedCrossEntropy(counts, recipe.label_smoothing)
     losses = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}
     return partial(losses[recipe.task_loss], label_smoothing=recipe.label_smoothing)
 
 
-def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> Method:
-    """Build the recipe's method, which joins the pair.
+def build_method(
+    recipe: Recipe, teacher: Teacher | None, student: Student, counts: Sequence[int] | None = None
+) -> Method:
+    """Build the recipe's method, which joins the pair; see `task_loss` for `counts`.
 
     Raises:
         UserError: If the settings do not fit the pair.
@@ -154,6 +164,6 @@ def build_method(recipe: Recipe, teacher: Teacher | None, student: Student) -> M
     cls = METHODS[recipe.method].load()
     pair = (teacher, student) if cls.needs_teacher else (student,)
     try:
-        return cls(*pair, task_loss=task_loss(recipe), **cls.arguments(recipe))
+        return cls(*pair, task_loss=task_loss(recipe, counts), **cls.arguments(recipe))
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error

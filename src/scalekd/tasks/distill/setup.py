@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -123,7 +124,10 @@ def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> R
     cache = _find_cache(recipe, teacher, train, compute)
     teacher_hash = teacher.weights_hash() if teacher is not None and given.teacher is not None else None
     named = zip(recipes, context.group.names, strict=True)
-    methods = tuple(_join(each, name, teacher, val.classes, given.student) for each, name in named)
+    counts = np.bincount(train.labels[train.labels >= 0], minlength=len(val.classes)).tolist()
+    methods = tuple(
+        _join(each, name, teacher, val.classes, counts=counts, module=given.student) for each, name in named
+    )
     if recipe.batch > len(train):  # after the models: a wrong name is reported first
         raise UserError(
             f"batch: {recipe.batch} is larger than the {len(train)} training images; set it to {len(train)} or less"
@@ -187,7 +191,13 @@ def _find_cache(recipe: Recipe, teacher: Teacher | None, train: Split, compute: 
 
 
 def _join(
-    recipe: Recipe, name: str, teacher: Teacher | None, classes: tuple[str, ...], module: nn.Module | None
+    recipe: Recipe,
+    name: str,
+    teacher: Teacher | None,
+    classes: tuple[str, ...],
+    *,
+    counts: Sequence[int],
+    module: nn.Module | None,
 ) -> Method:
     """Build a student and its method, with the same random weights as in a run of this student alone."""
     with naming(name):
@@ -195,7 +205,7 @@ def _join(
         seed_all(recipe.seed)
         student = build_student(recipe, head_width(recipe, teacher, classes), classes, module=module)
         seed_all(recipe.seed)
-        return build_method(recipe, teacher, student)
+        return build_method(recipe, teacher, student, counts)
 
 
 def _lay_out(methods: Sequence[Method], recipe: Recipe, processes: Processes, compute: Compute) -> None:
