@@ -125,8 +125,8 @@ def distill(
             neither augmented nor normalised (see `ImageDataset`).
         output: Folder for weights, logs and checkpoints.
         student: A name or file as for the command, or a module, of which a copy is trained. Default: the recipe's.
-        teacher: A name, file or folder as for the command, or a timm module, of which a copy is used. Default: the
-            recipe's.
+        teacher: A name, file or folder as for the command, or a module (one of timm's teachers, or
+            any with `teacher_tokens`), of which a copy is used. Default: the recipe's.
         recipe: Name of a shipped recipe, or a YAML file.
         resume: Whether to resume the run in `output`; pass the same objects again.
         overwrite: Whether to delete a run that is in `output`.
@@ -152,6 +152,8 @@ def distill(
     for role in ("teacher", "student"):  # a module is as it is: what a recipe says of its role is for a named one
         if isinstance(models[role], nn.Module):
             named |= {f"{role}_args": {}, f"{role}_weights": None}
+    if isinstance(teacher, nn.Module):
+        named |= {"teacher_tokens": None, "teacher_tail": ()}
     folder = RunFolder(output)
     stored = folder.stored_keys() if resume and recipe is None else None
     console = Console(stderr=True, quiet=quiet)

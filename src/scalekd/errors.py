@@ -49,6 +49,9 @@ class Interrupted(BaseException):
         self.number = number
         self.exit_code = 128 + number  # as shells do
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, signal.Signals]]:
+        return type(self), (str(self), self.number)  # otherwise unpickling would call the class with the message only
+
 
 class Stopped(Exception):  # noqa: N818 (not an error of this process)
     """Another process ended the run. The message is empty if that process has reported the reason.

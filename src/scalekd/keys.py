@@ -17,8 +17,7 @@ FIXED_ARGS = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "resolution", "scriptable", "weights",
 }  # fmt: skip
 
-# Prefixes of teachers whose tail is only known if the user names it.
-OTHER_TEACHERS = ("python:", "transformers:")
+TRANSFORMERS = "transformers:"  # the prefix of models of Hugging Face transformers
 
 
 class Keys(BaseModel):

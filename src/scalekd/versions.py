@@ -12,7 +12,7 @@ from pathlib import Path
 
 import scalekd
 
-_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow")
+_PACKAGES = ("scalekd", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "transformers")
 # Instructions that determine how fast each number format is.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 from conftest import TINY_RUN, Cli, newest_checkpoint
@@ -225,6 +226,7 @@ def test_a_student_that_the_system_kills_is_one_line(cli: Cli, tmp_path: Path, m
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(quickstart, "_train_student", die)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)  # with one, it would not be a process of its own
     cli("quickstart", "--output", tmp_path / "quick").refused("the system stopped a student's process")
 
 

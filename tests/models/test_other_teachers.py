@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher, UserError
 from scalekd.models import transformers_models
+from scalekd.planner import model_cost
 from scalekd.recipes import load
 
 SMALL: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
@@ -37,6 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
         "2x2x48",
         (),
     ),
+    "CLIP, with a head": ("CLIPForImageClassification", {"vision_config": SMALL | SIDE, "num_labels": 7}, "4x4x48", ()),
     "ViT": ("ViTModel", SMALL | SIDE, "4x4x48", ()),
     "SigLIP": ("SiglipModel", {"vision_config": SMALL | SIDE, "text_config": TEXT}, "4x4x48", ()),
     "SigLIP, vision": ("SiglipVisionModel", SMALL | SIDE, "4x4x48", ()),
@@ -69,6 +72,7 @@ def test_a_model_of_transformers_teaches(folders: Path, kind: str) -> None:
     teacher = Teacher(f"transformers:{folders / kind}", tail=tail)
     assert (str(teacher.tokens), teacher.num_classes) == (grid, settings.get("num_labels", 0))
     torch.testing.assert_close(teacher.mean.flatten(), torch.tensor([0.4, 0.5, 0.6]))
+    torch.testing.assert_close(teacher.std.flatten(), torch.tensor([0.2, 0.3, 0.4]))
     outputs = teacher(images())
     assert outputs.tokens.shape == (2, teacher.tokens.positions, 48)
     assert (outputs.logits is None) == (teacher.num_classes == 0)
@@ -76,6 +80,8 @@ def test_a_model_of_transformers_teaches(folders: Path, kind: str) -> None:
     method = ScaleKD(teacher, student, tpp=bool(tail), logit_weight=0.5 if teacher.num_classes else 0.0)
     method(images(), torch.tensor([0, 1])).total.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
+    if kind == "CLIP, with a head":  # it cannot be told to resample its positions
+        return
     larger = Teacher(f"transformers:{folders / kind}", resolution=2 * teacher.resolution)
     assert larger.tokens.positions == 4 * teacher.tokens.positions
 
@@ -146,10 +152,10 @@ class Own(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU())
-        self.head = nn.Linear(8, 5)
-        self.unused = nn.Linear(8, 8)
-        self.block = nn.Linear(8, 8)
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.ReLU())
+        self.head = nn.Linear(16, 5)
+        self.unused = nn.Linear(16, 16)
+        self.block = nn.Linear(16, 16)
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.body(images).flatten(2).transpose(1, 2)
@@ -158,20 +164,30 @@ class Own(nn.Module):
 
 
 def own_teacher() -> nn.Module:
+    torch.manual_seed(0)  # a run and its cache build it anew
     return Own()
+
+
+class Masked(Own):
+    """Drops other positions each time."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * torch.rand_like(images))
 
 
 def test_a_module_of_ones_own_teaches_with_its_named_tokens() -> None:
     module = Own()
     teacher = Teacher(module, resolution=64, tokens="block", tail=("block",))
-    assert (str(teacher.tokens), teacher.num_classes, teacher.tail_name) == ("8x8x8", 5, "block")
+    assert (str(teacher.tokens), teacher.num_classes, teacher.tail_name) == ("8x8x16", 5, "block")
     outputs = teacher(images())
     torch.testing.assert_close(outputs.logits, module(teacher.prepare(images())))
-    tokens = module.body(teacher.prepare(images())).flatten(2).transpose(1, 2)
+    found = module.body(teacher.prepare(images()))
+    tokens = found.flatten(2).transpose(1, 2)
     torch.testing.assert_close(outputs.tokens, module.block(tokens))
     torch.testing.assert_close(teacher.tail(tokens), module.block(tokens))
     assert not teacher.model.training
-    assert str(Teacher(module, resolution=64, tokens="body").tokens) == "8x8x8"  # a map
+    of_map = Teacher(module, resolution=64, tokens="body")
+    torch.testing.assert_close(of_map(images()).tokens, tokens)
 
 
 def test_any_model_of_timm_teaches_if_its_tokens_are_named() -> None:
@@ -186,18 +202,59 @@ def test_any_model_of_timm_teaches_if_its_tokens_are_named() -> None:
         ("unused", (), "teacher_tokens: 'unused' is not called in the forward of Own"),
         ("head", (), "teacher_tokens: head of Own gives"),
         ("block", ("blok",), "teacher_tail: Own has no module 'blok'"),
-        ("block", ("body",), "teacher_tail: body cannot run on tokens alone"),
-        ("block", ("head",), "teacher_tail: head turns tokens"),
+        ("block", ("unused",), "teacher_tail: the first of unused is not called in Own"),
+        ("block", ("block", "body"), "teacher_tail: block, body cannot run on tokens alone"),
+        ("block", ("block", "unused"), "teacher_tail: block, unused do not end with the tokens of block"),
+        (None, ("block",), "teacher_tail: is for a teacher with teacher_tokens"),
     ],
 )
-def test_wrong_names_are_refused(tokens: str, tail: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+def test_wrong_names_are_refused(tokens: str | None, tail: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Teacher(Own(), resolution=64, tokens=tokens, tail=tail)
+
+
+def test_tokens_that_differ_each_time_are_refused() -> None:
+    """A masked autoencoder of transformers hides other patches each time."""
+    with pytest.raises(UserError, match="gives other tokens each time"):
+        Teacher(Masked(), resolution=64, tokens="block")
+
+
+def test_a_tail_of_transformers_must_be_the_models_last_part(folders: Path) -> None:
+    for tail in (("encoder.layer.2",), ("layernorm", "encoder.layer.2"), ("encoder.layer.1", "layernorm")):
+        with pytest.raises(UserError, match="do not end with the tokens"):
+            Teacher(f"transformers:{folders / 'DINOv2'}", tail=tail)
+
+
+def test_settings_of_the_image_processor_are_followed_or_named(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "ViT", tmp_path / "vit")
+    file = tmp_path / "vit" / "preprocessor_config.json"
+    file.write_text(json.dumps({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}))
+    assert Teacher(f"transformers:{tmp_path / 'vit'}").std.flatten().tolist() == [1, 1, 1]
+    file.write_text(json.dumps({"do_flip_channel_order": True}))
+    with pytest.raises(UserError, match="takes images as BGR"):
+        Teacher(f"transformers:{tmp_path / 'vit'}")
+    file.unlink()
+    teacher = Teacher(f"transformers:{tmp_path / 'vit'}")
+    assert teacher.notes == ("it states no normalisation: ImageNet's mean and deviation are used",)
+    processor = {"image_processor": {"image_mean": [0.1] * 3, "image_std": [0.2] * 3}}
+    (tmp_path / "vit" / "processor_config.json").write_text(json.dumps(processor))
+    torch.testing.assert_close(Teacher(f"transformers:{tmp_path / 'vit'}").mean.flatten(), torch.full((3,), 0.1))
+    with pytest.raises(UserError, match="has no 'trust_remote_code'"):
+        Teacher(f"transformers:{tmp_path / 'vit'}", trust_remote_code=True)
+    with pytest.raises(UserError, match="can only be teachers"):
+        Student(f"transformers:{tmp_path / 'vit'}", num_classes=3)
+
+
+def test_its_cost_is_counted_at_its_resolution(folders: Path) -> None:
+    name = f"transformers:{folders / 'CLIP'}"
+    small, large = (model_cost(Teacher(name, resolution=side)).macs for side in (64, 128))
+    assert 3 < large / small < 6
 
 
 def test_tpp_is_off_without_a_tail() -> None:
     named = {"teacher": "python:own.build", "teacher_tokens": "block"}
     assert not load(None, named).tpp
+    assert load(None, {"teacher": "python:own.build"}).tpp  # it may be one of timm's
     assert not load(None, {"teacher": "transformers:facebook/dinov2-small"}).tpp
     assert load(None, named | {"teacher_tail": ("block",)}).tpp
     assert load(None, {"teacher": "vit_tiny_patch16_224"}).tpp
@@ -211,11 +268,17 @@ def test_the_command_takes_a_teacher_of_ones_own(
     pair = (*named, "--student", "resnet18", "--resolution", "64", "--data", data, "--logit-weight", "0")
     short = ("--epochs", "1", "--batch", "6", "--micro-batch", "6", "--warmup-epochs", "0", "--workers", "0")
     cli("distill", *pair, *short, "--output", tmp_path / "none").refused("teacher_tokens")
-    cli("distill", *pair, *short, "--teacher-tokens", "block", "--tpp", "--output", tmp_path / "tpp").refused(
-        "tpp: runs"
-    )
-    outcome = cli("distill", *pair, *short, "--teacher-tokens", "block", "--output", tmp_path / "run")
+    tokens = ("--teacher-tokens", "block")
+    cli("distill", *pair, *short, *tokens, "--tpp", "--output", tmp_path / "tpp").refused("tpp: runs")
+    outcome = cli("distill", *pair, *short, *tokens, "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert "no tail is named (teacher_tail), so there is no TPP" in outcome.err
+    cached = (*pair, *tokens, "--cache", tmp_path / "cache")
+    filled = cli("cache", *cached, "--epochs", "1", "--batch", "6")
+    assert filled.code == 0, filled.err
+    outcome = cli("distill", *cached, *short, "--output", tmp_path / "cached")
+    assert outcome.code == 0, outcome.err
+    other = (*pair, "--teacher-tokens", "body", "--cache", tmp_path / "cache")
+    cli("distill", *other, *short, "--output", tmp_path / "other").refused("cache")
     shown = cli("report", tmp_path / "run")
     assert shown.code == 0, shown.err

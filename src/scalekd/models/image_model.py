@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
+from scalekd.keys import TRANSFORMERS
 from scalekd.models.build import BuiltModel, build
 from scalekd.models.failure import naming_model
 from scalekd.models.families import can_teach
@@ -49,6 +50,7 @@ class ImageModel(nn.Module):
     """
 
     takes_fresh_head: ClassVar[bool] = False  # whether weights with another head or none are accepted
+    takes_transformers: ClassVar[bool] = False  # whether it may be a model of transformers
 
     mean: Tensor
     std: Tensor
@@ -76,6 +78,8 @@ class ImageModel(nn.Module):
             name = known or type(model).__name__
             built = BuiltModel(model, ModelSpec(name, name))
         else:
+            if str(model).startswith(TRANSFORMERS) and not self.takes_transformers:
+                raise UserError(f"model: {model}: models of transformers can only be teachers of `scalekd distill`")
             spec = resolve(
                 str(model),
                 weights=weights,
@@ -100,14 +104,18 @@ class ImageModel(nn.Module):
 
     @property
     def is_own_code(self) -> bool:
-        """Whether the model is the user's own code, not one of a library's architectures."""
-        return self._is_foreign or self.name.startswith(PYTHON)
+        """Whether the model is code that nobody here has tried on tensors without memory: the user's, transformers'."""
+        return self._is_foreign or self.name.startswith((PYTHON, TRANSFORMERS))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise images `[B, 3, h, w]` in [0, 1] for this model."""
         if images.shape[-2:] != (self.resolution, self.resolution):
             images = F.interpolate(images, (self.resolution, self.resolution), mode="bicubic", antialias=True)
         return (images - self.mean) / self.std
+
+    def outputs(self, images: Tensor) -> object:
+        """Compute what a run computes of prepared images `[B, 3, h, w]`, to count its operations."""
+        return self.model(images)
 
     def run(self, role: str, call: Callable[[Tensor], T], images: Tensor) -> T:
         """Call the model's own code on images `[B, 3, h, w]` in [0, 1]; returns its output.
@@ -146,6 +154,8 @@ class ImageModel(nn.Module):
     @property
     def head_advice(self) -> str:
         """Advice on how to get a head for other classes."""
+        if self.name.startswith((PYTHON, TRANSFORMERS)):
+            return "use a model with a head for them"
         if hasattr(self.model, "forward_head") and (self.weights is not None or can_teach(self.model)):
             return "`scalekd adapt` fits a head for them"
         start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"

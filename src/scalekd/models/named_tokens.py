@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalekd.errors import UserError, did_you_mean
+from scalekd.errors import UserError, did_you_mean, first_line
 from scalekd.methods.outputs import MapShape, TeacherOutputs
 from scalekd.models.maps import as_map
 
@@ -17,19 +17,20 @@ from scalekd.models.maps import as_map
 class NamedTokens:
     """Reads tokens from a module's output, and runs the named modules as the tail.
 
-    Without prefix tokens in the output, the tail takes patch tokens only, as that of timm's ViTs.
+    The tail takes patch tokens only, as that of timm's ViTs.
 
     Args:
         model: The teacher. It returns logits `[B, K]`, an object with `logits`, or anything else, which is ignored.
         tokens: The module whose output, or its attribute `last_hidden_state`, is the final tokens: `[B, N, D]` of a
             square grid, prefix tokens first, or a map `[B, D, h, w]` or `[B, h, w, D]`. Empty for the model itself.
-        tail: Modules that map tokens `[B, N, D]` to tokens, in the order in which they run; they end with those that
-            `tokens` is taken from.
+        tail: Modules that map tokens `[B, N, D]` to tokens, in the order in which they run. On the input that the first
+            one has in the model, they must give the output of `tokens`.
         images: Prepared images `[1, 3, side, side]`, to find the shapes with.
         title: The model's name, for messages.
 
     Raises:
-        UserError: If there is no such module, or its output is not tokens.
+        UserError: If there is no such module, its output is not tokens or not always the same, or the tail does not
+            give these tokens.
     """
 
     note = ""
@@ -43,16 +44,21 @@ class NamedTokens:
         self._options: dict[str, Any] = {"interpolate_pos_encoding": True} if resamples else {}
         self.tail_name = ", ".join(tail)
         with torch.no_grad():
-            found, logits = self._run(images)
-            _, width, rows, columns = found.shape
-            self.tokens = self.tail_input = MapShape(width, rows, columns)
-            self.num_classes = 0 if logits is None else logits.shape[1]
-            if tail:
-                self._check_tail(_flat(found))
+            entered: list[Tensor] = []
+            hook = self._tail[0].register_forward_pre_hook(lambda _, given: entered.append(given[0])) if tail else None
+            found, logits, output = self._run(images)
+            if hook is not None:
+                hook.remove()
+                self._check_tail(entered, output)
+            if not torch.equal(output, self._run(images)[2]):
+                raise UserError(f"teacher: {title} gives other tokens each time, so they cannot be learned from")
+        _, width, rows, columns = found.shape
+        self.tokens = self.tail_input = MapShape(width, rows, columns)
+        self.num_classes = 0 if logits is None else logits.shape[1]
 
     def compute(self, images: Tensor) -> TeacherOutputs:
-        found, logits = self._run(images)
-        return TeacherOutputs(_flat(found), logits)
+        found, logits, _ = self._run(images)
+        return TeacherOutputs(found.flatten(2).transpose(1, 2), logits)  # BxDxhxw -> BxNxD
 
     def tail(self, tokens: Tensor) -> Tensor:
         for module in self._tail:
@@ -63,8 +69,8 @@ class NamedTokens:
     def tail_modules(self) -> list[nn.Module]:
         return self._tail
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens as a map `[B, D, h, w]`, and the logits if there are any."""
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the tokens as a map `[B, D, h, w]`, the logits if there are any, and the tokens as they come."""
         kept: list[Any] = []
         hook = self._source.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
         try:
@@ -84,17 +90,23 @@ class NamedTokens:
                 f"{images.shape[-1]} pixels, not maps [B, D, h, w] or tokens [B, N, D] of a square grid"
             ) from None
         logits = getattr(output, "logits", output)
-        return tokens, logits if isinstance(logits, Tensor) and logits.ndim == 2 else None
+        return tokens, logits if isinstance(logits, Tensor) and logits.ndim == 2 else None, found
 
-    def _check_tail(self, tokens: Tensor) -> None:
+    def _check_tail(self, entered: list[Tensor], expected: Tensor) -> None:
+        """Check that the tail turns what its first module gets in the model into the model's tokens."""
+        if not entered:
+            raise UserError(f"teacher_tail: the first of {self.tail_name} is not called in {self._title}")
         try:
-            shape = list(self.tail(tokens).shape)
+            found = self.tail(entered[-1])
         except Exception as error:  # modules of any library may raise anything
             raise UserError(
-                f"teacher_tail: {self.tail_name} cannot run on tokens alone ({error}); leave teacher_tail out"
+                f"teacher_tail: {self.tail_name} cannot run on tokens alone ({first_line(error)}); leave it out"
             ) from error
-        if shape != list(tokens.shape):
-            raise UserError(f"teacher_tail: {self.tail_name} turns tokens {list(tokens.shape)} into {shape}")
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            raise UserError(
+                f"teacher_tail: {self.tail_name} do not end with the tokens of {self._name or self._title}; name all "
+                "modules from a block to the last norm, in their order, or leave it out"
+            )
 
 
 def _named(model: nn.Module, name: str, key: str, title: str) -> nn.Module:
@@ -104,7 +116,3 @@ def _named(model: nn.Module, name: str, key: str, title: str) -> nn.Module:
         few = ", ".join(child for child, _ in model.named_children())
         raise UserError(f"{key}: {title} has no module {name!r}{did_you_mean(name, known)}; its parts are {few}")
     return found
-
-
-def _flat(found: Tensor) -> Tensor:
-    return found.flatten(2).transpose(1, 2)  # BxDxhxw -> BxNxD

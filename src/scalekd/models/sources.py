@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 
 from scalekd.errors import UserError, did_you_mean
-from scalekd.keys import FIXED_ARGS
+from scalekd.keys import FIXED_ARGS, TRANSFORMERS
 from scalekd.models.paper_models import register_models
 from scalekd.models.timm_config import LOCAL, Described, answered_at_once, is_described, read_description, reason_of
-from scalekd.models.transformers_models import TRANSFORMERS, create_transformers
+from scalekd.models.transformers_models import create_transformers
 
 TORCHVISION = "torchvision:"
 PYTHON = "python:"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalekd.errors import UserError
+from scalekd.keys import TRANSFORMERS
 from scalekd.methods.outputs import MapShape, TeacherOutputs
 from scalekd.models.failure import naming_model
 from scalekd.models.families import TAIL_BLOCKS, family_of, token_side
@@ -18,7 +19,7 @@ from scalekd.models.image_model import ImageModel
 from scalekd.models.named_tokens import NamedTokens
 from scalekd.models.pairing import paper_heads
 from scalekd.models.sources import PYTHON, TORCHVISION, create, described, is_timm, timm_config
-from scalekd.models.transformers_models import TRANSFORMERS, tokens_of
+from scalekd.models.transformers_models import tokens_of
 from scalekd.models.weights import FILE_ENDINGS
 
 _USUAL, _DEAR = 224, 1.5  # reference image side in pixels, and the ratio of tokens from which a note is printed
@@ -44,6 +45,8 @@ class Teacher(ImageModel):
         UserError: If the name is unknown, the weights do not fit, the tokens of the model are not known, or its patches
             do not fill images of this resolution.
     """
+
+    takes_transformers = True
 
     def __init__(
         self,
@@ -74,8 +77,12 @@ class Teacher(ImageModel):
         check_patches(self)
         self._tail_only = False
         super().train(False)
-        if tokens is None and self.name.startswith(TRANSFORMERS):
-            tokens = tokens_of(self.model)
+        if self.name.startswith(TRANSFORMERS):
+            tokens = tokens_of(self.model) if tokens is None else tokens
+            if "mean" not in self.model.pretrained_cfg:
+                self.notes = (*self.notes, "it states no normalisation: ImageNet's mean and deviation are used")
+        if tail and tokens is None:
+            raise UserError("teacher_tail: is for a teacher with teacher_tokens; for timm's, tail_blocks sets the tail")
         if tokens is None:
             self._family = family_of(self.model, self.name, self.resolution, tail_blocks)
         else:
@@ -102,6 +109,11 @@ class Teacher(ImageModel):
         return self._family.tail_name
 
     @property
+    def is_named(self) -> bool:
+        """Whether its tokens come from a module that was named, not from one of timm's families."""
+        return isinstance(self._family, NamedTokens)
+
+    @property
     def note(self) -> str:
         """What a user should know about this kind of teacher; empty if there is nothing."""
         return self._family.note
@@ -114,6 +126,9 @@ class Teacher(ImageModel):
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever mode the parent module is set to."""
         return super().train(False)
+
+    def outputs(self, images: Tensor) -> object:
+        return self._family.compute(images)
 
     def weights_hash(self) -> str:
         """Return the SHA-256 of the loaded weights' names and float32 values; call it before `hold_weights`.
@@ -132,8 +147,9 @@ class Teacher(ImageModel):
     def hold_weights(self, dtype: torch.dtype) -> Self:
         """Convert the weights of matrix products to `dtype`, for use under autocast to it.
 
-        Autocast casts exactly these weights before each product, so results are bitwise equal, and memory and casts are
-        saved. Norms, embeddings and attention biases stay in float32.
+        Autocast casts exactly these weights before each product, so results of timm's models are bitwise equal, and
+        memory and casts are saved. Norms, embeddings and attention biases stay in float32. Models of transformers may
+        compute their positions in the type of their weights.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -224,7 +240,10 @@ def resolution_note(model: ImageModel, flag: str) -> str | None:
     times = (model.resolution / _USUAL) ** 2
     if model.resolution_given or times < _DEAR:
         return None
-    if (patch := token_side(model.model)) is None:
+    patch = token_side(model.model)
+    if patch is None and isinstance(model, Teacher):
+        patch = model.resolution // model.tokens.height
+    if patch is None:
         return None
     return (
         f"it sees {model.resolution} px, its default: {(model.resolution // patch) ** 2:,} tokens an image, "

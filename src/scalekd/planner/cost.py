@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +20,7 @@ from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.share import FeatureShare
 from scalekd.models.image_model import ImageModel
-from scalekd.planner.fake import device_of, inputs, on_copy, student_of
+from scalekd.planner.fake import device_of, has_own_code, inputs, on_copy
 
 aten = torch.ops.aten
 _NORMS = frozenset(
@@ -61,14 +61,14 @@ class ModelCost:
 def model_cost(model: ImageModel) -> ModelCost:
     """Count parameters and multiply-accumulates as papers do; takes no memory and about a second."""
 
-    def count(module: nn.Module) -> _MacCounter:
-        counter = _MacCounter(module.parameters())
-        image = torch.zeros(1, 3, model.resolution, model.resolution, device=device_of(module))
+    def count(copy: ImageModel) -> _MacCounter:
+        counter = _MacCounter(copy.model.parameters())
+        image = torch.zeros(1, 3, model.resolution, model.resolution, device=device_of(copy.model))
         with torch.no_grad(), _separate_products(image.device), counter:
-            module.eval()(image)
+            copy.eval().outputs(image)
         return counter
 
-    counter = on_copy(model.model, count, real=model.is_own_code)
+    counter = on_copy(model, count, real=model.is_own_code)
     return ModelCost(
         parameters=sum(p.numel() for p in model.model.parameters()),
         macs=counter.macs,
@@ -153,7 +153,7 @@ def step_flops(method: Method, batch: int | None = None) -> StepFlops:
             falls with the batch size. Default: a size of which `feature_share` is a whole number of images, above 1.
     """
     batch = _divisible(method.feature_share) if batch is None else batch
-    flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=student_of(method).is_own_code)
+    flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=has_own_code(method))
     return StepFlops(**{part: round(flops[part] / batch) for part in StepFlops.__dataclass_fields__})
 
 

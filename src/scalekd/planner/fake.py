@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from scalekd.methods.base import Method
 from scalekd.models import Student
+from scalekd.models.image_model import ImageModel
 
 Module = TypeVar("Module", bound=nn.Module)
 Result = TypeVar("Result")
@@ -81,6 +82,11 @@ def student_of(method: Method) -> Student:
     """Return the method's student with its concrete type; the method knows only a protocol."""
     assert isinstance(method.student, Student)
     return method.student
+
+
+def has_own_code(method: Method) -> bool:
+    """Return whether student or teacher is code that must not run on tensors without memory; see `on_copy`."""
+    return any(isinstance(model, ImageModel) and model.is_own_code for model in (method.student, method.teacher))
 
 
 def inputs(method: Method, batch: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from scalekd.errors import UserError
 from scalekd.keys import (
     FIXED_ARGS,
-    OTHER_TEACHERS,
+    TRANSFORMERS,
     File,
     Fraction,
     Keys,
@@ -45,7 +45,7 @@ class TeacherKeys(Keys):
     """Number of blocks in the tail of a teacher with equal blocks (ViT, BEiT, EVA, ...). Default: 2. That of
     a Swin or ConvNeXt is fixed."""
     teacher_tokens: str | None = None
-    """Module whose output is the final tokens, for a teacher that is not one of timm's: tokens [B, N, D] or a map."""
+    """Module whose output is the final tokens, [B, N, D] or a map, for a teacher whose tokens are not known."""
     teacher_tail: tuple[str, ...] = ()
     """Modules of such a teacher that TPP runs on tokens, in their order: its last blocks and norm. Without them, tpp is
     false."""
@@ -275,7 +275,7 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
     @model_validator(mode="before")
     @classmethod
     def _without_a_tail_there_is_no_tpp(cls, keys: dict[str, Any]) -> dict[str, Any]:
-        named = keys.get("teacher_tokens") or str(keys.get("teacher", "")).startswith(OTHER_TEACHERS)
+        named = keys.get("teacher_tokens") is not None or str(keys.get("teacher", "")).startswith(TRANSFORMERS)
         return {"tpp": False} | keys if named and not keys.get("teacher_tail") else keys
 
     @model_validator(mode="after")

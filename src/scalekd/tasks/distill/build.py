@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from scalekd.errors import UserError
+from scalekd.keys import TRANSFORMERS
 from scalekd.methods.base import Method, TaskLoss
 from scalekd.methods.label_loss import BalancedCrossEntropy, binary_cross_entropy, cross_entropy
 from scalekd.methods.registry import METHODS
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
 from scalekd.models.folders import weights_of
+from scalekd.models.sources import PYTHON
 from scalekd.recipes import Recipe
 
 
@@ -59,6 +61,8 @@ def build_teacher(
     """
     if recipe.teacher is None:
         raise UserError(f"teacher: method {recipe.method} needs one; pass --teacher (a timm name or a weights file)")
+    if recipe.teacher.startswith((PYTHON, TRANSFORMERS)):
+        num_classes = None  # its head is as it is
     teacher = Teacher(
         recipe.teacher if module is None else deepcopy(module).cpu(),
         weights=recipe.teacher_weights,
@@ -70,6 +74,8 @@ def build_teacher(
         pretrained=pretrained,
         **recipe.teacher_args,
     )
+    if recipe.tail_blocks is not None and teacher.is_named:
+        raise UserError("tail_blocks: is for timm's teachers; name the modules of the tail in teacher_tail")
     if recipe.tail_blocks is not None and teacher.tail_input != teacher.tokens:
         raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
     if recipe.method == "scalekd" and recipe.tpp and not teacher.tail_name:
@@ -87,7 +93,7 @@ def _check_logits(teacher: Teacher, method: str, classes: tuple[str, ...]) -> No
         if classes:
             teacher.check_classes(classes)
         elif not teacher.num_classes:
-            raise UserError(f"model: {teacher.name} has no head; `scalekd adapt` fits one")
+            raise UserError(f"model: {teacher.name} has no head; {teacher.head_advice}")
     except UserError as error:
         method = " --method scalekd" if METHODS[method].logits_only else ""
         raise UserError(

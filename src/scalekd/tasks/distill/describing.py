@@ -28,6 +28,8 @@ def describe_pair(method: Method) -> str:
     if method.feature_share.share < 1:
         lines.append(f"features  compared on {method.feature_share.share:.4g} of the images (feature_share)")
     if isinstance(teacher, Teacher):
+        if isinstance(method, ScaleKD) and not teacher.tail_name and method.last is not None and method.last.projectors:
+            lines.append("teacher   no tail is named (teacher_tail), so there is no TPP")
         lines += remarks(teacher)
     return "\n".join([*lines, *(f"student   {note}" for note in student.notes)])
 
@@ -35,8 +37,7 @@ def describe_pair(method: Method) -> str:
 def remarks(teacher: Teacher) -> list[str]:
     """Return remarks on a teacher: its kind, how its weights were read, their licence, whether it is expensive."""
     slow = resolution_note(teacher, "--teacher-resolution") or ""
-    tail = "" if teacher.tail_name else "no tail is named (teacher_tail), so there is no TPP"
-    notes = (teacher.note, tail, *teacher.notes, *license_note(teacher), slow)
+    notes = (teacher.note, *teacher.notes, *license_note(teacher), slow)
     return [f"teacher   {note}" for note in notes if note]
 
 

@@ -21,9 +21,11 @@ from scalekd.engine.processes import Processes, check_devices
 from scalekd.engine.sharding import shard_teacher
 from scalekd.errors import UserError
 from scalekd.hardware import Compute, pick_compute
+from scalekd.keys import TRANSFORMERS
 from scalekd.methods.base import Method
 from scalekd.models import Teacher
 from scalekd.models.memory_format import prepare
+from scalekd.models.sources import PYTHON
 from scalekd.progress import working
 from scalekd.recipes import Recipe
 from scalekd.runs.group import naming
@@ -122,7 +124,9 @@ def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> R
     _check_processes(recipes, processes, compute.device, len(val))
     teacher = build_teacher(recipe, val.classes, module=given.teacher) if recipe.method != "none" else None
     cache = _find_cache(recipe, teacher, train, compute)
-    teacher_hash = teacher.weights_hash() if teacher is not None and given.teacher is not None else None
+    # Weights that are not in a file that the recipe names are known by their content.
+    unnamed = given.teacher is not None or str(recipe.teacher).startswith((PYTHON, TRANSFORMERS))
+    teacher_hash = teacher.weights_hash() if teacher is not None and unnamed else None
     named = zip(recipes, context.group.names, strict=True)
     counts = np.bincount(train.labels[train.labels >= 0], minlength=len(val.classes)).tolist()
     methods = tuple(
