@@ -123,7 +123,7 @@ def test_a_tag_does_not_make_another_architecture(teacher_file: Path) -> None:
 
 
 def test_a_model_whose_tokens_are_not_known_is_refused() -> None:
-    with pytest.raises(UserError, match=r"not one of timm's Swin.*teacher_tokens"):
+    with pytest.raises(UserError, match=r"not a vision transformer.*teacher_tokens"):
         Teacher("resnet18", pretrained=False)
 
 

@@ -139,7 +139,7 @@ def test_folders_of_adapt_and_of_finished_runs_are_models(tmp_path: Path, teache
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "resnet18.a1_in1k", "convnext_nano", "mixer_s32_224", "torchvision:vgg11"]
+    "name", ["resnet50", "resnet18.a1_in1k", "convmixer_768_32", "mixer_s32_224", "torchvision:vgg11"]
 )
 def test_what_cannot_teach_is_refused_before_anything_is_fetched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetched(*_: Any, **__: Any) -> None:

@@ -245,6 +245,6 @@ def family_of(model: nn.Module, name: str, side: int, tail_blocks: int = TAIL_BL
     if isinstance(model, VisionTransformer | Eva):
         return ViTFamily(model, tail_blocks)
     raise UserError(
-        f"teacher: {name} is not one of timm's Swin, ViT, DeiT, BEiT, EVA, DINO, CLIP, SigLIP or ConvNeXt; name the "
-        "module that gives its final tokens with teacher_tokens"
+        f"teacher: {name} is not a vision transformer with patch tokens, nor a ConvNeXt; use one of timm: Swin, ViT, "
+        "DeiT, BEiT, EVA, DINO, CLIP, SigLIP, ConvNeXt, or name the module that gives its tokens with teacher_tokens"
     )

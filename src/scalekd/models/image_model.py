@@ -155,7 +155,7 @@ class ImageModel(nn.Module):
     def head_advice(self) -> str:
         """Advice on how to get a head for other classes."""
         if self.name.startswith((PYTHON, TRANSFORMERS)):
-            return "use a model with a head for them"
+            return "`scalekd adapt` fits heads for timm's models only"
         if hasattr(self.model, "forward_head") and (self.weights is not None or can_teach(self.model)):
             return "`scalekd adapt` fits a head for them"
         start = f"--student-weights {self.weights}" if self.weights is not None else "--student-pretrained"

@@ -95,7 +95,9 @@ def timm_config(name: str) -> Any:
     register_models()
     architecture = name.split(".", maxsplit=1)[0]
     if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models()) or (", and there is no such file" if "/" in name else "")
+        hint = did_you_mean(architecture, timm.list_models()) or (
+            f", and there is no such file (models of transformers: {TRANSFORMERS}{name})" if "/" in name else ""
+        )
         raise UserError(f"model: timm has no {name!r}{hint}")
     return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()
 

@@ -74,7 +74,7 @@ class Estimate:
 
     def _memory_line(self) -> str:
         if self.memory is None or self.micro_batch is None:
-            return "memory    not predicted for a student in your own code; --measure measures it"
+            return "memory    not predicted for models of your own or transformers; --measure measures it"
         names = ("weights", "gradients", "optimizer", "activations", "overhead")
         parts = {name: getattr(self.memory, name) for name in names}
         spent = " + ".join(f"{name} {value / GIB:.3g}" for name, value in parts.items() if value)

@@ -214,7 +214,8 @@ class RunKeys(Keys):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device: auto uses the first GPU, if any."""
     validate_every: Positive = 1
-    """Epochs between validations (and checkpoints). There is one after the last epoch, too."""
+    """Epochs between validations (and checkpoints). There is one after the last epoch, too: with 5 epochs and 2, after
+    epochs 2, 4 and 5."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
     """Minutes after which a checkpoint is also written between validations. Default: never."""
     keep: Positive = 2

@@ -21,11 +21,12 @@ from scalekd.engine.loop import resume_command
 from scalekd.errors import UserError
 from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
 from scalekd.hardware import pick_compute
+from scalekd.keys import TRANSFORMERS
 from scalekd.models import Classifier, Teacher
 from scalekd.models.families import can_teach
 from scalekd.models.folders import TEACHER
 from scalekd.models.memory_format import prepare_classifier
-from scalekd.models.sources import is_timm
+from scalekd.models.sources import PYTHON, is_timm
 from scalekd.models.teacher import check_patches, outline, resolution_note
 from scalekd.progress import plain_lines, watched, working
 from scalekd.recipes import Recipe
@@ -191,10 +192,15 @@ def _check_kind(name: str, model_args: dict[str, Any]) -> None:
     Raises:
         UserError: If it is not; the message says how to train the model instead.
     """
+    if name.startswith((PYTHON, TRANSFORMERS)):
+        raise UserError(
+            f"adapt: fits heads for timm's models only, not for {name}; take timm's form of the model, or distil from "
+            "its features only (--logit-weight 0)"
+        )
     model = outline(name, model_args)
     if not is_timm(name) or (model is not None and not can_teach(model)):
         raise UserError(
-            f"adapt: {name} is not a teacher from timm; train it on your classes "
+            f"adapt: {name} is not a vision transformer or ConvNeXt from timm; train it on your classes "
             f"with `scalekd distill --method none --student {name} --student-pretrained`"
         )
 
