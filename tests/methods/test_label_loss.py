@@ -42,7 +42,7 @@ def test_equal_classes_weigh_nothing_and_unlabelled_images_do_not_count() -> Non
 def test_a_run_weighs_the_classes_by_its_own_images(
     cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12 images a class here; eleven of the last one are deleted, and in another run four."""
+    """All but four images of one class are deleted."""
     found: list[torch.Tensor] = []
     honest = DistillationTask.__init__
 

@@ -164,7 +164,7 @@ class Own(nn.Module):
 
 
 def own_teacher() -> nn.Module:
-    torch.manual_seed(0)  # a run and its cache build it anew
+    torch.manual_seed(0)  # a run and its cache build it once each
     return Own()
 
 
@@ -269,7 +269,7 @@ def test_the_command_takes_a_teacher_of_ones_own(
     short = ("--epochs", "1", "--batch", "6", "--micro-batch", "6", "--warmup-epochs", "0", "--workers", "0")
     cli("distill", *pair, *short, "--output", tmp_path / "none").refused("teacher_tokens")
     tokens = ("--teacher-tokens", "block")
-    cli("distill", *pair, *short, *tokens, "--tpp", "--output", tmp_path / "tpp").refused("tpp: runs")
+    cli("distill", *pair, *short, *tokens, "--tpp", "--output", tmp_path / "tpp").refused("tpp: needs the last blocks")
     outcome = cli("distill", *pair, *short, *tokens, "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     assert "no tail is named (teacher_tail), so there is no TPP" in outcome.err

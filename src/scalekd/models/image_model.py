@@ -103,8 +103,11 @@ class ImageModel(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     @property
-    def is_own_code(self) -> bool:
-        """Whether the model is code that nobody here has tried on tensors without memory: the user's, transformers'."""
+    def is_foreign(self) -> bool:
+        """Whether the model is neither timm's nor torchvision's, but the user's own code or one of transformers.
+
+        Such code may keep tensors between calls, so the planner does not run it on tensors without memory.
+        """
         return self._is_foreign or self.name.startswith((PYTHON, TRANSFORMERS))
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.methods.share import FeatureShare
 from scalekd.models.image_model import ImageModel
-from scalekd.planner.fake import device_of, has_own_code, inputs, on_copy
+from scalekd.planner.fake import device_of, has_foreign_code, inputs, on_copy
 
 aten = torch.ops.aten
 _NORMS = frozenset(
@@ -68,7 +68,7 @@ def model_cost(model: ImageModel) -> ModelCost:
             copy.eval().outputs(image)
         return counter
 
-    counter = on_copy(model, count, real=model.is_own_code)
+    counter = on_copy(model, count, real=model.is_foreign)
     return ModelCost(
         parameters=sum(p.numel() for p in model.model.parameters()),
         macs=counter.macs,
@@ -153,7 +153,7 @@ def step_flops(method: Method, batch: int | None = None) -> StepFlops:
             falls with the batch size. Default: a size of which `feature_share` is a whole number of images, above 1.
     """
     batch = _divisible(method.feature_share) if batch is None else batch
-    flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=has_own_code(method))
+    flops = on_copy(method, lambda copy: _Step(copy).count(batch), real=has_foreign_code(method))
     return StepFlops(**{part: round(flops[part] / batch) for part in StepFlops.__dataclass_fields__})
 
 

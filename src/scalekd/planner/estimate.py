@@ -10,7 +10,7 @@ import torch
 from scalekd.methods.base import Method
 from scalekd.methods.share import FeatureShare
 from scalekd.planner.cost import ModelCost, StepFlops, model_cost, step_flops
-from scalekd.planner.fake import has_own_code, student_of
+from scalekd.planner.fake import has_foreign_code, student_of
 from scalekd.planner.hours import GIB, Device, Hours, gpu_hours
 from scalekd.planner.memory import StepMemory, largest_batch, step_memory
 from scalekd.planner.storage import Storage, storage
@@ -130,7 +130,7 @@ def estimate(
     flops = step_flops(method)
     hours = gpu_hours(flops.total, images, epochs, device.peak_flops, utilisation)
     memory = None
-    if not has_own_code(method):
+    if not has_foreign_code(method):
         settings: dict[str, Any] = {"optimizer": optimizer, "ema": ema, "dtype": dtype, "device": device.kind}
         if micro_batch is None:
             budget = round(USABLE * device.memory_bytes)

@@ -84,9 +84,9 @@ def student_of(method: Method) -> Student:
     return method.student
 
 
-def has_own_code(method: Method) -> bool:
-    """Return whether student or teacher is code that must not run on tensors without memory; see `on_copy`."""
-    return any(isinstance(model, ImageModel) and model.is_own_code for model in (method.student, method.teacher))
+def has_foreign_code(method: Method) -> bool:
+    """Return whether student or teacher is neither timm's nor torchvision's; see `on_copy`."""
+    return any(isinstance(model, ImageModel) and model.is_foreign for model in (method.student, method.teacher))
 
 
 def inputs(method: Method, batch: int) -> tuple[Tensor, Tensor]:

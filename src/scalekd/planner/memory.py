@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scalekd.errors import UserError, first_line
 from scalekd.methods.base import Method
-from scalekd.planner.fake import device_of, has_own_code, inputs, run_fake, student_of
+from scalekd.planner.fake import device_of, has_foreign_code, inputs, run_fake, student_of
 from scalekd.planner.tracker import MemoryTracker
 
 MIB = 2**20
@@ -87,7 +87,7 @@ def step_memory(
             tensors.
     """
     device = device or device_of(method).type
-    if has_own_code(method):  # see `on_copy`
+    if has_foreign_code(method):  # see `on_copy`
         raise UnpredictableError("memory: is not predicted for models of your own or transformers; pass --micro-batch")
     try:
         tracker = run_fake(method, lambda copy: track(copy, batch, dtype, accumulate, device))

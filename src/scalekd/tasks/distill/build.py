@@ -80,7 +80,7 @@ def build_teacher(
         raise UserError(f"tail_blocks: the tail of {teacher.name} is its whole last stage; leave tail_blocks out")
     if recipe.method == "scalekd" and recipe.tpp and not teacher.tail_name:
         raise UserError(
-            f"tpp: runs the last blocks of {teacher.name}; name them with teacher_tail, or set tpp to false"
+            f"tpp: needs the last blocks of {teacher.name}; name them with teacher_tail, or set tpp to false"
         )
     if classes is not None and recipe.used_logit_weight:
         _check_logits(teacher, recipe.method, classes)
