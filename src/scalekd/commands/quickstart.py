@@ -151,6 +151,6 @@ def _print_table(summary: dict[str, Any], output: Path) -> None:
     say(
         f"With a teacher the same student, after as many steps, is {gains['kd']:+.1f} (KD) and "
         f"{gains['scalekd']:+.1f} (ScaleKD) points better: the teacher makes use of images without labels. "
-        "Which method is better on your images, these tiny models on 8x8 scans do not show; see the README's results.\n"
+        "Which method is better on your images, these tiny models on 8x8 scans do not show; see docs/choose.md.\n"
         f"Its runs are in {output}; look at one: scalekd report {output / 'scalekd-seed0'}"
     )
