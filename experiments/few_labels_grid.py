@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "kd": ({"method": "kd"}, 1.02),
     "dist": ({"method": "dist"}, 1.02),
     "lean": ({"method": "scalekd", "lean": True}, 1.22),
+    "falling": ({"method": "scalekd", "lean": True, "feature_schedule": "falling"}, 1.22),
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     **{family: {"lr": USUAL[family], **student} for family, student in STUDENTS.items()},
@@ -58,7 +59,7 @@ def label_row(
     checks = CHECKED if budget == LONG else 1  # validations are at equal distances
     epochs = checks * round(budget * IMAGES / images / step / checks)
     settings = {"epochs": epochs, "seed": seed} | FAMILIES[family] | keys
-    if way == "lean":
+    if way in ("lean", "falling"):
         settings["projector_lr_scale"] = PROJECTORS / settings["lr"]
     settings["validate_every"] = epochs // checks
     if way not in ("none", "pseudo"):
@@ -72,14 +73,14 @@ def grid() -> Iterator[LabelRow]:
     """Return all rows, the most informative first."""
     few, some, everything = LABELS
     compared = ("none", "kd", "lean")
-    for way, labels in product((*compared, "pseudo", "dist"), LABELS):
+    for way, labels in product((*compared, "falling", "pseudo", "dist"), LABELS):
         if (way, labels) != ("pseudo", everything):  # all labels are known
             yield label_row(way, labels)
     for seed, way in product((1, 2), compared):
         yield label_row(way, some, seed)
     for way, labels in product(("kd", "lean"), (few, some)):
         yield label_row(way, labels, strong=True)
-    for labels, way in product((some, everything), compared):
+    for labels, way in product((everything, some), (*compared, "falling")):
         yield label_row(way, labels, budget=LONG)
     for labels, way in product((some, everything), compared):
         yield label_row(way, labels, family=PRETRAINED)

@@ -46,10 +46,10 @@ def test_a_run_weighs_the_classes_by_its_own_images(
     found: list[torch.Tensor] = []
     honest = DistillationTask.__init__
 
-    def noted(self: DistillationTask, learners: list[Run], *args: object) -> None:
+    def noted(self: DistillationTask, learners: list[Run], *args: object, **more: object) -> None:
         loss = learners[0].method.task_loss  # type: ignore[attr-defined]
         found.append(loss.weight)
-        honest(self, learners, *args)  # type: ignore[arg-type]
+        honest(self, learners, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DistillationTask, "__init__", noted)
     images = sorted((data / "train" / "red").iterdir())

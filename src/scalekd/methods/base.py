@@ -101,7 +101,11 @@ class Method(nn.Module):
         return self
 
     def forward(
-        self, images: Tensor, labels: Tensor | None = None, teacher_outputs: TeacherOutputs | None = None
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
+        feature_scale: float | Tensor = 1.0,
     ) -> Losses:
         """Run teacher and student once each, and return the losses.
 
@@ -109,23 +113,31 @@ class Method(nn.Module):
             images: RGB in [0, 1], `[B, 3, height, width]`.
             labels: Indices `[B]`, -1 for an unlabelled image, or probabilities `[B, K]`; None to learn without labels.
             teacher_outputs: The teacher's outputs for these images; if None, the teacher is run.
+            feature_scale: Factor on the feature terms.
         """
         if teacher_outputs is None and self.needs_teacher:
             teacher_outputs = self.teach(images)
-        return self.losses(self.student(images), teacher_outputs, labels)
+        return self.losses(self.student(images), teacher_outputs, labels, feature_scale)
 
     def teach(self, images: Tensor) -> TeacherOutputs:
         """Run the teacher on images `[B, 3, h, w]`: on all if logits are used, otherwise on those that are compared."""
         outputs: TeacherOutputs = self.teacher(images if self.logit_weight else images[: self.compared(len(images))])
         return outputs
 
-    def losses(self, student: StudentOutputs, teacher: TeacherOutputs | None, labels: Tensor | None = None) -> Losses:
+    def losses(
+        self,
+        student: StudentOutputs,
+        teacher: TeacherOutputs | None,
+        labels: Tensor | None = None,
+        feature_scale: float | Tensor = 1.0,
+    ) -> Losses:
         """Return the losses of given outputs.
 
         Args:
             student: Outputs for all images of the batch.
             teacher: Logits for all images, tokens at least for those that are compared.
             labels: See `forward`.
+            feature_scale: See `forward`.
 
         Raises:
             ValueError: If no term is left (no labels, no teacher logits and no feature term).
@@ -137,7 +149,7 @@ class Method(nn.Module):
             logit_terms = self.logit_terms(student, teacher.logits, labels)
             terms |= {name: self.logit_weight * value for name, value in logit_terms.items()}
         features, cosines = self.feature_terms(*self._to_compare(student, teacher))
-        terms |= features
+        terms |= {name: feature_scale * value for name, value in features.items()}
         if not terms:
             raise ValueError("nothing to learn from: neither labels, nor teacher logits, nor a feature term")
         return Losses(terms=terms, cosines=cosines, student_logits=student.logits)

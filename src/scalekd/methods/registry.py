@@ -71,13 +71,14 @@ METHODS = {
     ),
     "fd": Entry(
         "last-stage features (fd)", "last-stage features", "scalekd.methods.fd:FeatureDistillation",
-        LOGITS | {"alpha_spatial", "projector_lr_scale", "feature_share"}, logit_weight=0.0,
+        LOGITS | {"alpha_spatial", "projector_lr_scale", "feature_share", "feature_schedule"}, logit_weight=0.0,
     ),
     "scalekd": Entry(
         "ScaleKD", "the whole method", "scalekd.methods.scalekd:ScaleKD",
         LOGITS | {
             "views", "alpha_spatial", "alpha_frequency", "tpp", "stages", "projector", "query", "heads",
-            "softmax_scale", "stem", "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share", "lean",
+            "softmax_scale", "stem", "stem_norm", "tail_blocks", "projector_lr_scale", "feature_share",
+            "feature_schedule", "lean",
         },
         projector_lr=1e-3,  # docs/LOG.md, "ScaleKD's collapse is the projectors' rate"
     ),
@@ -122,6 +123,9 @@ class MethodKeys(Keys):
     feature_share: float = Field(default=1.0, gt=0, le=1)
     """Part of each batch whose features are compared; labels and logits count on all images. Below 1 it is ours, not
     the paper's: see docs/method.md."""
+    feature_schedule: Literal["constant", "falling"] = "constant"
+    """Weight of the feature terms in the run. constant: the paper's. falling: it falls linearly to 0 at the last step,
+    so that the student ends on labels and logits alone; ours, see docs/method.md."""
     lean: Annotated[bool, Strict()] = False
     """Whether to use the lean form, which is ours and, from a cache, costs little more than labels alone: projector
     linear, tpp False, alpha_spatial 0.32 and alpha_frequency 0.24, unless they are set. See docs/method.md."""

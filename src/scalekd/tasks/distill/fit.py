@@ -68,7 +68,13 @@ def fit(
         learners = [_learner(run, index, live, services[index]) for index in range(len(run.recipes))]
         if run.cache is not None and run.teacher is not None and not run.sharded:
             run.teacher.keep_tail_only()
-        task = DistillationTask(learners, run.classes, run.corrupt)
+        task = DistillationTask(
+            learners,
+            run.classes,
+            run.corrupt,
+            steps=settings.steps,
+            micro_batches=run.accumulate * context.processes.count,
+        )
         loop = Loop(task, settings, context, compute=run.compute, resume_with=resume_with)
         trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {

@@ -163,11 +163,13 @@ class PreparedBatch(NamedTuple):
         images: `[B, 3, h, w]`, mixed if the recipe uses mixup or cutmix.
         labels: `[B]` or, after mixup, `[B, K]`; None to learn without labels.
         teacher_outputs: From a cache, or computed once for several students; otherwise None.
+        feature_scale: Factor on the feature terms (see `feature_schedule`).
     """
 
     images: Tensor
     labels: Tensor | None
     teacher_outputs: TeacherOutputs | None
+    feature_scale: Tensor
 
 
 class DistillationTask(Task):
@@ -177,11 +179,22 @@ class DistillationTask(Task):
         learners: The students.
         classes: Class names for the students' cards.
         corrupt: Counter of unreadable images.
+        steps: Optimiser steps of the run.
+        micro_batches: Micro-batches of a step, over all processes.
     """
 
-    def __init__(self, learners: Sequence[StudentLearner], classes: tuple[str, ...], corrupt: CorruptImages) -> None:
+    def __init__(
+        self,
+        learners: Sequence[StudentLearner],
+        classes: tuple[str, ...],
+        corrupt: CorruptImages,
+        *,
+        steps: int = 1,
+        micro_batches: int = 1,
+    ) -> None:
         self.learners: Sequence[StudentLearner] = learners
         self.corrupt, self._classes = corrupt, classes
+        self._steps, self._micro_batches = steps, micro_batches
         self._recipe = recipe = learners[0].recipe
         self._mixup = None
         if recipe.mixup or recipe.cutmix:
@@ -200,7 +213,15 @@ class DistillationTask(Task):
         outputs, teacher = batch.teacher_outputs, self.learners[0].method.teacher
         if outputs is None and teacher is not None and len(self.learners) > 1:
             outputs = self.learners[0].method.teach(images)
-        return PreparedBatch(images, None if self._recipe.labels == "none" else labels, outputs)
+        return PreparedBatch(
+            images, None if self._recipe.labels == "none" else labels, outputs, self._feature_scale(index)
+        )
+
+    def _feature_scale(self, index: int) -> Tensor:
+        """Return the factor on the feature terms in a micro-batch; a tensor, because compiled code keeps floats."""
+        if self._recipe.feature_schedule == "constant":
+            return torch.tensor(1.0)
+        return torch.tensor(1 - index // self._micro_batches / self._steps)
 
     def losses(self, learner: StudentLearner, batch: PreparedBatch) -> StepLosses:
         losses = learner.called(*batch)
