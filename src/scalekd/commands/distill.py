@@ -20,6 +20,7 @@ from scalekd.errors import printable
 from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
+from scalekd.report.verdict import beside_teacher
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import Pilot, distill, distill_students, dry_run, run_pilot
 from scalekd.tasks.distill.no_learning import ENOUGH_STEPS
@@ -52,6 +53,10 @@ def run(
         typer.echo(json.dumps(results.get("", results)))
     else:
         typer.echo("\n".join(_line(output / name, result, name or "student") for name, result in results.items()))
+        for result in results.values():
+            top1, teacher = result["top1"], result.get("teacher_top1")
+            if top1 is not None and teacher is not None and (advice := beside_teacher(top1, teacher)):
+                _say(f"note      {advice}")
 
 
 def dry_run_command(settings: Recipe, *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from scalekd.methods.scalekd import ScaleKD
 from scalekd.models import Student, Teacher
 from scalekd.models.memory_format import prepare
 from scalekd.planner import Device, Estimate, UnpredictableError, estimate, find_device, measure, step_memory
-from scalekd.planner.cost import step_flops
+from scalekd.planner.cost import StepFlops, step_flops
 from scalekd.planner.hours import GIB
 from scalekd.planner.storage import Storage, storage
 from scalekd.planner.this_machine import this_machine
@@ -76,6 +76,8 @@ def run(
     typer.echo(str(costs))
     if lean:
         typer.echo(f"lean      {lean}")
+    if method.teacher is not None:
+        typer.echo(f"advice    {_advice(costs.flops, lean)}")
     if hours:
         what = "GPU-hours" if target.kind == "cuda" else "Hours"
         typer.echo(f"\n{what} on {target.article}\n{costs.hours.arithmetic()}")
@@ -93,6 +95,16 @@ def _describe(measured: dict[str, Any]) -> str:
     return (
         f"{measured['batch']} images at once on this {measured['device']} in {measured['dtype']}, teacher live: "
         f"{measured['images_per_second']:.2f} images per second; peak {measured['peak_bytes'] / GIB:.2f} GiB{predicted}"
+    )
+
+
+def _advice(flops: StepFlops, lean: Lean | None) -> str:
+    """Say what the teacher costs in steps of training alone, and where to read whether it pays."""
+    cached = f"{(flops.total - flops.teacher) / flops.student:.2f} with a cached teacher"
+    leaner = "" if lean is None else f", {lean.flops_cached / flops.student:.2f} in the lean form from a cache"
+    return (
+        f"by its FLOPs, a step is worth {flops.total / flops.student:.2f} steps on labels only ({cached}{leaner}); by "
+        "its time it may be more (--measure). When that pays: docs/choose.md"
     )
 
 

@@ -25,6 +25,7 @@ from scalekd.report.measure import Figures
 from scalekd.report.predictions import accuracy, confusion, mistaken
 from scalekd.report.record import Record
 from scalekd.report.table import comparison_table
+from scalekd.report.verdict import verdicts
 
 _MOST_CLASSES = 40  # a confusion matrix of more classes cannot be read
 _MISTAKES = 10
@@ -156,6 +157,7 @@ def render_page(records: Sequence[Record], figures: Sequence[Figures]) -> str:
             runs=runs,
             titles=titles,
             rows=rows,
+            verdicts=verdicts(records),
             curves=learning_charts(records) if many else [],
         )
     )
@@ -193,6 +195,7 @@ def render_markdown(records: Sequence[Record], figures: Sequence[Figures]) -> st
     pairs: list[Any] = list(zip(records, figures, strict=True))
     titles, rows = comparison_table(pairs)
     lines = [_row(titles), _row(["---"] * len(titles)), *(_row([text for text, _ in row]) for row in rows)]
+    lines += [line for verdict in verdicts(records) for line in ("", _plain(verdict))]
     for record, found in pairs:
         lines += ["", f"**{_plain(record.name)}.** {_plain(' '.join(words.summary(record, found)))}"]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from scalekd.planner import StepFlops
 from scalekd.report.measure import Figures
 from scalekd.report.predictions import accuracy
 from scalekd.report.record import Record
+from scalekd.report.verdict import beside_teacher
 
 
 def model_name(record: Record, role: str) -> str:
@@ -64,6 +65,8 @@ def _outcome(record: Record, figures: Figures) -> list[str]:
             gap = top1 - teacher
             side = "as many as" if not gap else f"{abs(gap):.2f} points {'more' if gap > 0 else 'less'} than"
             said.append(f"That is {side} the teacher's {teacher:.2f}%.")
+            if record.finished and (advice := beside_teacher(top1, teacher)):
+                said.append(f"{advice[0].upper()}{advice[1:]}.")
     if top1 is None:
         said.append("No accuracy was measured yet.")
     if teacher is None and figures.teacher_given and record.method != "none":
