@@ -119,7 +119,7 @@ def _train(
         students = processes.from_first(lambda: RunGroup.stored_students(output))
     group = RunGroup(output, students)
     if resume:
-        processes.from_first(lambda: _check_given(group, flags))
+        processes.from_first(lambda: _check_given(group, flags, may_be_longer=True))
     stored = processes.from_first(group.stored_keys) if resume and recipe is None else recipe
     settings = load(stored, flags, _say if processes.first else lambda _line: None)
     if settings.devices > 1 and not launched():
@@ -129,10 +129,10 @@ def _train(
     return {"": distill(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
 
 
-def _check_given(group: RunGroup, flags: dict[str, Any]) -> None:
+def _check_given(group: RunGroup, flags: dict[str, Any], *, may_be_longer: bool = False) -> None:
     """Check that the flags are those of the runs to resume; the first run is representative of all."""
     group.stored_keys()  # raises if the group has other students
-    group.runs[0].check_given(Recipe, flags)
+    group.runs[0].check_given(Recipe, flags, may_be_longer=may_be_longer)
 
 
 def _found(output: Path) -> str | None:

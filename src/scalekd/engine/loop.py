@@ -333,3 +333,4 @@ class Loop:
         self.task.restore_checkpoint_state(run["task"])
         for learner, state in zip(self.task.learners, run["learners"], strict=True):
             learner.restore_checkpoint_state(state)
+            learner.schedule.step_update(num_updates=self.step)  # of the run's length now, which may be another

@@ -28,6 +28,7 @@ _OURS = (
     "student.best.safetensors", "segmenter.safetensors", "service.json", "detector.safetensors", "recipe.yaml",
 )  # fmt: skip
 GROUP = "group.json"  # lists the students of a group of runs, in the folder that holds their run folders
+EPOCHS_BEFORE = "epochs_before"  # in environment.json: the lengths that a continued run had
 # Keys that may change in a resumed run: locations, and settings that do not affect the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache", *ListKeys.model_fields}
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
@@ -103,9 +104,38 @@ class RunFolder:
                 )
             if changed:
                 raise UserError(self._changed(changed[0], stored.get(changed[0]), inputs.get(changed[0])))
+            if self.is_longer(recipe):
+                self._continue(recipe)
             return
         write_json(self.inputs, inputs)
         write_json(self.environment, describe_environment())
+        self._write_recipe(recipe)
+
+    def _continue(self, recipe: Keys) -> None:
+        """Turn the run, finished or not, into an unfinished one of more epochs; its former lengths are recorded."""
+        self.result.unlink(missing_ok=True)  # first: if this is interrupted, the run is one to resume
+        before = {EPOCHS_BEFORE: [*self.epochs_before, self._stored_epochs]}
+        write_json(self.environment, read_json(self.environment) | before)
+        self._write_recipe(recipe)
+
+    def is_longer(self, recipe: Keys) -> bool:
+        """Whether a recipe has more epochs than the run in this folder."""
+        return isinstance(recipe, Recipe) and recipe.epochs > self._stored_epochs
+
+    @property
+    def _stored_epochs(self) -> int:
+        epochs = self.stored_keys().get("epochs")
+        return epochs if isinstance(epochs, int) else 0
+
+    @property
+    def epochs_before(self) -> list[int]:
+        """The epochs that the run had before it was continued for more, oldest first; usually none."""
+        try:
+            return list(read_json(self.environment).get(EPOCHS_BEFORE, []))
+        except UserError:  # a run must not fail at its end for this
+            return []
+
+    def _write_recipe(self, recipe: Keys) -> None:
         # Paths are made absolute, so that the run can be used from any working folder. The recipe is written last,
         # because it marks the folder as a run's.
         paths: dict[str, Any] = {key: value.resolve() for key, value in recipe if isinstance(value, Path)}
@@ -146,8 +176,12 @@ class RunFolder:
         for file in (*(self.pictures.glob("*.png") if transfer else ()), *(self.path / name for name in _OURS)):
             file.unlink(missing_ok=True)
 
-    def check_same(self, recipe: Keys) -> None:
+    def check_same(self, recipe: Keys, *, may_be_longer: bool = False) -> None:
         """Check that the run in this folder has these settings, except those that do not affect the result.
+
+        Args:
+            recipe: The settings.
+            may_be_longer: Whether they may have more epochs.
 
         Raises:
             UserError: If there is no run, or a setting differs; names it, rather than one whose default depends on it.
@@ -157,12 +191,14 @@ class RunFolder:
         free = {"micro_batch"} if isinstance(recipe, Recipe) and cut_freely(recipe) else set()
         if isinstance(recipe, Recipe) and stored.get("projector_lr_scale") == recipe.used_projector_lr_scale:
             free = free | {"projector_lr_scale"}  # `auto`, or the number that it stands for
+        if may_be_longer and self.is_longer(recipe):
+            free = free | {"epochs"}
         changed = [key for key in wanted if key not in free and _differs(key, stored.get(key), wanted[key])]
         causes = [key for key in changed if _FOLLOWS.get(key) not in changed]
         if causes:
             self._refuse(causes[0], stored.get(causes[0]), wanted[causes[0]])
 
-    def check_given(self, schema: type[Keys], given: Mapping[str, Any]) -> None:
+    def check_given(self, schema: type[Keys], given: Mapping[str, Any], *, may_be_longer: bool = False) -> None:
         """Check that the keys that the user specifies have the values that the run here was started with.
 
         This comes before a recipe is built from them: other keys depend on them, and building it could fail for a
@@ -171,6 +207,7 @@ class RunFolder:
         Args:
             schema: The kind of recipe.
             given: Keys and values as the user writes them.
+            may_be_longer: Whether there may be more epochs.
 
         Raises:
             UserError: If there is no run, or a key has another value; names it.
@@ -187,13 +224,16 @@ class RunFolder:
                 value = values.dump_python(values.validate_python(text), mode="json")
             except ValidationError:  # building the recipe will report it
                 continue
-            if _differs(key, stored[key], value):
+            longer = key == "epochs" and may_be_longer and value > self._stored_epochs
+            if not longer and _differs(key, stored[key], value):
                 self._refuse(key, stored[key], value)
 
     def _refuse(self, key: str, stored: object, wanted: object) -> None:
+        raised = key == "epochs" and isinstance(stored, int) and isinstance(wanted, int) and wanted > stored
+        more = "; --resume (not --auto-resume) continues it for more epochs" if raised else ""
         raise UserError(
             f"resume: {key} is {wanted!r} but the run in {self.path} was started with {stored!r}; "
-            "remove it, or start from scratch with --overwrite"
+            f"remove it, or start from scratch with --overwrite{more}"
         )
 
     def stored_keys(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from scalekd.atomic import write_json
 from scalekd.errors import Interrupted, UserError
 from scalekd.keys import Keys
+from scalekd.recipes import Recipe
 from scalekd.runs.checkpoints import Checkpoints
 from scalekd.runs.folder import GROUP, RunFolder, read_json
 from scalekd.runs.lock import locked, missing, remove_unused
@@ -176,17 +177,23 @@ class RunGroup:
     def _check_resumable(self, recipes: Sequence[Keys]) -> None:
         self.stored_keys()  # of these students?
         for run, recipe in zip(self.runs, recipes, strict=True):
-            run.check_same(recipe)
+            run.check_same(recipe, may_be_longer=True)
             group = run.stored_inputs().get("group", [])
             if group and not self.students:
                 raise UserError(
                     f"resume: the run in {run.path} is one of a group, which is resumed together; "
                     f"add --resume to --output {run.path.parent}"
                 )
-        if all(run.finished for run in self.runs):
+        longer = [run.is_longer(recipe) for run, recipe in zip(self.runs, recipes, strict=True)]
+        if any(longer) and not self.checkpoints.files:
+            raise UserError(f"resume: {self.path} has no checkpoint from which it could continue for more epochs")
+        if all(run.finished for run in self.runs) and not any(longer):
             what = "runs" if self.students else "run"
             are = "are" if self.students else "is"
-            raise UserError(f"resume: the {what} in {self.path} {are} finished; start from scratch with --overwrite")
+            more = "train for more epochs with --epochs, or " if isinstance(recipes[0], Recipe) else ""
+            raise UserError(
+                f"resume: the {what} in {self.path} {are} finished; {more}start from scratch with --overwrite"
+            )
 
     def prepare(self, recipes: Sequence[Keys], inputs: Sequence[dict[str, Any]], *, resume: bool) -> None:
         """Delete former runs and write the settings of these, or check that resumed runs have the same inputs.

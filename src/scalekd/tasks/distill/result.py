@@ -6,6 +6,7 @@ from typing import Any
 
 from scalekd.atomic import write_json
 from scalekd.models.weights import file_hash
+from scalekd.runs.folder import EPOCHS_BEFORE
 from scalekd.runs.logs import logged_losses
 from scalekd.tasks.distill.no_learning import nothing_learned
 from scalekd.tasks.distill.setup import Run
@@ -30,6 +31,7 @@ def write_result(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> di
         "device": run.compute.device.type,
         "dtype": str(run.compute.dtype).removeprefix("torch."),
         **_best(learner),
+        **({EPOCHS_BEFORE: folder.epochs_before} if folder.epochs_before else {}),
         "student": folder.student.name,
         "sha256": file_hash(folder.student),
         **({"group": run.context.group.students} if run.context.group.students else {}),

@@ -136,6 +136,8 @@ def _distill(
         for line in describe_starting_points(run, teacher_accuracy):
             say(line)
         inputs = check_inputs(run)
+        if resume and processes.from_first(lambda: context.folder.is_longer(run.recipe)):
+            say(f"resume    for more epochs, {run.recipe.epochs} in all; the learning rate follows their schedule")
         # Last, so that a run that cannot start does not delete another.
         processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
         if resume and (packages := processes.from_first(context.folder.changed_packages)):
