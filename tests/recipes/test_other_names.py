@@ -91,6 +91,7 @@ def test_a_command_is_told_of_no_flag_that_it_lacks(command: str) -> None:
         ("--class-weight", "; did you mean '--class-weights'?"),
         ("--wandb", "; did you mean '--logger'? (wandb or mlflow)"),
         ("--save-best", "; did you mean '--keep-best'?"),
+        ("--early-stopping", "; did you mean '--patience'?"),
         ("--epoch", "; did you mean '--epochs'?"),
         ("--no-chek-teacher", "; did you mean '--no-check-teacher'?"),
     ],
@@ -99,7 +100,7 @@ def test_flags_of_other_tools(flag: str, told: str) -> None:
     assert suggest(flag, FLAGS["distill"]) == told
 
 
-@pytest.mark.parametrize("flag", ["--patience", "--layer-decay", "--color-jitter", "--tensorboard", "--eval"])
+@pytest.mark.parametrize("flag", ["--color-jitter", "--tensorboard", "--eval"])
 def test_what_is_not_offered_says_what_to_do(flag: str) -> None:
     assert suggest(flag, FLAGS["distill"]).startswith("; not offered: ")
 
@@ -129,7 +130,7 @@ def test_only_what_is_spelt_nearly_alike_is_near(word: str, known: list[str], me
         ("epcohs", "did you mean 'epochs'?"),
         ("batch-size", "did you mean 'batch'?"),
         ("output_dir", "it is not a key but a flag, --output"),
-        ("patience", "not offered: a run takes all of its `epochs`"),
+        ("lr_decay", "not offered: see `schedule`"),
     ],
 )
 def test_keys_of_other_tools_in_a_recipe(tmp_path: Path, key: str, told: str) -> None:
@@ -143,4 +144,4 @@ def test_the_command_line_suggests_by_the_same_table(cli: Cli) -> None:
     cli("evaluate", "x", "--checkpoint", "y").refused("did you mean '--weights'?")
     cli("transfer", "detection", "--imgsz", "640").refused("did you mean '--sizes'?")
     cli("distill", "--save-best").refused("did you mean '--keep-best'?")
-    cli("distill", "--patience", "3").refused("--patience; not offered: a run takes all of its `epochs`")
+    cli("distill", "--lr-decay", "3").refused("--lr-decay; not offered: see `schedule`")

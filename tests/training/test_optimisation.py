@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from scalekd import ScaleKD, Student, Teacher
 from scalekd.engine.optimisation import build_optimizer, build_schedule, parameter_kinds
+from scalekd.errors import UserError
 from scalekd.recipes import load
 from scalekd.tasks.distill.build import task_loss
 
@@ -123,3 +124,25 @@ def test_projectors_learn_at_their_own_share_of_the_rate(scale: float, teacher: 
 )
 def test_scalekds_projectors_under_adamw_learn_at_1e_3_at_most_by_default(keys: dict[str, Any], scale: float) -> None:
     assert load(None, keys).used_projector_lr_scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "mobilenetv1_100"])
+def test_each_layer_of_the_student_has_a_part_of_the_rate_of_the_next(name: str, teacher: Teacher) -> None:
+    own = Student(name, num_classes=3, resolution=32)
+    method, student_model = ScaleKD(teacher, own), own.model
+    built = build_optimizer(load(None, {"lr": 1e-2, "layer_decay": 0.5, "projector_lr_scale": 3.0}), method)
+    scales = {id(p): group["lr_scale"] for group in built.param_groups for p in group["params"]}
+    found = {name: scales[id(parameter)] for name, parameter in method.named_parameters()}
+    student = {name: scale for name, scale in found.items() if name.startswith("student.")}
+    assert {scale for name, scale in found.items() if name not in student} == {3}
+    layout = student_model.pretrained_cfg
+    assert student[f"student.model.{layout['classifier']}.weight"] == built.param_groups[0]["lr_scale"] == 1
+    layers = sorted(set(student.values()), reverse=True)
+    assert layers == [0.5**layer for layer in range(len(layers))]
+    assert student[f"student.model.{layout['first_conv']}.weight"] == layers[-1] <= 0.5**4
+
+
+def test_layers_of_other_models_are_not_known() -> None:
+    method = nn.ModuleDict({"student": nn.ModuleDict({"model": nn.Linear(2, 2)})})
+    with pytest.raises(UserError, match="layer_decay: the layers of Linear are not known"):
+        build_optimizer(load(None, {"layer_decay": 0.5}), method)

@@ -143,9 +143,11 @@ class Loop:
             if self._validation_due and validation is not None:
                 self._validate(validation)
             self._display.start(self.step)
-            if self.step < self.settings.steps:
+            if self.step < self.settings.steps and not self.task.ends_early():
                 self._train(batches_from(self.step * self.settings.accumulate), validation)
             self._vote.close()
+            if self.step < self.settings.steps:
+                self._say(f"ended     after step {self.step} of {self.settings.steps}: {self.task.ends_early()}")
         except BaseException as error:
             self._save_after_error(error)
             # After a signal the run was about to stop, and the error may be a consequence of the signal: exit with it.
@@ -194,7 +196,7 @@ class Loop:
             elif request.checkpoint and self._saved_step != self.step - 1:  # the step that requested it may be saved
                 self._write_checkpoint()
             self._stop_if(request)
-            if self.step == settings.steps:
+            if self.step == settings.steps or (due and self.task.ends_early()):
                 return
 
     def _learn(self, batch: Any, index: int, ends_step: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal, Protocol
 
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from scalekd.engine.adamw import AlignedAdamW, can_be_fused
+from scalekd.errors import UserError
 from scalekd.recipes import OptimizerKeys, Recipe
 
 _CLASS_TOKENS = {"cls_token", "dist_token", "reg_token"}
@@ -34,16 +36,21 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
     """Build one optimiser for all parameters of a module.
 
     The kinds of parameters in the recipe's `no_decay` have no weight decay. Parameters that are not part of a method's
-    `student` (its projectors) have the learning rate multiplied by the recipe's `projector_lr_scale`.
+    `student` (its projectors) have the learning rate multiplied by the recipe's `projector_lr_scale`, those of the
+    student by a power of `layer_decay`.
+
+    Raises:
+        UserError: If `layer_decay` is used and the student's layers are not known.
     """
     name = {"sgd": "momentum"}.get(recipe.optimizer, recipe.optimizer)  # timm's sgd is Nesterov's
     options: dict[str, Any] = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
     kinds = parameter_kinds(module)
     scale = recipe.used_projector_lr_scale if isinstance(recipe, Recipe) else 1.0
+    scales = layer_scales(module, recipe.layer_decay) if isinstance(recipe, Recipe) and recipe.layer_decay < 1 else {}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter_name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            own_scale = 1.0 if parameter_name.startswith("student.") else scale
+            own_scale = scales.get(parameter_name, 1.0) if parameter_name.startswith("student.") else scale
             groups.setdefault((own_scale, kinds[parameter_name] in recipe.no_decay), []).append(parameter)
     # timm's schedules multiply by `lr_scale`. The student's groups come first, because the rate of the first is logged.
     parameters = [
@@ -56,6 +63,29 @@ def build_optimizer(recipe: OptimizerKeys, module: nn.Module) -> Optimizer:
         parameters, opt=name, lr=recipe.lr, weight_decay=recipe.weight_decay, **options
     )
     return optimizer
+
+
+def layer_scales(method: nn.Module, decay: float) -> dict[str, float]:
+    """Return the learning rate of each of the student's parameters as a multiple of its last layer's, by name.
+
+    Each layer has `decay` times the rate of the layer after it, as is usual for fine-tuning (BEiT, arXiv 2106.08254).
+
+    Args:
+        method: The joined pair.
+        decay: In (0, 1].
+
+    Raises:
+        UserError: If the student is no timm model, whose layers are known.
+    """
+    prefix = "student.model."
+    model = method.get_submodule(prefix.rstrip("."))
+    if not hasattr(model, "group_matcher"):
+        raise UserError(
+            f"layer_decay: the layers of {type(model).__name__} are not known; it is for timm's students, leave it out"
+        )
+    layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    last = max(layers.values())
+    return {prefix + name: decay ** (last - layer) for name, layer in layers.items()}
 
 
 def parameter_kinds(module: nn.Module) -> dict[str, str]:

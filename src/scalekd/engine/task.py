@@ -51,6 +51,10 @@ class Task(ABC):
     def end_validation(self, step: int) -> None:
         """Compute the figures of a validation and log them."""
 
+    def ends_early(self) -> str:
+        """Return why the run should end after its last validation, for the user; empty if it should not."""
+        return ""
+
     @abstractmethod
     def summary(self) -> list[str]:
         """Return loss and figures of the last validation as short texts for the console."""

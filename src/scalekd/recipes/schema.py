@@ -182,6 +182,9 @@ class OptimisationKeys(OptimizerKeys):
     projector_lr_scale: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     """Learning rate of the projectors, as a multiple of the student's. auto: for scalekd with adamw such that it is at
     most 1e-3, because its projectors collapsed at higher rates; otherwise 1."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Learning rate of each layer of the student, as a multiple of that of the layer after it; the last one has lr. For
+    a student that starts from weights, 0.75 for example keeps what its first layers know."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; larger gradients are scaled down to it."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -223,6 +226,9 @@ class RunKeys(Keys):
     keep_best: bool = False
     """Whether to keep the student of the validation with the highest top-1 too, as student.best.safetensors. Its
     accuracy is flattered, because it was chosen on the images that measured it."""
+    patience: Positive | None = None
+    """Validations in a row without a higher top-1 after which the run ends early. Default: never. The learning rate has
+    not come down then, so that the last weights are not the best: add keep_best."""
     logger: Literal["none", "wandb", "mlflow"] = "none"
     """Service to which the figures are sent too: Weights & Biases, or MLflow at MLFLOW_TRACKING_URI. metrics.jsonl and
     TensorBoard events are always written."""

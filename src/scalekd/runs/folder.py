@@ -34,7 +34,7 @@ _PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "ca
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
 _CONDUCT = {
     "workers", "accelerator", "devices", "strategy", "log_every", "max_corrupt", "data_patience", "check_teacher",
-    "keep", "keep_best", "logger", "checkpoint_minutes",
+    "keep", "keep_best", "patience", "logger", "checkpoint_minutes",
 }  # fmt: skip
 # Keys whose default values depend on another key.
 _FOLLOWS = {"lr": "batch", "min_lr": "batch", "warmup_lr": "batch", "micro_batch": "batch", "warmup_epochs": "epochs"}

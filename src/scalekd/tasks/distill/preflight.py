@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from scalekd.data import Batch
+from scalekd.engine.optimisation import layer_scales
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import Accuracy, measure_accuracy
 from scalekd.progress import watched
@@ -27,8 +28,11 @@ def check_training(run: Run) -> list[str]:
         One line per student whose memory layout had to be changed.
 
     Raises:
-        UserError: If a step fails.
+        UserError: If a step fails, the layers for `layer_decay` are not known, or `patience` waits for an accuracy that
+            is not measured.
     """
+    if run.recipe.patience is not None and not run.measured:
+        raise UserError("patience: no accuracy is measured in this run, so that nothing could end it; leave it out")
     if run.sharded:  # no process holds the whole model; `shard_trained` runs it
         return []
     over, count = run.recipe.batchnorm_over, run.context.processes.count
@@ -36,6 +40,8 @@ def check_training(run: Run) -> list[str]:
     lines: list[str] = []
     for recipe, method, name in zip(run.recipes, run.methods, run.context.group.names, strict=True):
         with naming(name):
+            if recipe.layer_decay < 1:
+                layer_scales(method, recipe.layer_decay)
             try_training(
                 method.to(run.compute.device),
                 recipe,

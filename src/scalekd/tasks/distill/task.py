@@ -36,6 +36,7 @@ class StudentLearner(Learner):
 
     Attributes:
         best: The best validation so far; None before the first.
+        waited: Validations since then.
 
     Args:
         recipe: The run's settings.
@@ -62,6 +63,7 @@ class StudentLearner(Learner):
         classes, device = method.student.num_classes, method.student.mean.device
         self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
         self.best: Best | None = None
+        self.waited = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -124,21 +126,22 @@ class StudentLearner(Learner):
         """Compute and log the accuracies, and call `watch`."""
         assert self.metrics is not None
         self.log_validation({f"val/{name}": value for name, value in percentages(self.metrics).items()}, step)
+        self.waited += 1
         if self.best is None or self.accuracies["top1"] > self.best.top1:
-            self.best = Best(step, self.accuracies["top1"])
+            self.best, self.waited = Best(step, self.accuracies["top1"]), 0
         if self._watch is not None:
             self._watch(step)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return this learner's state for a checkpoint, apart from its tensors."""
-        return super().checkpoint_state() | {"best": self.best and list(self.best)}
+        return super().checkpoint_state() | {"best": self.best and list(self.best), "waited": self.waited}
 
     def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Restore the state that `checkpoint_state` returned."""
         super().restore_checkpoint_state(state)
-        there = self.folder is not None and self.folder.best_student.is_file()
-        if state.get("best") and there:  # no file: the best is sought from here on
-            self.best = Best(*state["best"])
+        lost = self.recipe.keep_best and not (self.folder is not None and self.folder.best_student.is_file())
+        if state.get("best") and not lost:  # otherwise the best is sought from here on
+            self.best, self.waited = Best(*state["best"]), state.get("waited", 0)
 
     def save(self, classes: tuple[str, ...], top1: float | None, *, best: bool = False) -> None:
         """Write the student's weights, with class names and accuracy in percent; called by all processes.
@@ -248,6 +251,12 @@ class DistillationTask(Task):
             # Before the checkpoint of this step, so that a run that is resumed from it has the file.
             if self._recipe.keep_best and learner.best is not None and learner.best.step == step:
                 learner.save(self._classes, learner.best.top1, best=True)
+
+    def ends_early(self) -> str:
+        patience = self._recipe.patience
+        if patience is None or any(learner.waited < patience for learner in self.learners):
+            return ""
+        return f"no higher top-1 in the last {patience} validation{'s' * (patience > 1)} (patience)"
 
     def summary(self) -> list[str]:
         if len(self.learners) == 1:
