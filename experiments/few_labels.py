@@ -25,6 +25,18 @@ from study_run import Study, share_of
 
 from scalekd.atomic import write_json
 
+KINDS = {"": "short", "-strong": "short, strong teacher", "-long": "long"}
+STUDENT_NAMES = {
+    "cnn": "MobileNet-V1",
+    "vit": "ViT-Ti/16",
+    "mlp": "Mixer-S/16",
+    "lite0": "EfficientNet-Lite0, pre-trained",
+}
+METHOD_NAMES = {
+    "none": "labels only", "pseudo": "the teacher's answers as labels", "kd": "KD", "dist": "DIST", "lean": "`--lean`",
+    "falling": "`--lean`, falling weights",
+}  # fmt: skip
+
 # The architecture of the teachers, before and after fitting.
 TEACHER = ("vit_small_patch14_dinov2", "--teacher-args", "{global_pool: avg, fc_norm: false}")
 
@@ -134,11 +146,12 @@ class FewLabels(Study):
 
 def table(results: Path) -> str:
     """Format the accuracy of each student and method for each number of labels."""
-    lines = [f"| student, method | {' | '.join(f'{labels} labels a class' for labels in LABELS)} |", "|---" * 4 + "|"]
-    for family, suffix, way in product(FAMILIES, ("", "-strong", "-long"), METHODS):
+    columns = [f"{labels} labels a class" for labels in LABELS[:-1]] + ["all labelled"]
+    lines = [f"| student | run | method | {' | '.join(columns)} |", "|---" * 6 + "|"]
+    for family, (suffix, kind), way in product(FAMILIES, KINDS.items(), METHODS):
         cells = [_cell(results, f"{family}-{labels}-{way}{suffix}") for labels in LABELS]
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {family}, {way}{suffix} | {' | '.join(cells)} |")
+            lines.append(f"| {STUDENT_NAMES[family]} | {kind} | {METHOD_NAMES[way]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import few_labels
 import pytest
 from conftest import write_images
 from few_labels import FewLabels, hide_labels
-from few_labels_grid import IMAGES, LABELS, LONG, METHODS, SHORT, LabelRow, grid, label_row
+from few_labels_grid import IMAGES, LABELS, LONG, METHODS, RESULTS, SHORT, LabelRow, grid, label_row
 
 from scalekd.recipes import load
 
@@ -102,10 +102,15 @@ def test_pseudo_labels_are_the_teachers_answers(recorded: Recorded) -> None:
     assert not (made / "unlabelled").exists()
 
 
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
+    assert few_labels.table(RESULTS) in page
+
+
 def test_the_table_has_a_column_for_each_number_of_labels(tmp_path: Path) -> None:
     for name, top1 in {"cnn-10-kd-s0": 40.0, "cnn-10-kd-s1": 42.0, "cnn-100-none-s0": 50.0}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"result": {"top1": top1}}))
     assert few_labels.table(tmp_path).splitlines()[2:] == [
-        "| cnn, none | - | 50.0 | - |",
-        "| cnn, kd | 41.0 ± 1.4 (2 seeds) | - | - |",
+        "| MobileNet-V1 | short | labels only | - | 50.0 | - |",
+        "| MobileNet-V1 | short | KD | 41.0 ± 1.4 (2 seeds) | - | - |",
     ]
