@@ -67,9 +67,11 @@ def no_teacher_in_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
         honest = Method.forward
 
-        def strict(self: Method, images: object, labels: object = None, teacher_outputs: object = None) -> object:
+        def strict(
+            self: Method, images: object, labels: object = None, teacher_outputs: object = None, scale: float = 1.0
+        ) -> object:
             assert teacher_outputs is not None
-            return honest(self, images, labels, teacher_outputs)  # type: ignore[arg-type]
+            return honest(self, images, labels, teacher_outputs, scale)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Method, "forward", strict)
 

@@ -33,19 +33,27 @@ def run(runs: Path, tmp_path: Path) -> Path:
     [
         (("--batch", "4"), "batch is 4"),  # lr and micro_batch follow
         (("--batch", "12"), "batch is 12"),
-        (("--epochs", "3"), "epochs is 3"),
-        (("--epochs", "50"), "epochs is 50"),  # warmup_epochs follows
+        (("--epochs", "1"), "epochs is 1"),
         (("--seed", "1"), "seed is 1"),
         (("--batch", "4", "--lr", "0.01"), "batch is 4"),
         (("--lr", "1e-2", "--crop-scale", "0.5,1"), "crop_scale is [0.5, 1.0]"),
         (("--method", "kd"), "method is 'kd'"),
         (("--student-args", "{layers: [2, 1, 1, 1]}"), "student_args is"),
-        (("--recipe", "imagenette", "--method", "none", "--epochs", "7"), "epochs is 7"),
+        (("--recipe", "imagenette", "--method", "none", "--epochs", "1"), "epochs is 1"),
     ],
 )
 def test_the_key_that_is_named_is_one_that_was_given(cli: Cli, run: Path, flags: tuple[str, ...], named: str) -> None:
     cli("distill", "--resume", "--output", run, *flags).refused("resume: ", named, "remove it", "--overwrite")
     cli("distill", "--auto-resume", "--output", run, *flags).refused("resume: ", named)
+
+
+def test_only_an_explicit_resume_trains_for_more_epochs(cli: Cli, run: Path, tmp_path: Path) -> None:
+    again = ("distill", "--auto-resume", "--output", run)
+    cli(*again, "--epochs", "50").refused("resume: epochs is 50", "--resume (not --auto-resume)")
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(stored | {"epochs": 50}))
+    cli(*again, "--recipe", tmp_path / "longer.yaml").refused("resume: epochs is 50", "--resume (not --auto-resume)")
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == stored
 
 
 @pytest.mark.parametrize(

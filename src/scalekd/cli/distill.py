@@ -63,7 +63,7 @@ def distill(
         scalekd distill --method none --student resnet18 --data DATA --output runs/b
         scalekd distill --teacher TEACHER --student resnet18 --data DATA --pilot 20
         scalekd distill --resume --output runs/a
-        scalekd distill --resume --epochs 100 --output runs/a    # more epochs for a finished run
+        scalekd distill --resume --epochs 100 --output runs/a    # more epochs
         tensorboard --logdir runs    # watch all of them
     """
     students = student or []

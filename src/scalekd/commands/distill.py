@@ -46,7 +46,16 @@ def run(
             results = processes.from_first(lambda: _results(recipe, flags, students, output))
         else:
             resume, overwrite = resume or found == "unfinished", overwrite and found != "unfinished"
-            results = _train(processes, recipe, flags, students, output, resume=resume, overwrite=overwrite)
+            results = _train(
+                processes,
+                recipe,
+                flags,
+                students,
+                output,
+                resume=resume,
+                overwrite=overwrite,
+                may_be_longer=not auto_resume,
+            )
         if not processes.first:
             return
     if as_json:
@@ -113,15 +122,18 @@ def _train(
     *,
     resume: bool,
     overwrite: bool,
+    may_be_longer: bool,
 ) -> dict[str, dict[str, Any]]:
     """Train in these processes, or in as many as `devices` specifies; return results by folder, '' for a single run."""
     if resume and not students:
         students = processes.from_first(lambda: RunGroup.stored_students(output))
     group = RunGroup(output, students)
     if resume:
-        processes.from_first(lambda: _check_given(group, flags, may_be_longer=True))
+        processes.from_first(lambda: _check_given(group, flags, may_be_longer=may_be_longer))
     stored = processes.from_first(group.stored_keys) if resume and recipe is None else recipe
     settings = load(stored, flags, _say if processes.first else lambda _line: None)
+    if resume and not may_be_longer:  # nor may a recipe's file
+        processes.from_first(lambda: _check_given(group, {"epochs": settings.epochs}))
     if settings.devices > 1 and not launched():
         raise SystemExit(launch(settings.devices, sys.argv[1:]))
     if group.students:
