@@ -67,6 +67,10 @@ def test_what_cannot_be_continued_is_refused_and_unchanged(cli: Cli, run: Path) 
     cli(*resume, "--epochs", "1").refused("epochs is 1", "started with 2")
     cli(*resume, "--epochs", "4", "--lr", "0.5").refused("lr is 0.5")
     cli("distill", "--output", run, "--auto-resume", "--epochs", "4").refused("epochs is 4", "--resume")
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        file.write_bytes(b"corrupt")
+    assert cli(*resume, "--epochs", "4").code == 2
+    assert (run / "result.json").read_bytes() == content
     shutil.rmtree(run / "checkpoints")
     cli(*resume, "--epochs", "4").refused("no checkpoint", "more epochs")
     assert (run / "result.json").read_bytes() == content

@@ -114,8 +114,9 @@ class RunFolder:
     def _continue(self, recipe: Keys) -> None:
         """Turn the run, finished or not, into an unfinished one of more epochs; its former lengths are recorded."""
         self.result.unlink(missing_ok=True)  # first: if this is interrupted, the run is one to resume
-        before = {EPOCHS_BEFORE: [*self.epochs_before, self._stored_epochs]}
-        write_json(self.environment, read_json(self.environment) | before)
+        before = [*self.epochs_before, self._stored_epochs]
+        if self.epochs_before[-1:] != before[-1:]:  # not recorded yet by an attempt that was interrupted here
+            write_json(self.environment, read_json(self.environment) | {EPOCHS_BEFORE: before})
         self._write_recipe(recipe)
 
     def is_longer(self, recipe: Keys) -> bool:

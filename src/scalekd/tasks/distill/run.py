@@ -137,6 +137,7 @@ def _distill(
             say(line)
         inputs = check_inputs(run)
         if resume and processes.from_first(lambda: context.folder.is_longer(run.recipe)):
+            processes.from_first(lambda: bool(group.checkpoints.newest(say)))  # raises before the result is deleted
             say(f"resume    for more epochs, {run.recipe.epochs} in all; the learning rate follows their schedule")
         # Last, so that a run that cannot start does not delete another.
         processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
