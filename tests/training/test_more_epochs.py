@@ -34,7 +34,7 @@ def test_a_finished_run_continues_on_the_longer_schedule(cli: Cli, data: Path, r
     before = rates(run)
     outcome = cli("distill", "--resume", "--epochs", "4", "--output", run)
     assert outcome.code == 0, outcome.err
-    assert "more epochs, 4 in all" in outcome.err
+    assert "resume    for 4 epochs in all" in outcome.err
     result = read(run, "result.json")
     assert (result["steps"], result["epochs_before"]) == (8, [2])
     assert yaml.safe_load((run / "recipe.yaml").read_text())["epochs"] == 4
@@ -55,9 +55,34 @@ def test_a_stopped_run_and_one_stopped_while_longer_are_resumed(cli: Cli, run: P
     newest_checkpoint(run).unlink()
     outcome = cli("distill", "--resume", "--output", run)
     assert outcome.code == 0, outcome.err
-    assert "more epochs" not in outcome.err
+    assert "epochs in all" not in outcome.err
     result = read(run, "result.json")
     assert (result["steps"], result["epochs_before"]) == (6, [2])
+
+
+def test_a_run_from_a_cache_repeats_its_views(cli: Cli, data: Path, teacher_file: Path, tmp_path: Path) -> None:
+    flags = ("--data", data, "--teacher", teacher_file, *TINY_RUN, "--method", "kd", "--cache", tmp_path / "caches")
+    assert cli("cache", *flags).code == 0
+    run = tmp_path / "run"
+    assert cli("distill", *flags, "--no-check-teacher", "--output", run).code == 0
+    outcome = cli("distill", "--resume", "--epochs", "4", "--output", run)
+    assert outcome.code == 0, outcome.err
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (recipe["epochs"], recipe["augmentation_epochs"]) == (4, 2)
+
+
+def test_a_recipe_file_may_name_more_epochs(cli: Cli, data: Path, tmp_path: Path) -> None:
+    """Its default warm-up follows from the epochs, and is 0 for 2 of them."""
+    pairs = zip(TINY_RUN[::2], TINY_RUN[1::2], strict=True)
+    flags = [flag for pair in pairs for flag in pair if pair[0] not in ("--epochs", "--warmup-epochs")]
+    file = tmp_path / "own.yaml"
+    chosen = ("distill", "--recipe", file, "--data", data, "--output", tmp_path / "run", *flags)
+    file.write_text("method: none\nepochs: 2\n")
+    assert cli(*chosen).code == 0
+    file.write_text("method: none\nepochs: 12\n")
+    outcome = cli(*chosen, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert read(tmp_path / "run", "result.json")["steps"] == 24
 
 
 def test_what_cannot_be_continued_is_refused_and_unchanged(cli: Cli, run: Path) -> None:
@@ -72,6 +97,6 @@ def test_what_cannot_be_continued_is_refused_and_unchanged(cli: Cli, run: Path) 
     assert cli(*resume, "--epochs", "4").code == 2
     assert (run / "result.json").read_bytes() == content
     shutil.rmtree(run / "checkpoints")
-    cli(*resume, "--epochs", "4").refused("no checkpoint", "more epochs")
+    cli(*resume, "--epochs", "4").refused("no checkpoint")
     assert (run / "result.json").read_bytes() == content
     assert yaml.safe_load((run / "recipe.yaml").read_text())["epochs"] == 2

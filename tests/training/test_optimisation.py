@@ -144,5 +144,5 @@ def test_each_layer_of_the_student_has_a_part_of_the_rate_of_the_next(name: str,
 
 def test_layers_of_other_models_are_not_known() -> None:
     method = nn.ModuleDict({"student": nn.ModuleDict({"model": nn.Linear(2, 2)})})
-    with pytest.raises(UserError, match="layer_decay: the layers of Linear are not known"):
+    with pytest.raises(UserError, match="layer_decay: Linear does not declare its layers"):
         build_optimizer(load(None, {"layer_decay": 0.5}), method)

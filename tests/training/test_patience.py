@@ -57,6 +57,25 @@ def test_a_resumed_run_ends_at_the_same_step(cli: Cli, data: Path, tmp_path: Pat
         shutil.rmtree(run)
 
 
+def test_more_patience_continues_a_run_that_has_ended(cli: Cli, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli("distill", "--data", data, "--output", run, *FLAGS, "--patience", "1").code == 0
+    cli("distill", "--resume", "--output", run).refused("is finished")
+    assert cli("distill", "--resume", "--output", run, "--patience", "2").code == 0
+    assert steps(run) == 8
+    assert "epochs_before" not in json.loads((run / "result.json").read_text())
+
+
+def test_a_continued_run_begins_to_wait_again(cli: Cli, data: Path, tmp_path: Path) -> None:
+    """Its accuracy falls while the learning rate rises: the run of 4 epochs ends with one validation waited."""
+    run = tmp_path / "run"
+    flags = (*TINY_RUN, "--method", "none", "--epochs", "3", "--patience", "2")
+    assert cli("distill", "--data", data, "--output", run, *flags).code == 0
+    assert steps(run) == 6
+    assert cli("distill", "--resume", "--output", run, "--epochs", "6").code == 0
+    assert steps(run) == 12
+
+
 def test_more_patience_and_epochs_continue_a_run_that_has_ended(cli: Cli, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli("distill", "--data", data, "--output", run, *FLAGS[:-4], "--epochs", "4", "--patience", "1").code == 0

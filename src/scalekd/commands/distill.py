@@ -16,7 +16,7 @@ from rich.table import Table
 from scalekd.commands.launch import launch
 from scalekd.engine.launcher import launched, restarted
 from scalekd.engine.processes import Processes, joined
-from scalekd.errors import printable
+from scalekd.errors import UserError, printable
 from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
@@ -143,6 +143,12 @@ def _train(
 
 def _check_given(group: RunGroup, flags: dict[str, Any], *, may_be_longer: bool = False) -> None:
     """Check that the flags are those of the runs to resume; the first run is representative of all."""
+    epochs, stored = str(flags.get("epochs", "")), group.stored_keys().get("epochs")
+    if not may_be_longer and epochs.isdecimal() and isinstance(stored, int) and int(epochs) > stored:
+        raise UserError(
+            f"resume: epochs is {epochs} but the run in {group.path} was started with {stored}; "
+            "--resume (not --auto-resume) continues it for more epochs"
+        )
     group.stored_keys()  # raises if the group has other students
     group.runs[0].check_given(Recipe, flags, may_be_longer=may_be_longer)
 

@@ -29,6 +29,7 @@ from scalekd.engine.task import Task
 from scalekd.errors import Interrupted, UserError
 from scalekd.hardware import Compute, to_device
 from scalekd.runs.checkpoints import RUN, Checkpoint
+from scalekd.runs.folder import ENDED_EARLY
 from scalekd.runs.group import naming
 
 
@@ -43,7 +44,7 @@ class LoopSettings:
         accumulate: Micro-batches per optimiser step in each process.
         validate_every: Steps between validations, or between checkpoints if nothing is validated; the last step is
             always validated and saved.
-        log_every: Steps between log lines; the last step is always logged.
+        log_every: Steps between log lines; the last step is always logged, unless the run ends early.
         checkpoint_minutes: Minutes after which a checkpoint is also written between validations; None for never.
         keep: Number of checkpoints to keep.
     """
@@ -164,6 +165,7 @@ class Loop:
             "seconds": round(self.seconds, 1),
             "energy": self._meter.energy,
             "corrupt_images": sorted(unreadable),
+            **({ENDED_EARLY: True} if self.step < self.settings.steps else {}),
         }
         self.task.save(measured=validation is not None)
         self._processes.wait()

@@ -75,13 +75,13 @@ def layer_scales(method: nn.Module, decay: float) -> dict[str, float]:
         decay: In (0, 1].
 
     Raises:
-        UserError: If the student is no timm model, whose layers are known.
+        UserError: If the student does not declare its layers (timm's `group_matcher`).
     """
     prefix = "student.model."
     model = method.get_submodule(prefix.rstrip("."))
     if not hasattr(model, "group_matcher"):
         raise UserError(
-            f"layer_decay: the layers of {type(model).__name__} are not known; it is for timm's students, leave it out"
+            f"layer_decay: {type(model).__name__} does not declare its layers (most models of timm do); leave it out"
         )
     layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
     last = max(layers.values())

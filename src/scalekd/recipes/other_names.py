@@ -51,7 +51,8 @@ TABLE = (
     Meaning("num_classes nb_classes n_classes nc classes", ("num_classes", "classes"),
             instead="classes come from the data"),
     Meaning("freeze freeze_backbone freeze_layers linear_probe head_only", instead="all of a student is trained"),
-    Meaning("lr_mult layerwise_decay llrd", ("layer_decay",)),
+    Meaning("layer_decay lr_mult layerwise_decay llrd", ("layer_decay",),
+            instead="all layers have the same learning rate"),
     # Distillation and losses.
     Meaning("distillation_type distill_method distillation_method kd_method distiller", ("method",)),
     Meaning("distillation_alpha kd_weight kd_alpha kd_lambda distill_weight alpha lambda", ("logit_weight",)),
@@ -116,7 +117,7 @@ TABLE = (
     Meaning("clip_grad clip_grad_norm gradient_clip_val gradient_clip max_grad_norm grad_clip clip_mode", ("clip",),
             "the largest norm"),
     Meaning("model_ema model_ema_decay ema_decay use_ema", ("ema",), "its decay, such as 0.9999"),
-    Meaning("early_stopping early_stopping_patience early_stop stop_patience", ("patience",),
+    Meaning("patience early_stopping early_stopping_patience early_stop stop_patience", ("patience",),
             instead="a run takes all of its `epochs`, because the learning rate ends there; set fewer"),
     Meaning("grad_checkpointing gradient_checkpointing use_checkpoint", ("micro_batch",), "a smaller one saves memory",
             instead="a smaller `micro_batch` or `batch` saves memory"),

@@ -228,7 +228,8 @@ class RunKeys(Keys):
     accuracy is flattered, because it was chosen on the images that measured it."""
     patience: Positive | None = None
     """Validations in a row without a higher top-1 after which the run ends early. Default: never. The learning rate has
-    not come down then, so that the last weights are not the best: add keep_best."""
+    not come down then, so that the last weights are not the best: add keep_best. Several students end together, when
+    none has improved for so long."""
     logger: Literal["none", "wandb", "mlflow"] = "none"
     """Service to which the figures are sent too: Weights & Biases, or MLflow at MLFLOW_TRACKING_URI. metrics.jsonl and
     TensorBoard events are always written."""

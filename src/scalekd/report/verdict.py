@@ -1,34 +1,49 @@
-"""Draws conclusions from runs: whether the teacher paid off, compared with training alone, and what to try next."""
+"""Draws conclusions from runs: whether the teacher paid off, compared with training alone."""
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from scalekd.methods.registry import METHODS
 from scalekd.report.record import Record
+from scalekd.runs.folder import settings_of
 
-NOISE = 2.0  # points: two single runs that differ by less are not distinguished
+NOISE = 2.0  # points: a single run that differs from another by no more is not distinguished from it
 
 
 class _Side(NamedTuple):
-    """The finished runs of one method on the same data with the same student.
+    """Finished runs that differ in nothing but the seed."""
 
-    Attributes:
-        name: The method's name in a report.
-        top1: Last top-1 of each run in percent.
-        seconds: Training time of each run whose time is known.
-    """
+    records: list[Record]
 
-    name: str
-    top1: list[float]
-    seconds: list[float]
+    @property
+    def top1(self) -> list[float]:
+        return [record.last("val/top1") or 0.0 for record in self.records]
 
     @property
     def mean(self) -> float:
         return statistics.mean(self.top1)
+
+    @property
+    def variance(self) -> float:
+        """Squared standard error of the mean; 0 for a single run, whose error is not known."""
+        return statistics.variance(self.top1) / len(self.top1) if len(self.top1) > 1 else 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean training time; None if it is not known."""
+        known = [record.seconds for record in self.records if record.seconds is not None]
+        return statistics.mean(known) if known else None
+
+    @property
+    def names(self) -> str:
+        return ", ".join(record.name for record in self.records)
 
     def __str__(self) -> str:
         """The accuracy with its spread, human-readable."""
@@ -38,64 +53,89 @@ class _Side(NamedTuple):
 
 
 def beside_teacher(top1: float, teacher: float) -> str:
-    """Say what to do if a student is at least as good as its teacher (both in percent); empty if it is not."""
+    """Say what may help if a student is at least as good as its teacher (both in percent); empty if it is not."""
     if top1 < teacher:
         return ""
     return (
-        f"the student ({top1:.1f}%) is as good as its teacher ({teacher:.1f}%): fine-tune the teacher first "
-        "(scalekd adapt --mode finetune), take a stronger one, or train alone (--method none)"
+        f"the student ({top1:.1f}%) is as good as its teacher ({teacher:.1f}%): a stronger teacher, or this one "
+        "fine-tuned (scalekd adapt --mode finetune), may teach it more"
     )
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
-    """Compare the finished runs with those that learned from labels only, on the same data with the same student.
+    """Compare the finished runs with those that learned from labels only, on the same validation images and student.
+
+    Runs that differ in the seed only are averaged. If there are runs on labels only with several settings, those whose
+    training time is nearest are taken.
 
     Returns:
-        One sentence for each method that can be compared, and how to make a comparison where there is none.
+        A sentence for each setting that can be compared, and how to make a comparison if there is none.
     """
     finished = [record for record in records if record.finished and record.last("val/top1") is not None]
-    found = []
-    for _, same in groupby(sorted(finished, key=_setting), key=_setting):
-        sides = [_side(name, list(of)) for name, of in groupby(sorted(same, key=method_name), key=method_name)]
-        alone = next((side for side in sides if side.name == METHODS["none"].label), None)
-        taught = [side for side in sides if side is not alone]
-        if alone is not None:
-            found += [_compare(side, alone) for side in taught]
-        elif taught:
-            found.append(
-                "What the teacher adds is not known: compare with the same student on labels only for the same time "
-                "(--method none, more epochs)."
-            )
+    settings = [list(same) for _, same in groupby(sorted(finished, key=_student), key=_student)]
+    found, incomparable = [], False
+    for same in settings:
+        sides = [_Side(list(of)) for _, of in groupby(sorted(same, key=_settings), key=_settings)]
+        alone = [side for side in sides if side.records[0].method == "none"]
+        taught = [side for side in sides if side not in alone]
+        whose = f"{Path(str(same[0].keys.get('student'))).name}: " if len(settings) > 1 else ""
+        incomparable |= bool(taught) and not alone
+        found += [whose + _compare(side, _nearest(side, alone)) for side in taught if alone]
+    if incomparable:
+        found.append(
+            "What the teacher adds is not known: compare with the same student on labels only for the same time "
+            "(--method none, more epochs)."
+        )
     return found
 
 
-def method_name(record: Record) -> str:
-    """Return the name of a run's method; the lean form has its own."""
-    label = METHODS[record.method].label if record.method in METHODS else record.method
-    return f"{label}, lean" if record.keys.get("lean") and record.method == "scalekd" else label
-
-
-def _setting(record: Record) -> tuple[str, ...]:
+def _student(record: Record) -> tuple[str, ...]:
     """Return what two runs must share to be compared: validation images, resolution, and student with its weights."""
     inputs = (record.inputs.get(name) for name in ("validation data", "student weights"))
-    keys = (record.keys.get(key) for key in ("resolution", "student", "student_pretrained"))
+    keys = (record.keys.get(key) for key in ("resolution", "student", "student_args", "student_pretrained"))
     return tuple(map(str, (*inputs, *keys)))
 
 
-def _side(name: str, records: Sequence[Record]) -> _Side:
-    seconds = [record.seconds for record in records if record.seconds is not None]
-    return _Side(name, [record.last("val/top1") or 0.0 for record in records], seconds)
+def _settings(record: Record) -> str:
+    """Return all settings that affect the result, apart from the seed, and the training images."""
+    keys = settings_of(record.keys)
+    return json.dumps([keys, record.inputs.get("training data")], sort_keys=True, default=str)
+
+
+def _nearest(taught: _Side, alone: Sequence[_Side]) -> _Side:
+    def distance(side: _Side) -> float:
+        if not taught.seconds or not side.seconds:
+            return math.inf
+        return abs(math.log(side.seconds / taught.seconds))
+
+    return min(alone, key=distance)
+
+
+def _name(side: _Side) -> str:
+    """Name a side by its method, the lean form by its own name, and the names of its runs."""
+    first = side.records[0]
+    label = METHODS[first.method].label if first.method in METHODS else first.method
+    lean = ", lean" if first.keys.get("lean") and first.method == "scalekd" else ""
+    return f"{label}{lean} ({side.names})"
 
 
 def _compare(taught: _Side, alone: _Side) -> str:
-    """Say by how much a method is better or worse than labels only, and at how many times its time."""
+    """Say by how much a setting is better or worse than labels only, and at how many times its training time."""
+    images = [side.records[0].training_images for side in (taught, alone)]
+    differ = images[0] and images[1] and images[0] != images[1]
+    of = f", of {images[0]:,} against {images[1]:,} training images" if differ else ""
+    said = f"{_name(taught)}: {taught} against {alone} of {_name(alone)}{of}{_times(taught, alone)}. "
     gap = taught.mean - alone.mean
-    time = ""
-    if taught.seconds and alone.seconds and statistics.mean(alone.seconds):
-        time = f", in {statistics.mean(taught.seconds) / statistics.mean(alone.seconds):.2g} times the time"
-    figures = f"{taught} against {alone} on labels only{time}"
-    if abs(gap) < NOISE and min(len(taught.top1), len(alone.top1)) == 1:
-        return f"{taught.name}: {figures}. Single runs that differ by less than {NOISE:g} points are not distinguished."
-    if gap <= 0:
-        return f"{taught.name}: {figures}. Training alone is {-gap:.1f} points better here."
-    return f"{taught.name}: {figures}, {gap:.1f} points better."
+    single = min(len(taught.top1), len(alone.top1)) == 1
+    if abs(gap) <= max(NOISE if single else 0.0, 2 * math.sqrt(taught.variance + alone.variance)):
+        return f"{said}They are not distinguished: the difference of {abs(gap):.1f} points is within the noise."
+    if gap < 0:
+        return f"{said}Labels only is {-gap:.1f} points better here."
+    return f"{said}That is {gap:.1f} points better."
+
+
+def _times(taught: _Side, alone: _Side) -> str:
+    if not taught.seconds or not alone.seconds:
+        return ""
+    ratio = taught.seconds / alone.seconds
+    return f", in {ratio:,.1f} times the training time (without fitting the teacher and filling a cache)"

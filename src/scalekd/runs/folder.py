@@ -28,7 +28,8 @@ _OURS = (
     "student.best.safetensors", "segmenter.safetensors", "service.json", "detector.safetensors", "recipe.yaml",
 )  # fmt: skip
 GROUP = "group.json"  # lists the students of a group of runs, in the folder that holds their run folders
-EPOCHS_BEFORE = "epochs_before"  # in environment.json: the lengths that a continued run had
+EPOCHS_BEFORE = "epochs_before"  # in environment.json and result.json: the epochs that a continued run had before
+ENDED_EARLY = "ended_early"  # in result.json: whether `patience` ended the run
 # Keys that may change in a resumed run: locations, and settings that do not affect the result.
 _PLACES = {"data", "teacher_weights", "student_weights", "backbone_weights", "cache", *ListKeys.model_fields}
 _MODELS = {"teacher", "student", "backbone"}  # a name, or a weights file
@@ -104,7 +105,7 @@ class RunFolder:
                 )
             if changed:
                 raise UserError(self._changed(changed[0], stored.get(changed[0]), inputs.get(changed[0])))
-            if self.is_longer(recipe):
+            if self.continues(recipe):
                 self._continue(recipe)
             return
         write_json(self.inputs, inputs)
@@ -114,14 +115,22 @@ class RunFolder:
     def _continue(self, recipe: Keys) -> None:
         """Turn the run, finished or not, into an unfinished one of more epochs; its former lengths are recorded."""
         self.result.unlink(missing_ok=True)  # first: if this is interrupted, the run is one to resume
-        before = [*self.epochs_before, self._stored_epochs]
-        if self.epochs_before[-1:] != before[-1:]:  # not recorded yet by an attempt that was interrupted here
-            write_json(self.environment, read_json(self.environment) | {EPOCHS_BEFORE: before})
+        before = self.epochs_before
+        if self.is_longer(recipe) and self._stored_epochs not in before:  # it is after an interruption just here
+            content = {EPOCHS_BEFORE: [*before, self._stored_epochs]}
+            write_json(self.environment, read_json(self.environment) | content)
         self._write_recipe(recipe)
 
     def is_longer(self, recipe: Keys) -> bool:
         """Whether a recipe has more epochs than the run in this folder."""
         return isinstance(recipe, Recipe) and recipe.epochs > self._stored_epochs
+
+    def continues(self, recipe: Keys) -> bool:
+        """Whether a recipe lets the run in this folder train on: more epochs, or another patience if that ended it."""
+        if self.is_longer(recipe) or not self.finished or not isinstance(recipe, Recipe):
+            return self.is_longer(recipe)
+        ended = bool(self.stored_result().get(ENDED_EARLY))
+        return ended and recipe.patience != self.stored_keys().get("patience")
 
     @property
     def _stored_epochs(self) -> int:
@@ -193,7 +202,7 @@ class RunFolder:
         if isinstance(recipe, Recipe) and stored.get("projector_lr_scale") == recipe.used_projector_lr_scale:
             free = free | {"projector_lr_scale"}  # `auto`, or the number that it stands for
         if may_be_longer and self.is_longer(recipe):
-            free = free | {"epochs"}
+            free = free | {"epochs", "warmup_epochs"}  # the latter is long past, and its default follows the former
         changed = [key for key in wanted if key not in free and _differs(key, stored.get(key), wanted[key])]
         causes = [key for key in changed if _FOLLOWS.get(key) not in changed]
         if causes:
@@ -230,11 +239,9 @@ class RunFolder:
                 self._refuse(key, stored[key], value)
 
     def _refuse(self, key: str, stored: object, wanted: object) -> None:
-        raised = key == "epochs" and isinstance(stored, int) and isinstance(wanted, int) and wanted > stored
-        more = "; --resume (not --auto-resume) continues it for more epochs" if raised else ""
         raise UserError(
             f"resume: {key} is {wanted!r} but the run in {self.path} was started with {stored!r}; "
-            f"remove it, or start from scratch with --overwrite{more}"
+            f"remove it, or start from scratch with --overwrite"
         )
 
     def stored_keys(self) -> dict[str, Any]:
@@ -287,6 +294,11 @@ class RunFolder:
 
     def _logs(self) -> list[Path]:
         return [path for path in (self.metrics, *sorted(self.tensorboard.glob("*.scalekd"))) if path.is_file()]
+
+
+def settings_of(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those keys of a stored recipe that affect a run's result, apart from the seed."""
+    return {key: value for key, value in keys.items() if key not in _PLACES | _CONDUCT | {"seed", "micro_batch"}}
 
 
 def _differs(key: str, stored: object, wanted: object) -> bool:

@@ -184,9 +184,9 @@ class RunGroup:
                     f"resume: the run in {run.path} is one of a group, which is resumed together; "
                     f"add --resume to --output {run.path.parent}"
                 )
-        longer = [run.is_longer(recipe) for run, recipe in zip(self.runs, recipes, strict=True)]
+        longer = [run.continues(recipe) for run, recipe in zip(self.runs, recipes, strict=True)]
         if any(longer) and not self.checkpoints.files:
-            raise UserError(f"resume: {self.path} has no checkpoint from which it could continue for more epochs")
+            raise UserError(f"resume: {self.path} has no checkpoint from which it could continue")
         if all(run.finished for run in self.runs) and not any(longer):
             what = "runs" if self.students else "run"
             are = "are" if self.students else "is"

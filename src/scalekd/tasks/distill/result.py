@@ -17,6 +17,8 @@ def write_result(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> di
     """Write the result of a student, and print a warning if it suggests that nothing was learned."""
     recipe, folder, accuracies = run.recipe, learner.folder, learner.accuracies
     assert folder is not None
+    # Without the length of a continuation that was interrupted before it began.
+    before = [epochs for epochs in folder.epochs_before if epochs < recipe.epochs]
     warnings = nothing_learned(logged_losses(folder.metrics), accuracies.get("top1"), run.val)
     for warning in warnings:
         run.context.say(f"warning: {learner.name + ': ' if learner.name else ''}{warning}")
@@ -31,7 +33,7 @@ def write_result(run: Run, learner: StudentLearner, facts: dict[str, Any]) -> di
         "device": run.compute.device.type,
         "dtype": str(run.compute.dtype).removeprefix("torch."),
         **_best(learner),
-        **({EPOCHS_BEFORE: folder.epochs_before} if folder.epochs_before else {}),
+        **({EPOCHS_BEFORE: before} if before else {}),
         "student": folder.student.name,
         "sha256": file_hash(folder.student),
         **({"group": run.context.group.students} if run.context.group.students else {}),

@@ -125,6 +125,9 @@ def _distill(
             at_once = {"micro_batch": processes.from_first(lambda: _stored_micro_batch(group, recipes[0], processes))}
             recipes = [recipe.model_copy(update=at_once) for recipe in recipes]
         processes.from_first(lambda: group.check(recipes, resume=resume, overwrite=overwrite))
+        if resume and recipes[0].cache is not None and recipes[0].augmentation_epochs is None:
+            views = {"augmentation_epochs": processes.from_first(lambda: _stored_views(group, recipes[0]))}
+            recipes = [recipe.model_copy(update=views) for recipe in recipes]
         run = build_run(recipes, context, given or Given())
         for line in (*check_training(run), *describe_run(run)):
             say(line)
@@ -136,14 +139,20 @@ def _distill(
         for line in describe_starting_points(run, teacher_accuracy):
             say(line)
         inputs = check_inputs(run)
-        if resume and processes.from_first(lambda: context.folder.is_longer(run.recipe)):
+        if resume and processes.from_first(lambda: context.folder.continues(run.recipe)):
             processes.from_first(lambda: bool(group.checkpoints.newest(say)))  # raises before the result is deleted
-            say(f"resume    for more epochs, {run.recipe.epochs} in all; the learning rate follows their schedule")
+            say(f"resume    for {run.recipe.epochs} epochs in all; the learning rate follows their schedule")
         # Last, so that a run that cannot start does not delete another.
         processes.from_first(lambda: group.prepare(run.recipes, inputs, resume=resume))
         if resume and (packages := processes.from_first(context.folder.changed_packages)):
             say(f"warning: other packages than at the start, so figures may differ: {', '.join(packages)}")
         return fit(run, teacher_accuracy, live, resume_with)
+
+
+def _stored_views(group: RunGroup, recipe: Recipe) -> int | None:
+    """Return the views of a run from a cache that continues for more epochs, which repeat; None if it does not."""
+    folder = group.runs[0]
+    return int(folder.stored_keys()["epochs"]) if folder.is_longer(recipe) else None
 
 
 def _stored_micro_batch(group: RunGroup, recipe: Recipe, processes: Processes) -> int | None:

@@ -134,14 +134,20 @@ class StudentLearner(Learner):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Return this learner's state for a checkpoint, apart from its tensors."""
-        return super().checkpoint_state() | {"best": self.best and list(self.best), "waited": self.waited}
+        return super().checkpoint_state() | {
+            "best": self.best and list(self.best),
+            "waited": self.waited,
+            "epochs": self.recipe.epochs,
+        }
 
     def restore_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Restore the state that `checkpoint_state` returned."""
         super().restore_checkpoint_state(state)
         lost = self.recipe.keep_best and not (self.folder is not None and self.folder.best_student.is_file())
         if state.get("best") and not lost:  # otherwise the best is sought from here on
-            self.best, self.waited = Best(*state["best"]), state.get("waited", 0)
+            self.best = Best(*state["best"])
+            # A run that continues for more epochs begins to wait again: its learning rate rises, and accuracy falls.
+            self.waited = state.get("waited", 0) if state.get("epochs") == self.recipe.epochs else 0
 
     def save(self, classes: tuple[str, ...], top1: float | None, *, best: bool = False) -> None:
         """Write the student's weights, with class names and accuracy in percent; called by all processes.
