@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,19 +24,21 @@ from scalekd.commands.evaluate import Measured
 from scalekd.commands.model import read_model
 from scalekd.commands.predict import Prediction
 from scalekd.data.sources.objects import ImageDataset, read_object, read_objects
+from scalekd.data.split import Split
 from scalekd.engine.launcher import launched
 from scalekd.errors import UserError
 from scalekd.models.folders import TEACHER
 from scalekd.models.sources import MODULE
 from scalekd.models.weights import read_weights
 from scalekd.progress import plain_lines
-from scalekd.recipes import load
+from scalekd.recipes import Recipe, load
 from scalekd.recipes.command_options import ADAPT, check_format, check_mode
 from scalekd.report.live import live_figures
 from scalekd.runs.folder import RunFolder
 from scalekd.tasks.distill import distill as distill_run
 from scalekd.tasks.distill import fill_cache
 from scalekd.tasks.distill.given import Given
+from scalekd.tasks.distill.inputs import count_images
 
 Model = str | Path | nn.Module
 Data = str | Path
@@ -52,6 +55,7 @@ class Distilled:
         weights: The student's weights file.
         top1: Accuracy on the validation images in percent; None if it was not measured.
         top5: The same for the five most probable classes; None for fewer than six classes.
+        map: Mean average precision in percent with several labels per image (`multi_label`), where there is no top-1.
         result: The content of `result.json`: accuracies, time, energy and more.
         curves: The content of `metrics.jsonl`: what was logged, a dictionary for each logged step or validation.
     """
@@ -61,6 +65,7 @@ class Distilled:
     weights: Path
     top1: float | None
     top5: float | None
+    map: float | None
     result: dict[str, Any]
     curves: list[dict[str, Any]]
 
@@ -71,12 +76,14 @@ class Adapted:
 
     Attributes:
         weights: Its weights file, for `teacher` of `distill`.
-        top1: Its accuracy on the validation images in percent.
+        top1: Its accuracy on the validation images in percent; None with several labels per image.
+        map: Its mean average precision with several labels per image.
         result: What else the command prints with `--json`.
     """
 
     weights: Path
-    top1: float
+    top1: float | None
+    map: float | None
     result: dict[str, Any]
 
 
@@ -157,7 +164,8 @@ def distill(
     folder = RunFolder(output)
     stored = folder.stored_keys() if resume and recipe is None else None
     console = Console(stderr=True, quiet=quiet)
-    settings = load(stored if recipe is None else recipe, named | keys, plain_lines(console))
+    count = count_images if given.splits is None else partial(_length, given.splits[0])
+    settings = load(stored if recipe is None else recipe, named | keys, plain_lines(console), count)
     if settings.devices > 1 and not launched():
         raise UserError("devices: a call trains in its own process; start the script with torchrun, or use the command")
     result = distill_run(
@@ -171,8 +179,13 @@ def distill(
         resume_with=f"scalekd.distill(..., output={str(folder.path)!r}, resume=True)",
     )
     curves = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
-    top1, top5 = result.get("top1"), result.get("top5")
-    return Distilled(_trained(student, folder), folder.path, folder.student, top1, top5, result, curves)
+    measured = {name: result.get(name) for name in ("top1", "top5", "map")}
+    trained = _trained(student, folder)
+    return Distilled(trained, folder.path, folder.student, result=result, curves=curves, **measured)
+
+
+def _length(split: Split, _recipe: Recipe) -> int:
+    return len(split)
 
 
 def _name(model: Model) -> str:
@@ -229,7 +242,7 @@ def adapt(
         overwrite=overwrite,
         console=Console(stderr=True, quiet=quiet),
     )
-    return Adapted(Path(output) / TEACHER, result["top1"], result)
+    return Adapted(Path(output) / TEACHER, result.get("top1"), result.get("map"), result)
 
 
 def cache(*, teacher: str | Path, data: Data, cache: str | Path, recipe: str | Path | None = None, **keys: Any) -> Path:
@@ -249,7 +262,7 @@ def cache(*, teacher: str | Path, data: Data, cache: str | Path, recipe: str | P
         UserError: For any wrong input.
     """
     named = {"teacher": str(teacher), "data": str(data), "cache": str(cache)}
-    return Path(fill_cache(load(recipe, named | keys))["folder"])
+    return Path(fill_cache(load(recipe, named | keys, count=count_images))["folder"])
 
 
 def evaluate(
@@ -279,13 +292,16 @@ def evaluate(
     )
 
 
-def predict(model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, **keys: Any) -> Predicted:
+def predict(
+    model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, threshold: float = 0.0, **keys: Any
+) -> Predicted:
     """Find the most probable classes of images, as `scalekd predict` does.
 
     Args:
         model: A run's folder, or a name or file as for the command, also an .onnx file.
         images: Images, and folders of images.
-        top: Number of classes for each image.
+        top: Number of classes for each image, at most.
+        threshold: The least probability of a class.
         keys: Recipe keys, such as `batch=64`.
 
     Raises:
@@ -295,7 +311,12 @@ def predict(model: str | Path, images: str | Path | Sequence[str | Path], *, top
     missing: dict[str, str] = {}
     found = dict(
         predict_command.predict(
-            str(model), predict_command.list_images([Path(place) for place in places]), keys, missing, top=top
+            str(model),
+            predict_command.list_images([Path(place) for place in places]),
+            keys,
+            missing,
+            top=top,
+            threshold=threshold,
         )
     )
     return Predicted(found, missing)

@@ -10,10 +10,26 @@ import yaml
 from conftest import Cli
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
-    (), ("quickstart",), ("distill",), ("evaluate",), ("adapt",), ("cache",), ("inspect",), ("export",), ("predict",),
-    ("report",), ("import",), ("data",), ("data", "check"), ("recipes",), ("recipes", "show"), ("transfer",),
-    ("transfer", "segmentation"), ("transfer", "detection"),
-)  # fmt: skip
+    (),
+    ("quickstart",),
+    ("distill",),
+    ("evaluate",),
+    ("adapt",),
+    ("cache",),
+    ("inspect",),
+    ("export",),
+    ("predict",),
+    ("report",),
+    ("import",),
+    ("data",),
+    ("data", "check"),
+    ("recipes",),
+    ("recipes", "show"),
+    ("transfer",),
+    ("transfer", "segmentation"),
+    ("transfer", "detection"),
+)
+EVERYTHING = ("--help", "all")  # fmt: skip
 
 
 def examples(text: str) -> list[str]:
@@ -36,16 +52,29 @@ def defaults(text: str) -> dict[str, str]:
 def test_nothing_is_cut_off_at_any_width(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     for command in COMMANDS:
-        outcome = cli(*command, "--help")
+        outcome = cli(*command, *EVERYTHING)
         assert outcome.code == 0, command
         assert max(map(len, outcome.out.splitlines())) <= width, command
         for mark in ("\N{HORIZONTAL ELLIPSIS}", "<str>", "<path>", "<int>", "default: ("):
             assert mark not in outcome.out, command
-    assert "norm,bias,position,class_token]" in cli("distill", "--help").out
+    assert "norm,bias,position,class_token]" in cli("distill", *EVERYTHING).out
+
+
+def test_help_lists_what_one_needs_first(cli: Cli) -> None:
+    short, whole = cli("distill", "--help").out, cli("distill", *EVERYTHING).out
+    assert len(short.splitlines()) < 110
+    for flag in ("--teacher", "--student", "--data", "--epochs", "--batch", "--lr", "--output", "--recipe"):
+        assert f"\n  {flag} " in short, flag
+    more = re.search(r"(\d+) more flags: scalekd distill --help all\n", short)
+    assert more is not None
+    listed = [len(re.findall(r"\n  --", text)) for text in (short, whole)]
+    assert listed[1] - listed[0] == int(more[1])
+    assert "more flags" not in whole
+    assert "--softmax-scale" in whole
 
 
 def test_examples_have_flags_that_are_there(cli: Cli) -> None:
-    texts = {command: cli(*command, "--help").out for command in COMMANDS}
+    texts = {command: cli(*command, *EVERYTHING).out for command in COMMANDS}
     shown = [line for text in texts.values() for line in examples(text)]
     assert len(shown) >= 20
     for line in shown:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from tool_docs import row, scripts
 
-from scalekd.data import read_split
+from scalekd.data import read_split, read_splits
 from scalekd.errors import UserError
+from scalekd.recipes import SourceKeys
 
 CLASSES = ("cat", "dog")
 NAMES = tuple(f"photo {number}" for number in range(5))
@@ -68,6 +71,19 @@ def roboflow_csv(data: Path) -> str:
             lines.append(f"{split} {name}.jpg, {int(index % 2 == 0)}, {int(index != 2) if index else 0}")
         (data / split / "_classes.csv").write_text("\n".join(lines))
     return "Roboflow's CSV of labels"
+
+
+def test_roboflows_list_of_several_classes_is_read_as_it_is(tmp_path: Path) -> None:
+    roboflow_csv(tmp_path)
+    text = row("Roboflow, multi-label CSV")
+    names = {key: re.findall(rf"--{key} (\S+_classes.csv)", text)[0] for key in ("train-split", "val-split")}
+    train, val = read_splits(
+        tmp_path, names["train-split"], names["val-split"], SourceKeys(multi_label="--multi-label" in text)
+    )
+    assert train.classes == val.classes == CLASSES
+    assert [np.asarray(train.target(index)).tolist() for index in range(3)] == [[1, 0], [0, 1], [1, 0]]
+    with train.open(0) as image:
+        assert image.size == (8, 6)
 
 
 def labelme(data: Path) -> str:

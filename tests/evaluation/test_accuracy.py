@@ -28,5 +28,5 @@ def test_a_hand_counted_accuracy() -> None:
         corrupt=CorruptImages(1),
     )
     assert accuracy.images == 6
-    assert accuracy.top1 == pytest.approx(100 * 4 / 6)
-    assert accuracy.top5 == pytest.approx(100 * 5 / 6)
+    assert accuracy.figures == pytest.approx({"top1": 100 * 4 / 6, "top5": 100 * 5 / 6})
+    assert (accuracy.metric, accuracy.main) == ("top1", accuracy.figures["top1"])

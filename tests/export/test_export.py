@@ -31,7 +31,7 @@ def write(folder: Path, kind: str, classes: tuple[str, ...] = CLASSES) -> tuple[
     torch.manual_seed(0)
     name, arguments = STUDENTS[kind]
     model = Classifier(name, pretrained=False, num_classes=3, resolution=32, **arguments).eval()
-    model.save(folder / f"{kind}.safetensors", classes, top1=50.0)
+    model.save(folder / f"{kind}.safetensors", classes, accuracy=50.0)
     return model, folder / f"{kind}.safetensors"
 
 

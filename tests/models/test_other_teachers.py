@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import Cli
+from conftest import CLASSES, TINY_CNN, TINY_RUN, Cli
 from torch import Tensor, nn
 
 from scalekd import ScaleKD, Student, Teacher, UserError
-from scalekd.models import transformers_models
+from scalekd.models import Classifier, transformers_models
 from scalekd.planner import model_cost
 from scalekd.recipes import load
 
@@ -282,3 +282,31 @@ def test_the_command_takes_a_teacher_of_ones_own(
     cli("distill", *other, *short, "--output", tmp_path / "other").refused("cache")
     shown = cli("report", tmp_path / "run")
     assert shown.code == 0, shown.err
+
+
+def test_any_classifier_teaches_its_logits(tmp_path: Path, data: Path, cli: Cli) -> None:
+    """A ResNet-18 is its own teacher's kind: kd, dist and ofa need no tokens; the other methods do."""
+    torch.manual_seed(0)
+    teacher = Classifier("resnet18", pretrained=False, num_classes=3, resolution=32, **TINY_CNN)
+    teacher.save(tmp_path / "cnn.safetensors", CLASSES)
+    pair = ("--teacher", tmp_path / "cnn.safetensors", "--no-check-teacher", "--data", data, *TINY_RUN, "--epochs", "1")
+    for method in ("kd", "dist", "ofa"):
+        outcome = cli("distill", *pair, "--method", method, "--output", tmp_path / method)
+        assert outcome.code == 0, outcome.err
+        assert "only its logits are used" in outcome.err
+    cli("distill", *pair, "--output", tmp_path / "all").refused("not a vision transformer", "teacher_tokens")
+    cached = ("--method", "kd", "--augmentation-epochs", "1", "--cache", tmp_path / "caches")
+    assert cli("cache", *pair, *cached).code == 0
+    outcome = cli("distill", *pair, *cached, "--output", tmp_path / "cached")
+    assert outcome.code == 0, outcome.err
+    again = cli("distill", *pair, *cached[:4], "--output", tmp_path / "live")
+    assert again.code == 0, again.err
+    hashes = [json.loads((tmp_path / run / "result.json").read_text())["sha256"] for run in ("cached", "live")]
+    assert hashes[0] == hashes[1]
+    report = cli("report", tmp_path / "kd", "--output", tmp_path / "page.html")
+    assert report.code == 0, report.err
+
+
+def test_a_teacher_without_logits_cannot_teach_them() -> None:
+    with pytest.raises(UserError, match=r"returns \[1, 8, 8, 8\], not logits"):
+        Teacher(nn.Conv2d(3, 8, 4, 4), resolution=32, logits_only=True)

@@ -42,7 +42,7 @@ def test_a_teacher_that_is_no_better_is_a_warning(
 def test_a_better_teacher_is_none(
     cli: Cli, data: Path, tmp_path: Path, teacher_file: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "measure_accuracy", lambda *_, **__: Accuracy(100.5, None, 6))
+    monkeypatch.setattr(preflight, "measure_accuracy", lambda *_, **__: Accuracy({"top1": 100.5}, 6))
     own = ("--teacher", teacher_file, "--data", data, *TINY_RUN, "--epochs", "1", "--student-weights", weights)
     outcome = cli("distill", *own, "--output", tmp_path / "run")
     assert outcome.code == 0, outcome.err

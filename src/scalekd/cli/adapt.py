@@ -21,7 +21,7 @@ _TRAINING = {
 
 
 @with_recipe_flags(
-    "data", *SourceKeys.model_fields, "resolution", "crop_fraction", "teacher_weights",
+    "data", *SourceKeys.model_fields, "class_weights", "resolution", "crop_fraction", "teacher_weights",
     "teacher_args", "workers",
     "max_corrupt", "max_pixels", "data_patience", "batch", "seed", "precision", "accelerator", *_TRAINING,
     help_texts=_TRAINING | {

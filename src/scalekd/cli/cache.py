@@ -51,9 +51,12 @@ def cache(
         scalekd cache --recipe imagenette --data DATA --cache CACHES
         scalekd distill --recipe imagenette --data DATA --cache CACHES --output out
     """
-    settings = load(recipe, flags, partial(typer.echo, err=True))
+    load(recipe, flags)  # refuses wrong values before torch is imported
     from scalekd.data.cache.store import size
     from scalekd.tasks.distill import fill_cache
+    from scalekd.tasks.distill.inputs import count_images
+
+    settings = load(recipe, flags, partial(typer.echo, err=True), count_images)
 
     found = fill_cache(settings, plan=plan, rebuild=rebuild)
     if as_json:

@@ -18,7 +18,13 @@ _STUDENT = (
 )
 
 
-@with_recipe_flags()
+_FIRST = (
+    "method", "lean", "teacher", "cache", "student_pretrained", "data", "val_share", "resolution", "epochs", "batch",
+    "lr",
+)  # fmt: skip
+
+
+@with_recipe_flags(first=_FIRST)
 def distill(
     *,
     output: Annotated[Path | None, typer.Option(help="Folder for weights, logs and checkpoints.")] = None,
@@ -51,10 +57,10 @@ def distill(
 ) -> None:
     r"""Train a student, with a frozen vision transformer as its teacher or on labels only.
 
-    Flags are recipe keys and override the recipe. The weights in OUTPUT/student.safetensors are plain timm weights.
-    CAP is the cross attention projector from a student's map to tokens like the teacher's, DFM the dual-view feature
-    mimicking that compares them, TPP the teacher parameter perception: a path through the teacher's own last stage (its
-    tail). docs/method.md has the equations.
+    Flags are recipe keys (docs/keys.md) and override the recipe. The weights in OUTPUT/student.safetensors are plain
+    timm weights. CAP is the cross attention projector from a student's map to tokens like the teacher's, DFM the
+    dual-view feature mimicking that compares them, TPP the teacher parameter perception: a path through the teacher's
+    own last stage (its tail). docs/method.md has the equations.
 
     Examples:
         scalekd distill --teacher TEACHER --student vit_tiny_patch16_224 \
@@ -77,8 +83,11 @@ def distill(
             raise UserError(f"{mode}: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
         if len(students) > 1:
             raise UserError(f"{mode}: tries one student at a time, not {len(students)}; pass one --student")
-        settings = load(recipe, flags, partial(typer.echo, err=True))
         from scalekd.commands.distill import dry_run_command, pilot_command
+        from scalekd.tasks.distill.inputs import count_images
+
+        load(recipe, flags)  # refuses wrong values before the data is read
+        settings = load(recipe, flags, partial(typer.echo, err=True), None if check else count_images)
 
         if pilot is None:
             dry_run_command(settings, as_json=as_json)

@@ -1,14 +1,19 @@
-"""Formatting of `--help` as plain text: options below headings, examples at the end, nothing truncated at any width."""
+"""Formatting of `--help` as plain text: options below headings, examples at the end, nothing truncated at any width.
+
+Of a command with many flags, `--help` lists those that one needs first, and `--help all` every one.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 120
+LATER = "shown_later"  # attribute of a command's function: names of the parameters that only `--help all` lists
 _TYPES = {
     "str": "TEXT", "list[str]": "TEXT", "path": "PATH", "list[path]": "PATH", "int": "INT", "int range": "INT",
     "float": "FLOAT",
@@ -48,7 +53,11 @@ class Command(_Plain, TyperCommand):
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write arguments and options; those without their own heading come first."""
         sections: dict[str, list[tuple[str, str]]] = {}
+        later: frozenset[str] = getattr(self.callback, LATER, frozenset())
+        later = frozenset() if sys.argv[-2:] == ["--help", "all"] else later
         for parameter in self.get_params(ctx):
+            if parameter.name in later:
+                continue
             is_argument = parameter.param_type_name == "argument"
             if record := parameter.get_help_record(ctx):
                 heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
@@ -57,6 +66,8 @@ class Command(_Plain, TyperCommand):
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+        if later:
+            formatter.write(f"\n{len(later)} more flags: {ctx.command_path} --help all\n")
 
 
 class Group(_Plain, TyperGroup):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from scalekd.cli.help import LATER
 from scalekd.errors import UserError
 from scalekd.keys import Keys
 from scalekd.recipes import GROUPS
@@ -32,6 +33,7 @@ def with_recipe_flags(
     groups: Sequence[type[Keys]] = GROUPS,
     help_texts: Mapping[str, str] | None = None,
     hidden: Collection[str] = (),
+    first: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds a flag for each recipe key to a command; the flags set are passed as `flags`.
 
@@ -40,6 +42,7 @@ def with_recipe_flags(
         groups: The groups that define the keys.
         help_texts: Help texts of keys that have another meaning or default in this command.
         hidden: Keys that are accepted but not listed in `--help`, because the command does not depend on them.
+        first: Keys that `--help` lists, if it should not list all; `--help all` does.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +61,7 @@ def with_recipe_flags(
             own + [_parameter(name, *fields[name], texts[name], hidden=name in hidden) for name in fields]
         )
         wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}  # type: ignore[attr-defined]
+        setattr(wrapped, LATER, frozenset(fields).difference(hidden, first) if first else frozenset())
         wrapped.__doc__, wrapped.__name__ = command.__doc__, command.__name__
         return wrapped
 

@@ -28,13 +28,18 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGES...", help="Images, and folders of images (in any subfolders).")
     ],
     *,
-    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each image, at most.")] = 5,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Print only classes of this probability or more, such as 0.5.")
+    ] = 0.0,
     weights: Weights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, one per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, index, probability.")] = False,
     flags: Flags,
 ) -> None:
     """Print the most probable classes of images.
+
+    Of a model with several labels per image, each class has a probability of its own (add --threshold 0.5).
 
     Results go to standard output, in the order of the images. Images that cannot be read are skipped and listed on
     standard error at the end, and the exit code is then 1. Exit code 2 means wrong input, as for all commands.
@@ -49,4 +54,4 @@ def predict(
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.predict import run
 
-    run(model, images, flags, top=top, weights=weights, as_json=as_json, as_csv=as_csv)
+    run(model, images, flags, top=top, threshold=threshold, weights=weights, as_json=as_json, as_csv=as_csv)

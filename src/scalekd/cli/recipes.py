@@ -9,7 +9,8 @@ import typer
 
 from scalekd.cli.help import Command, Group
 from scalekd.keys import Keys
-from scalekd.recipes import Recipe, dump, load, load_as, names, resolved, transfer_names
+from scalekd.recipes import Recipe, dump, follows_images, load, load_as, names, resolved, transfer_names
+from scalekd.recipes.own_images import CHOSEN
 from scalekd.tasks.detection import Detection
 from scalekd.tasks.segmentation import Segmentation
 
@@ -45,7 +46,9 @@ def list_recipes(
     for column in ("recipe", *_SHOWN):
         table.add_column(column, no_wrap=True)
     for name, own in keys.items():
-        table.add_row(name, *("" if own[key] is None else f"{own[key]}" for key in _SHOWN))
+        chosen = CHOSEN if follows_images(name) else ()
+        shown = ("by images" if key in chosen else "" if own[key] is None else f"{own[key]}" for key in _SHOWN)
+        table.add_row(name, *shown)
     Console(width=200).print(table)
     typer.echo("\nof `transfer TASK`: " + ", ".join(transfer_names()))
 
@@ -58,3 +61,5 @@ def show(
     """Print a recipe fully resolved: its bases merged, every key of its method listed."""
     recipe = load_as(_KINDS.get(name.partition("/")[0], Recipe), name, {})
     typer.echo(json.dumps(resolved(recipe)) if as_json else dump(recipe), nl=as_json)
+    if follows_images(name):
+        typer.echo(f"note: {', '.join(CHOSEN)} follow from the number of training images in a run", err=True)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from scalekd.errors import UserError, printable
+from scalekd.evaluation import main_metric
 from scalekd.models.folders import TEACHER
 from scalekd.recipes import Recipe, load
 from scalekd.runs.folder import RunFolder
@@ -34,8 +35,8 @@ def run(
         typer.echo(json.dumps(result))
         return
     role, use = ("teacher", "--teacher") if result["teaches"] else ("student", "`scalekd evaluate` and `export` of")
-    file = printable(output / TEACHER)
-    typer.echo(f"{role}   top1 {result['top1']:.2f}% on the validation images; use it with {use} {file}")
+    file, metric = printable(output / TEACHER), main_metric(result)
+    typer.echo(f"{role}   {metric} {result[metric]:.2f}% on the validation images; use it with {use} {file}")
 
 
 def adapt(

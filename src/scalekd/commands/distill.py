@@ -17,12 +17,14 @@ from scalekd.commands.launch import launch
 from scalekd.engine.launcher import launched, restarted
 from scalekd.engine.processes import Processes, joined
 from scalekd.errors import UserError, printable
+from scalekd.evaluation import main_metric
 from scalekd.progress import plain_lines
 from scalekd.recipes import Recipe, load
 from scalekd.report.live import live_figures
 from scalekd.report.verdict import beside_teacher
 from scalekd.runs.group import RunGroup
 from scalekd.tasks.distill import Pilot, distill, distill_students, dry_run, run_pilot
+from scalekd.tasks.distill.inputs import count_images
 from scalekd.tasks.distill.no_learning import ENOUGH_STEPS
 
 _say = partial(typer.echo, err=True)
@@ -63,8 +65,9 @@ def run(
     else:
         typer.echo("\n".join(_line(output / name, result, name or "student") for name, result in results.items()))
         for result in results.values():
-            top1, teacher = result["top1"], result.get("teacher_top1")
-            if top1 is not None and teacher is not None and (advice := beside_teacher(top1, teacher)):
+            metric = main_metric(result)
+            accuracy, teacher = result[metric], result.get(f"teacher_{metric}")
+            if accuracy is not None and teacher is not None and (advice := beside_teacher(accuracy, teacher)):
                 _say(f"note      {advice}")
 
 
@@ -131,7 +134,7 @@ def _train(
     if resume:
         processes.from_first(lambda: _check_given(group, flags, may_be_longer=may_be_longer))
     stored = processes.from_first(group.stored_keys) if resume and recipe is None else recipe
-    settings = load(stored, flags, _say if processes.first else lambda _line: None)
+    settings = load(stored, flags, _say if processes.first else lambda _line: None, count_images)
     if resume and not may_be_longer:  # nor may a recipe's file
         processes.from_first(lambda: _check_given(group, {"epochs": settings.epochs}))
     if settings.devices > 1 and not launched():
@@ -166,7 +169,7 @@ def _results(recipe: str | None, flags: dict[str, Any], students: list[str], out
     group = RunGroup(output, students or RunGroup.stored_students(output))
     _check_given(group, flags)
     stored = group.stored_keys()
-    settings = load(stored if recipe is None else recipe, flags, _say)
+    settings = load(stored if recipe is None else recipe, flags, _say, count_images)
     if settings.micro_batch is None:  # the stored one was chosen to fit in memory
         settings = settings.model_copy(update={"micro_batch": stored.get("micro_batch")})
     wanted = [settings.model_copy(update={"student": student}) for student in group.students] or [settings]
@@ -177,6 +180,7 @@ def _results(recipe: str | None, flags: dict[str, Any], students: list[str], out
 
 def _line(folder: Path, result: dict[str, Any], name: str) -> str:
     """Format a run's result, human-readable."""
-    top1 = "not measured" if result["top1"] is None else f"{result['top1']:.2f}%"
-    top5 = f", top5 {result['top5']:.2f}%" if "top5" in result else ""
-    return f"{name}   top1 {top1}{top5}; weights in {printable(folder / result['student'])}"
+    metric = main_metric(result)
+    accuracy = "not measured" if result[metric] is None else f"{result[metric]:.2f}%"
+    more = "".join(f", {key} {result[key]:.2f}%" for key in ("top5", "f1") if key in result)
+    return f"{name}   {metric} {accuracy}{more}; weights in {printable(folder / result['student'])}"

@@ -73,7 +73,8 @@ def run(
         return
     measured = measure(models[0], weights=weights, args=args, flags=flags)
     if as_json:
-        classes = {"balanced_top1": measured.balanced_top1, "per_class": [asdict(each) for each in measured.per_class]}
+        balanced = {} if measured.top1 is None else {"balanced_top1": measured.balanced_top1}
+        classes = {**balanced, "per_class": [asdict(each) for each in measured.per_class]}
         typer.echo(json.dumps(measured.as_dict() | (classes if per_class else {})))
         return
     typer.echo(str(measured))
@@ -87,8 +88,8 @@ class Measured:
 
     Attributes:
         model: The model's name.
-        top1: Top-1 accuracy in percent.
-        top5: Top-5 accuracy in percent; None for fewer than six classes.
+        figures: Its figures in percent: `top1` and, for more than five classes, `top5`; with several labels per image
+            `map` and `f1`.
         images: Number of images that were measured.
         data: Where they are.
         corrupt_images: Files that could not be read.
@@ -98,8 +99,7 @@ class Measured:
     """
 
     model: str
-    top1: float
-    top5: float | None
+    figures: dict[str, float]
     images: int
     data: str
     corrupt_images: tuple[str, ...]
@@ -108,20 +108,37 @@ class Measured:
     per_class: tuple[ClassFigures, ...]
 
     @property
+    def top1(self) -> float | None:
+        """Top-1 accuracy in percent; None with several labels per image."""
+        return self.figures.get("top1")
+
+    @property
+    def top5(self) -> float | None:
+        """Top-5 accuracy in percent; None for fewer than six classes and with several labels per image."""
+        return self.figures.get("top5")
+
+    @property
     def balanced_top1(self) -> float:
         """Mean recall of the classes that have images, in percent."""
         return balanced_accuracy(self.per_class)
 
     def __str__(self) -> str:
-        top5 = "" if self.top5 is None else f"  top5 {self.top5:.2f}%"
+        figures = "  ".join(f"{name} {value:.2f}%" for name, value in self.figures.items())
         skipped = f", {len(self.corrupt_images)} unreadable left out" if self.corrupt_images else ""
         images = f"{self.images} images of {printable(self.data)}{skipped}"
-        return f"{self.model}  top1 {self.top1:.2f}%{top5}  ({images})"
+        return f"{self.model}  {figures}  ({images})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures for JSON; the classes only if the data has a part of the model's."""
         part = ("classes", "classes_of_model") if len(self.classes) < self.classes_of_model else ()
-        return {name: getattr(self, name) for name in ("model", "top1", "top5", "images", *part, "corrupt_images")}
+        names = ("images", *part, "corrupt_images")
+        return {
+            "model": self.model,
+            "top1": self.top1,
+            "top5": self.top5,
+            **self.figures,
+            **{name: getattr(self, name) for name in names},
+        }
 
 
 @dataclass(frozen=True)
@@ -199,6 +216,8 @@ def measure(
             typer.echo(line, err=True)
     compute = pick_compute(recipe)
     classifier, crop = subject.build(recipe, compute)
+    if classifier.multi_label and split.sets is None:
+        raise UserError(f"model: {classifier.name} gives an image several labels; pass --multi-label, and such data")
     known = classifier.classes or classifier.imagenet_classes(split.classes)
     occurring = [name for name in known if name in split.classes]
     if len(occurring) == len(split.classes):  # the model knows all classes of the split, in any order
@@ -218,6 +237,7 @@ def measure(
         num_classes=classifier.num_classes,
         compute=compute,
         corrupt=corrupt,
+        multi_label=split.sets is not None,
         further=counts,
     )
     if len(occurring) < len(known):
@@ -229,8 +249,7 @@ def measure(
         )
     return Measured(
         model=classifier.name,
-        top1=accuracy.top1,
-        top5=accuracy.top5,
+        figures=accuracy.figures,
         images=accuracy.images,
         data=str(split.root),
         corrupt_images=tuple(sorted(corrupt.paths)),
@@ -250,7 +269,10 @@ def _print_classes(measured: Measured) -> None:
         figures = ("-" if value is None else f"{value:.1f}%" for value in (each.precision, each.recall, each.f1))
         table.add_row(Text(printable(each.name)), str(each.images), *figures)
     Console(width=200).print(table)
-    typer.echo(f"balanced top1 {measured.balanced_top1:.2f}% (mean recall of the classes that have images)")
+    if measured.top1 is None:
+        typer.echo("a class is an answer where its probability is 0.5 or more")
+    else:
+        typer.echo(f"balanced top1 {measured.balanced_top1:.2f}% (mean recall of the classes that have images)")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -261,6 +283,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _compare(subjects: Sequence[_Subject], *, knn: bool, linear: bool, as_json: bool) -> None:
     """Print the accuracy with each model's features, all on the data of the first model that specifies data."""
+    if any(subject.keys.get("multi_label") for subject in subjects):
+        raise UserError("knn: neighbours and probes are for one label per image; leave out --knn and --linear")
     shared = next(({key: s.keys[key] for key in _SHARED if key in s.keys} for s in subjects if "data" in s.keys), None)
     if shared is None:
         raise UserError(_NO_DATA.format(splits="train/<class>/ and val/<class>/"))

@@ -17,6 +17,7 @@ from scalekd.commands.model import Named, read_model
 from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError
+from scalekd.evaluation import main_metric
 from scalekd.exports.compare import Agreement, agreement, time_ratio
 from scalekd.exports.folding import Folded, fold
 from scalekd.exports.hub import push_to_hub
@@ -260,8 +261,8 @@ def _quantise(
     before, after = images.accuracy(full, "float32", **how), images.accuracy(small, "int8", **how)
     return {
         "output": str(path),
-        "top1": after.top1,
-        "float32_top1": before.top1,
+        after.metric: after.main,
+        f"float32_{before.metric}": before.main,
         "images": after.images,
         "size_ratio": path.stat().st_size / target.stat().st_size,
         "time_ratio": time_ratio(full, small, _one_image(named.classifier)),
@@ -269,8 +270,9 @@ def _quantise(
 
 
 def _describe_int8(result: dict[str, Any]) -> str:
+    metric = main_metric(result)
     return (
-        f"int8      {result['output']}: top1 {result['top1']:.2f}% (float32 {result['float32_top1']:.2f}%) on "
+        f"int8      {result['output']}: {metric} {result[metric]:.2f}% (float32 {result[f'float32_{metric}']:.2f}%) on "
         f"{result['images']} images; {result['size_ratio']:.2f} of the size and {result['time_ratio']:.2f} of the time "
         "of the float32 file"
     )

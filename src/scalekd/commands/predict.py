@@ -43,6 +43,7 @@ def run(
     flags: dict[str, Any],
     *,
     top: int,
+    threshold: float,
     weights: Path | None,
     as_json: bool,
     as_csv: bool,
@@ -51,7 +52,7 @@ def run(
     print_one = _print_json if as_json else _print_csv() if as_csv else _print_line
     missing: dict[str, str] = {}
     files = list_images(images)
-    for file, best in predict(model, files, flags, missing, top=top, weights=weights):
+    for file, best in predict(model, files, flags, missing, top=top, threshold=threshold, weights=weights):
         print_one(file, best)
     for file, reason in missing.items():
         typer.echo(f"cannot be read: {printable(file)}{f' ({reason})' if reason else ''}", err=True)
@@ -67,6 +68,7 @@ def predict(
     missing: dict[str, str],
     *,
     top: int,
+    threshold: float = 0.0,
     weights: Path | None = None,
 ) -> Iterator[tuple[str, list[Prediction]]]:
     """Yield each readable image and its most probable classes, in order.
@@ -76,7 +78,8 @@ def predict(
         files: The images.
         flags: Keys that the user passed.
         missing: Images that cannot be read are added to it, with the reason.
-        top: Number of classes.
+        top: Number of classes, at most.
+        threshold: The least probability of a class.
         weights: A safetensors file for a name.
 
     Raises:
@@ -89,7 +92,8 @@ def predict(
     if not classifier.num_classes:
         raise UserError(f"model: {classifier.name} has no head; `scalekd adapt` fits one")
     for index, logits in _predictions(classifier, answer, files, recipe, missing):
-        yield files[index], _best(logits, top, classifier.classes)
+        probabilities = logits.sigmoid() if classifier.multi_label else logits.softmax(0)
+        yield files[index], _best(probabilities, top, threshold, classifier.classes)
 
 
 def list_images(places: Sequence[Path]) -> list[str]:
@@ -161,17 +165,18 @@ def _predictions(
             yield from zip(batch.labels.tolist(), answer(batch.images), strict=True)
 
 
-def _best(logits: Tensor, top: int, classes: Sequence[str]) -> list[Prediction]:
-    values, indices = logits.softmax(0).topk(min(top, len(logits)))
+def _best(probabilities: Tensor, top: int, threshold: float, classes: Sequence[str]) -> list[Prediction]:
+    values, indices = probabilities.topk(min(top, len(probabilities)))
     return [
         Prediction(classes[index] if classes else str(index), index, value)
         for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+        if value >= threshold
     ]
 
 
 def _print_line(file: str, best: list[Prediction]) -> None:
     named = "  ".join(f"{printable(p.name)} {100 * p.probability:.1f}%" for p in best)
-    typer.echo(f"{printable(file)}  {named}")
+    typer.echo(f"{printable(file)}  {named or '-'}")
 
 
 def _print_json(file: str, best: list[Prediction]) -> None:

@@ -21,7 +21,7 @@ from scalekd.data.loader import leave_stopping_to_the_main_process
 from scalekd.data.orientation import AS_STORED
 from scalekd.data.outages import OutageRetry
 from scalekd.data.pixels import is_deep, numbers
-from scalekd.data.split import UNLABELLED, Split
+from scalekd.data.split import Split
 from scalekd.data.worker_restarts import RestartingLoader
 
 _BATCH = 32
@@ -111,9 +111,7 @@ class Findings:
     @property
     def counts(self) -> dict[str, int]:
         """Number of images by class."""
-        labels = self.split.labels[self.split.labels != UNLABELLED]
-        counts = np.bincount(labels, minlength=len(self.split.classes))
-        return dict(zip(self.split.classes, counts.tolist(), strict=True))
+        return dict(zip(self.split.classes, self.split.class_counts.tolist(), strict=True))
 
     def locate(self, images: Iterable[int]) -> list[str]:
         """Return the locations of images, given by index, for messages."""

@@ -52,7 +52,7 @@ def select(split: Split, indices: Indices) -> Split:
 
 def draw(split: Split, count: int, seed: int) -> Split:
     """Draw at most `count` labelled images; the classes have about the shares that they have in the split."""
-    order = _stratified_order(split.labels, seed)
+    order = _stratified_order(split.strata, seed)
     return select(split, order[split.labels[order] != UNLABELLED][:count])
 
 
@@ -68,7 +68,7 @@ def hold_out(split: Split, kept: int, held: int, seed: int) -> tuple[Split, Spli
     Returns:
         The images to train on, and those to measure on.
     """
-    order = _stratified_order(split.labels, seed)
+    order = _stratified_order(split.strata, seed)
     labelled = order[split.labels[order] != UNLABELLED]
     measured = labelled[len(labelled) - held :]  # the last ones, so that the first part of the rest keeps its shares
     return select(split, order[~np.isin(order, measured)][:kept]), select(split, measured)

@@ -9,7 +9,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -33,9 +35,10 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, h, w]` in [0, 1], labels `[B]`, unreadable files, and the teacher's outputs if they are cached.
+    """Images `[B, 3, h, w]` in [0, 1], labels, unreadable files, and the teacher's outputs if they are cached.
 
-    Unreadable files are given by path, each with the reason or an empty string.
+    Labels are `[B]` or, with several per image, `[B, K]` (see `Split.target`). Unreadable files are given by path, each
+    with the reason or an empty string.
     """
 
     images: Tensor
@@ -54,11 +57,11 @@ class CachedOutputs(NamedTuple):
 class Sample(NamedTuple):
     """One image and its label, the unreadable files that were met, and the teacher's outputs if they are cached.
 
-    The image is `[3, h, w]` in [0, 1], or None if its file could not be read; the label is -1 if there is none.
+    The image is `[3, h, w]` in [0, 1], or None if its file could not be read. For the label see `Split.target`.
     """
 
     image: Tensor | None
-    label: int
+    label: int | NDArray[np.float32]
     corrupt: dict[str, str]
     teacher_outputs: CachedOutputs | None = None
 
@@ -110,7 +113,7 @@ class ReplayDataset(Dataset[Sample]):
                 continue
             seen = Key(key.epoch, index)
             outputs = None if self.cached_outputs is None else self.cached_outputs(seen)
-            return Sample(pixels, int(self.split.labels[index]), corrupt, outputs)
+            return Sample(pixels, self.split.target(index), corrupt, outputs)
         return Sample(None, -1, corrupt)
 
     def _read(self, epoch: int, index: int) -> Tensor:

@@ -74,15 +74,17 @@ class Split:
 
     Attributes:
         store: Where the images are stored.
-        labels: Class index of each image `[n]`, -1 if unlabelled.
+        labels: Class index of each image `[n]`, -1 if unlabelled; for several labels per image, an index into `sets`.
         classes: Class names; empty if no image is labelled.
         skipped: The files and folders that the listing skipped.
+        sets: With several labels per image (multi-label), the sets of class indices that occur; otherwise None.
     """
 
     store: Store
     labels: Labels
     classes: tuple[str, ...]
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
+    sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,6 +98,39 @@ class Split:
     def unlabelled(self) -> int:
         """Number of images without a label."""
         return int(np.count_nonzero(self.labels == UNLABELLED))
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Number of labelled images of each class `[K]`."""
+        counts = np.bincount(self.labels[self.labels != UNLABELLED], minlength=len(self.sets or self.classes))
+        if self.sets is None:
+            return counts
+        found = np.zeros(len(self.classes), np.int64)
+        for classes, count in zip(self.sets, counts.tolist(), strict=True):
+            found[list(classes)] += count
+        return found
+
+    @property
+    def strata(self) -> Labels:
+        """Group of each image `[n]` for stratified draws: its class, with several labels the rarest, or -1 for none."""
+        if self.sets is None:
+            return self.labels
+        counts = self.class_counts
+        rarest = [min(classes, key=lambda each: counts[each], default=UNLABELLED) for classes in self.sets]
+        return np.array([*rarest, UNLABELLED], np.int32)[self.labels]  # -1 takes the last one
+
+    def target(self, index: int) -> int | NDArray[np.float32]:
+        """Return an image's label: its class index, -1 if unlabelled.
+
+        With several labels per image, return `[K]`: 1 for its classes and 0 for others, -1 for all if unlabelled.
+        """
+        label = int(self.labels[index])
+        if self.sets is None:
+            return label
+        target = np.full(len(self.classes), float(label == UNLABELLED) * UNLABELLED, np.float32)
+        if label != UNLABELLED:
+            target[list(self.sets[label])] = 1
+        return target
 
     def locate(self, index: int) -> str:
         """Return an image's location, for messages."""
@@ -115,6 +150,8 @@ class Split:
         digest, names = hashlib.sha256(), iter(self.store.names)
         for first in range(0, len(self), _AT_ONCE):
             labels = self.labels[first : first + _AT_ONCE].tolist()
+            if self.sets is not None:
+                labels = [label if label == UNLABELLED else self.sets[label] for label in labels]
             lines = [f"{next(names)}\0{label}\n" for label in labels]
             digest.update("".join(lines).encode(errors="surrogateescape"))
         return f"{len(self)} images, {digest.hexdigest()[:16]}"

@@ -1,14 +1,15 @@
-"""Measure top-1 and top-5 accuracy."""
+"""Measure top-1 and top-5 accuracy or, with several labels per image, mean average precision and F1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.utilities.data import dim_zero_cat
 
 from scalekd.data import Batch, CorruptImages
 from scalekd.evaluation.per_class import ClassCounts
@@ -17,24 +18,74 @@ from scalekd.hardware import Compute
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy in percent over `images` images; `top5` is None with five classes or fewer."""
+    """The accuracy of a classifier.
 
-    top1: float
-    top5: float | None
+    Attributes:
+        figures: The values of `accuracy_metrics` in percent.
+        images: Number of images that were measured.
+    """
+
+    figures: dict[str, float]
     images: int
 
+    @property
+    def metric(self) -> str:
+        """Name of the main figure: `top1`, or `map` with several labels per image."""
+        return main_metric(self.figures)
 
-def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """Build the metrics `top1` and, with more than five classes, `top5`, as fractions of all images."""
-    metrics = {"top1": MulticlassAccuracy(num_classes, top_k=1, average="micro")}
+    @property
+    def main(self) -> float:
+        """The main figure in percent."""
+        return self.figures[self.metric]
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """The mean of the average precision of the classes that have an image: torchmetrics counts the others as 0."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as that of the parent class is
+        precisions = super().compute()
+        found = (dim_zero_cat(self.target) > 0).any(0)
+        return precisions[found].mean() if found.any() else precisions.new_zeros(())
+
+
+def main_metric(names: Container[str]) -> str:
+    """Return the name of the figure that stands for all of `accuracy_metrics`."""
+    return "map" if "map" in names else "top1"
+
+
+def accuracy_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
+    """Build the metrics of a classifier, as fractions; `count` updates them.
+
+    They are `top1` and, with more than five classes, `top5`, over all images. With several labels per image they are
+    `map`, the mean over the classes of the average precision, and `f1`, the mean of F1 where a probability of 0.5
+    decides; classes without a labelled image do not count in `map`.
+    """
+    if multi_label:
+        return MetricCollection(
+            {
+                "map": MeanAveragePrecision(num_classes, average="none", ignore_index=-1),
+                "f1": MultilabelF1Score(num_classes, average="macro", ignore_index=-1),
+            }
+        )
+    metrics: dict[str, Metric | MetricCollection] = {"top1": MulticlassAccuracy(num_classes, top_k=1, average="micro")}
     if num_classes > 5:
         metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return MetricCollection(dict(metrics))
+    return MetricCollection(metrics)
+
+
+def count(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+    """Update metrics with logits `[B, K]` and the labels of a batch, `[B]` or `[B, K]`."""
+    if labels.ndim == 1:
+        metrics.update(logits, labels)
+    else:  # torchmetrics would take the sigmoid of some batches only, those with values outside [0, 1]
+        metrics.update(logits.double().sigmoid(), labels.long())
 
 
 def percentages(metrics: MetricCollection) -> dict[str, float]:
-    """Return the values of `accuracy_metrics` in percent."""
-    return {name: 100 * value.item() for name, value in metrics.compute().items()}
+    """Return the values of `accuracy_metrics` in percent, the main one first."""
+    values = {name: 100 * value.item() for name, value in metrics.compute().items()}
+    main = main_metric(values)
+    return {main: values.pop(main)} | values
 
 
 @torch.no_grad()  # not inference mode: a sharded model keeps tensors of its first forward, which training needs
@@ -45,6 +96,7 @@ def measure_accuracy(
     num_classes: int,
     compute: Compute,
     corrupt: CorruptImages,
+    multi_label: bool = False,
     blank: Tensor | None = None,
     further: ClassCounts | None = None,
 ) -> Accuracy:
@@ -56,6 +108,7 @@ def measure_accuracy(
         num_classes: Width of the logits.
         compute: The classifier's device, and the number format in which it runs.
         corrupt: Counter of unreadable images.
+        multi_label: Whether an image may have several classes.
         blank: `[1, 3, h, w]`, run in place of a batch without images when all processes must run equally many batches.
         further: Counts of each class, which are updated with every batch.
 
@@ -63,7 +116,7 @@ def measure_accuracy(
         UserError: If there are more unreadable images than `corrupt` allows.
     """
     device = compute.device
-    metrics = accuracy_metrics(num_classes).to(device)
+    metrics = accuracy_metrics(num_classes, multi_label=multi_label).to(device)
     images = 0
     for batch in batches:
         corrupt.add(batch.corrupt)
@@ -75,9 +128,8 @@ def measure_accuracy(
         if inputs is blank:
             continue
         answers, labels = output.float(), batch.labels.to(device, non_blocking=True)
-        metrics.update(answers, labels)
+        count(metrics, answers, labels)
         if further is not None:
             further.update(answers, labels)
         images += len(batch.images)
-    result = percentages(metrics) if images else {}
-    return Accuracy(top1=result.get("top1", 0.0), top5=result.get("top5"), images=images)
+    return Accuracy(percentages(metrics) if images else dict.fromkeys(map(str, metrics), 0.0), images)

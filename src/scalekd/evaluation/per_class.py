@@ -31,6 +31,8 @@ class ClassFigures:
 class ClassCounts:
     """Counts answers, labels and right answers of each class; takes memory for the classes only, not for their pairs.
 
+    With several labels per image, a probability of 0.5 or more is an answer.
+
     Args:
         classes: Number of classes.
         device: Where the counts are kept.
@@ -40,7 +42,12 @@ class ClassCounts:
         self._counts = torch.zeros(3, classes, dtype=torch.long, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch of logits `[B, K]` and labels `[B]`."""
+        """Count a batch of logits `[B, K]` and labels, `[B]` or `[B, K]`."""
+        if labels.ndim > 1:
+            answered, known = logits >= 0, labels >= 0
+            for row, found in enumerate((answered & (labels > 0), answered & known, labels > 0)):
+                self._counts[row] += found.sum(0)
+            return
         answers, classes = logits.argmax(1), self._counts.shape[1]
         for row, found in enumerate((labels[answers == labels], answers, labels)):
             self._counts[row] += torch.bincount(found, minlength=classes)

@@ -55,4 +55,5 @@ class Images:
             num_classes=len(self.split.classes),
             compute=Compute(torch.device("cpu"), torch.float32),
             corrupt=corrupt,
+            multi_label=self.split.sets is not None,
         )

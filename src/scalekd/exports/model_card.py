@@ -86,7 +86,15 @@ def _training(run: Mapping[str, Any]) -> str:
 
 def _figures(run: Mapping[str, Any]) -> str:
     result = run["result"]
-    names = {"top1": "top-1 (%)", "top5": "top-5 (%)", "teacher_top1": "teacher's top-1 (%)", "samples": "images seen"}
+    names = {
+        "top1": "top-1 (%)",
+        "top5": "top-5 (%)",
+        "map": "mAP (%)",
+        "f1": "mean F1 (%)",
+        "teacher_top1": "teacher's top-1 (%)",
+        "teacher_map": "teacher's mAP (%)",
+        "samples": "images seen",
+    }
     rounded = {
         title: f"{result[key]:.2f}" if isinstance(result[key], float) else result[key]
         for key, title in names.items()

@@ -229,6 +229,7 @@ class OnnxClassifier:
         card = read_card(text, path)
         self.name, self.classes, self.num_classes = card.architecture, card.classes, card.num_classes
         self.resolution, self.crop_fraction = card.resolution, card.crop_fraction
+        self.multi_label = card.multi_label
 
     def __call__(self, images: Tensor) -> Tensor:
         """RGB images in [0, 1] `[B, 3, h, w]` of the model's size -> logits `[B, K]`."""

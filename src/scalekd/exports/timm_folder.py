@@ -125,6 +125,7 @@ def read_timm_folder(folder: str | Path, resolution: int | None = None) -> Class
     classifier.name, classifier.model_args, classifier.notes = name, args, notes
     names = said.get("label_names") or (card.classes if card else ())
     classifier.classes = tuple(names.values() if isinstance(names, dict) else names)
+    classifier.multi_label = card is not None and card.multi_label
     if classifier.classes and len(classifier.classes) != classifier.num_classes:
         raise UserError(
             f"model: {folder} names {len(classifier.classes)} classes, but the model has {classifier.num_classes}"

@@ -24,6 +24,7 @@ class Shared(TypedDict, total=False):
     temperature: float
     task_loss: TaskLoss
     feature_share: float
+    multi_label: bool
 
 
 def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -39,6 +40,24 @@ def logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     """
     target = F.softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * F.cross_entropy(student.float() / temperature, target)
+
+
+def binary_logit_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return `tau^2 * sum_k BCE(sigmoid(t_k / tau), sigmoid(s_k / tau))`, the mean over the batch, in float32.
+
+    It takes the place of `logit_distance` where an image may have several classes (ours: the paper has one per image).
+
+    Args:
+        student: Logits `[B, K]`.
+        teacher: Logits `[B, K]`.
+        temperature: `tau`.
+
+    Returns:
+        A scalar.
+    """
+    target = (teacher.float() / temperature).sigmoid()
+    losses = F.binary_cross_entropy_with_logits(student.float() / temperature, target, reduction="none")
+    return temperature**2 * losses.sum(-1).mean()
 
 
 class Method(nn.Module):
@@ -57,8 +76,9 @@ class Method(nn.Module):
         logit_weight: `lambda`.
         temperature: `tau` of the logit term.
         task_loss: `(logits [B, K], labels) -> scalar`; labels are indices `[B]`, -1 for an unlabelled image, or
-            probabilities `[B, K]`.
+            probabilities `[B, K]`; with several labels per image see `multi_label_cross_entropy`.
         feature_share: Part of each batch, from its beginning, on which features are compared (ours, not the paper's).
+        multi_label: Whether an image may have several classes.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -73,6 +93,7 @@ class Method(nn.Module):
         temperature: float = DEFAULTS.temperature,
         task_loss: TaskLoss = cross_entropy,
         feature_share: float = DEFAULTS.feature_share,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         if teacher is None and self.needs_teacher:
@@ -84,6 +105,7 @@ class Method(nn.Module):
         self.temperature = temperature
         self.task_loss = task_loss
         self.feature_share = FeatureShare(feature_share)
+        self.multi_label = multi_label
 
     @staticmethod
     def arguments(keys: MethodKeys) -> dict[str, Any]:
@@ -168,7 +190,8 @@ class Method(nn.Module):
 
     def logit_terms(self, student: StudentOutputs, teacher_logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Return the loss terms on the teacher's logits `[B, K]` by name, not yet multiplied by `lambda`."""
-        return {"kd": logit_distance(student.logits, teacher_logits, self.temperature)}
+        distance = binary_logit_distance if self.multi_label else logit_distance
+        return {"kd": distance(student.logits, teacher_logits, self.temperature)}
 
     def feature_terms(
         self, student: StudentOutputs, teacher: TeacherOutputs | None

@@ -76,3 +76,21 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float 
         target = target * (1 - label_smoothing) + label_smoothing / logits.shape[1]
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
     return (losses * (labels >= 0) if labels.ndim == 1 else losses).mean()
+
+
+def multi_label_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Binary cross-entropy of several labels per image, summed over classes and averaged over all images.
+
+    Args:
+        logits: `[B, K]`.
+        labels: `[B, K]`: 1 for a class of the image, 0 for another, -1 where it is not known, which adds 0. Indices
+            `[B]` are taken as single classes.
+        label_smoothing: The targets are `1 - s / 2` and `s / 2`.
+
+    Returns:
+        A scalar.
+    """
+    labels = one_hot(labels, logits.shape[1])
+    target = labels * (1 - label_smoothing) + label_smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * (labels >= 0)).sum(-1).mean()

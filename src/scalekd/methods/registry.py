@@ -39,6 +39,7 @@ class Entry:
         logits_only: Whether the method uses nothing of the teacher but its logits.
         projector_lr: The highest learning rate under AdamW that `projector_lr_scale: auto` gives its projectors; None
             for no limit.
+        one_label: Whether the method takes classes to exclude each other.
         compares: The loss term that compares the images of a micro-batch with each other; empty if there is none.
     """
 
@@ -49,6 +50,7 @@ class Entry:
     logit_weight: float = LOGIT_WEIGHT
     logits_only: bool = False
     projector_lr: float | None = None
+    one_label: bool = False
     compares: str = ""
 
     def load(self) -> type[Method]:
@@ -63,11 +65,12 @@ METHODS = {
     "kd": Entry("logit distillation (kd)", "logits", "scalekd.methods.kd:LogitDistillation", logits_only=True),
     "dist": Entry(
         "relations of logits (dist)", "relations of logits", "scalekd.methods.dist:RelationalDistillation",
-        LOGITS | {"dist_inter", "dist_intra"}, logits_only=True, compares="intra-class relation",
+        LOGITS | {"dist_inter", "dist_intra"}, logits_only=True, one_label=True,
+        compares="intra-class relation",
     ),
     "ofa": Entry(
         "logits of two stages (ofa)", "logits, for two stages too", "scalekd.methods.ofa:LogitSpaceDistillation",
-        LOGITS | {"ofa_gamma", "projector_lr_scale"}, logits_only=True,
+        LOGITS | {"ofa_gamma", "projector_lr_scale"}, logits_only=True, one_label=True,
     ),
     "fd": Entry(
         "last-stage features (fd)", "last-stage features", "scalekd.methods.fd:FeatureDistillation",

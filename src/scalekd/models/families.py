@@ -50,6 +50,46 @@ class Family(Protocol):
         ...
 
 
+class LogitsOnly:
+    """Logits of any model, for methods that compare nothing else; it gives empty tokens and has no tail.
+
+    Args:
+        model: A model that returns logits `[B, K]`, or an object with `logits`.
+        images: Prepared images `[1, 3, side, side]`, to find the width of the logits with.
+        name: The model's name, for messages.
+
+    Raises:
+        UserError: If it returns no logits.
+    """
+
+    tail_name = ""
+    note = "only its logits are used"
+
+    def __init__(self, model: nn.Module, images: Tensor, name: str) -> None:
+        self._model = model
+        self.tokens = self.tail_input = MapShape(0, 0, 0)
+        with torch.no_grad():
+            logits = self._logits(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UserError(f"teacher: {name} returns {found}, not logits [B, K], which the method learns from")
+        self.num_classes = logits.shape[1]
+
+    def compute(self, images: Tensor) -> TeacherOutputs:
+        return TeacherOutputs(images.new_empty(len(images), 0, 0), self._logits(images))
+
+    def tail(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def tail_modules(self) -> list[nn.Module]:
+        return []
+
+    def _logits(self, images: Tensor) -> Tensor:
+        output = self._model(images)
+        found: Tensor = getattr(output, "logits", output)
+        return found
+
+
 class TimmFamily(ABC):
     """A family of timm models, which compute features and from these logits."""
 

@@ -93,6 +93,7 @@ class ImageModel(nn.Module):
         self.name, self.model_args, self.weights = spec.architecture, spec.model_args, spec.weights
         self.num_classes, self._head_width = built.num_classes, spec.head_width
         self.classes = spec.classes if len(spec.classes) == self.num_classes else ()
+        self.multi_label = spec.card is not None and spec.card.multi_label
         self.license, self.from_hub = _license(self.model, spec), spec.pretrained
         card, config = spec.card, timm.data.resolve_model_data_config(self.model)
         own = self.model_args.get("img_size") or (card.resolution if card else _built_side(self.model, config))
@@ -168,7 +169,7 @@ class ImageModel(nn.Module):
         self,
         path: str | Path,
         classes: tuple[str, ...] = (),
-        top1: float | None = None,
+        accuracy: float | None = None,
         *,
         state: Mapping[str, Tensor] | None = None,
     ) -> str:
@@ -177,16 +178,16 @@ class ImageModel(nn.Module):
         Args:
             path: A `.safetensors` file; it is replaced atomically.
             classes: Class names in the order of the logits, kept in the file's card.
-            top1: Accuracy in percent to keep in the card.
+            accuracy: Top-1 or, with several labels per image, mean average precision in percent, to keep in the card.
             state: The weights, if this process does not hold all of them.
 
         Returns:
             The SHA-256 of the file.
         """
         weights = self.model.state_dict() if state is None else state
-        return save_weights(path, weights, self.card(classes, top1))
+        return save_weights(path, weights, self.card(classes, accuracy))
 
-    def card(self, classes: tuple[str, ...] = (), top1: float | None = None) -> Card:
+    def card(self, classes: tuple[str, ...] = (), accuracy: float | None = None) -> Card:
         """Return the card that belongs to this model's weights; see `save` for the arguments."""
         return Card(
             # A module may differ from the architecture of its name in ways that no weights show.
@@ -198,7 +199,9 @@ class ImageModel(nn.Module):
             std=tuple(self.std.flatten().tolist()),
             crop_fraction=self.crop_fraction,
             classes=classes or self.classes,
-            top1=top1,
+            top1=None if self.multi_label else accuracy,
+            map=accuracy if self.multi_label else None,
+            multi_label=self.multi_label,
             license=self.license,
         )
 

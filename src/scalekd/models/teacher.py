@@ -14,7 +14,7 @@ from scalekd.errors import UserError
 from scalekd.keys import TRANSFORMERS
 from scalekd.methods.outputs import MapShape, TeacherOutputs
 from scalekd.models.failure import naming_model
-from scalekd.models.families import TAIL_BLOCKS, family_of, token_side
+from scalekd.models.families import TAIL_BLOCKS, Family, LogitsOnly, can_teach, family_of, token_side
 from scalekd.models.image_model import ImageModel
 from scalekd.models.named_tokens import NamedTokens
 from scalekd.models.pairing import paper_heads
@@ -38,6 +38,7 @@ class Teacher(ImageModel):
             ConvNeXt is its last stage.
         tokens: The module whose output is the final tokens, for teachers other than timm's; see `NamedTokens`.
         tail: The modules that TPP runs on tokens, for the same teachers. Without them there is no tail.
+        logits_only: Whether logits are all that is needed of it, so that it may be any classifier.
         pretrained: False for random weights.
         model_args: Further arguments of `timm.create_model`.
 
@@ -58,13 +59,14 @@ class Teacher(ImageModel):
         tail_blocks: int = TAIL_BLOCKS,
         tokens: str | None = None,
         tail: Sequence[str] = (),
+        logits_only: bool = False,
         pretrained: bool = True,
         **model_args: Any,
     ) -> None:
         name = "" if isinstance(model, nn.Module) else str(model)
         if name.startswith(PYTHON):
             pretrained = False  # the user's code loads its own weights
-        if name and pretrained and weights is None and tokens is None:
+        if name and pretrained and weights is None and tokens is None and not logits_only:
             check_architecture(name, model_args)
         super().__init__(
             model,
@@ -83,7 +85,11 @@ class Teacher(ImageModel):
                 self.notes = (*self.notes, "it states no normalisation: ImageNet's mean and deviation are used")
         if tail and tokens is None:
             raise UserError("teacher_tail: is for a teacher with teacher_tokens; for timm's, tail_blocks sets the tail")
-        if tokens is None:
+        if tokens is None and logits_only and not can_teach(self.model):
+            example = self.prepare(torch.full((1, 3, self.resolution, self.resolution), 0.5))
+            with naming_model("teacher", self.name, example.shape, "be run on"):
+                self._family: Family = LogitsOnly(self.model, example, self.name)
+        elif tokens is None:
             self._family = family_of(self.model, self.name, self.resolution, tail_blocks)
         else:
             example = self.prepare(torch.full((1, 3, self.resolution, self.resolution), 0.5))

@@ -37,6 +37,8 @@ class Card:
         crop_fraction: Fraction of the resized image that is used in evaluation.
         classes: Class names in the order of the logits; empty if unknown.
         top1: Measured top-1 accuracy in percent; None if it was not measured.
+        map: Measured mean average precision in percent, with several labels per image; None if it was not measured.
+        multi_label: Whether an image may have several classes.
         license: Licence of the published weights that these were trained from, such as `apache-2.0`; None if there are
             none, or it is not known.
     """
@@ -52,11 +54,14 @@ class Card:
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     top1: float | None = None
+    map: float | None = None
+    multi_label: bool = False
     license: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entries for the file; the licence only if it is known."""
-        return {name: value for name, value in asdict(self).items() if name != "license" or value is not None}
+        """Return the entries for the file; some only if they differ from the default."""
+        optional = {"map": None, "multi_label": False, "license": None}
+        return {name: value for name, value in asdict(self).items() if name not in optional or value != optional[name]}
 
 
 _CARDS = TypeAdapter(Card)

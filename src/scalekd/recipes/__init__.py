@@ -1,6 +1,16 @@
 """YAML recipes and the typed schema that validates them."""
 
-from scalekd.recipes.load import DATA_KEYS, dump, load, load_as, names, over_stored, resolved, transfer_names
+from scalekd.recipes.load import (
+    DATA_KEYS,
+    dump,
+    follows_images,
+    load,
+    load_as,
+    names,
+    over_stored,
+    resolved,
+    transfer_names,
+)
 from scalekd.recipes.schema import (
     AS_USUAL,
     GROUPS,
@@ -23,6 +33,7 @@ __all__ = [
     "Recipe",
     "SourceKeys",
     "dump",
+    "follows_images",
     "load",
     "load_as",
     "names",

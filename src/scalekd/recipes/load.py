@@ -13,10 +13,12 @@ import yaml
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import Keys
 from scalekd.methods.registry import LEAN, has_key, methods_with
+from scalekd.recipes.own_images import choose_sizes
 from scalekd.recipes.schema import K, ListKeys, Recipe, SourceKeys, validate
 from scalekd.recipes.text import read_keys
 
-BASE = "base"
+BASE, SIZES = "base", "sizes"  # keys of recipe files, not of runs
+_BY_IMAGES = "images"
 DATA_KEYS = ("data", *SourceKeys.model_fields)  # where the images of both splits are
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
@@ -37,9 +39,26 @@ def load(
     recipe: str | Path | Mapping[str, Any] | None,
     overrides: dict[str, Any],
     say: Callable[[str], object] = lambda _line: None,
+    count: Callable[[Recipe], int] | None = None,
 ) -> Recipe:
-    """Read a recipe of `distill` and apply the overrides; see `load_as`."""
-    return load_as(Recipe, recipe, overrides, say)
+    """Read a recipe of `distill` and apply the overrides; see `load_as`.
+
+    Args:
+        recipe: See `load_as`.
+        overrides: See `load_as`.
+        say: See `load_as`.
+        count: Counts the training images of a recipe with `sizes: images`, whose epochs, batch and rates follow from
+            them; None to leave these as they are.
+    """
+    keys, _ = _keys(recipe)
+    if count is None or not follows_images(recipe):
+        return load_as(Recipe, recipe, overrides, say)
+    given = load_as(Recipe, recipe, overrides)
+    images = count(given)
+    chosen = choose_sizes(images, given, keys.keys() | overrides.keys())
+    if chosen:
+        say(f"sizes     for {images} training images: {', '.join(f'{key} {value:g}' for key, value in chosen.items())}")
+    return load_as(Recipe, recipe, overrides | chosen)
 
 
 def load_as(
@@ -50,7 +69,8 @@ def load_as(
 ) -> K:
     """Read a recipe and apply the overrides.
 
-    A recipe may set `base` to another recipe, whose keys it inherits unless it sets them itself. Keys that the chosen
+    A recipe may set `base` to another recipe, whose keys it inherits unless it sets them itself, and `sizes` to
+    `images` (see `load`). Keys that the chosen
     method does not have are dropped if they are inherited, and are an error if they are set together with that method.
     If the overrides change `batch`, the recipe's learning rates are scaled linearly unless `lr` is overridden too, and
     its `micro_batch` is dropped.
@@ -64,16 +84,27 @@ def load_as(
     Raises:
         UserError: If there is no such recipe, the file is not a YAML mapping, or a key or value is wrong.
     """
-    if recipe is None or isinstance(recipe, Mapping):
-        keys, source = dict(recipe or {}), "recipe"
-    else:
-        keys, source = _resolve(str(recipe), ()), f"recipe {recipe}"
+    keys, source = _keys(recipe)
+    if keys.pop(SIZES, _BY_IMAGES) != _BY_IMAGES:
+        raise UserError(f"{source}: {SIZES} must be {_BY_IMAGES}, or be left out")
     laid = _lay(keys, overrides, source) | _scale_rates(keys, overrides, say)
     another = "batch" in overrides and str(overrides["batch"]) != str(keys.get("batch"))
     if keys.get("micro_batch") and another and "micro_batch" not in overrides:
         del laid["micro_batch"]
         say("micro_batch: the recipe's is for its own batch and ignored; as many images as fit are taken at once")
     return validate(schema, laid, source)
+
+
+def follows_images(recipe: str | Path | Mapping[str, Any] | None) -> bool:
+    """Whether epochs, batch and rates of a recipe follow from the number of training images, if they are not set."""
+    return SIZES in _keys(recipe)[0]
+
+
+def _keys(recipe: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Return the keys of a recipe with those of its bases, and what to call it in messages."""
+    if recipe is None or isinstance(recipe, Mapping):
+        return dict(recipe or {}), "recipe"
+    return _resolve(str(recipe), ()), f"recipe {recipe}"
 
 
 def _lay(below: dict[str, Any], above: dict[str, Any], source: str) -> dict[str, Any]:
@@ -153,7 +184,8 @@ def _read(recipe: str) -> dict[str, Any]:
 
 def over_stored(flags: Mapping[str, Any], stored: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Flags on top of those keys of a run that a command takes over, except for what belongs to the run's own data."""
-    foreign = set(ListKeys.model_fields) if "data" in flags else set()
+    # Whether an image has several labels belongs to the model as well.
+    foreign = set(ListKeys.model_fields) - {"multi_label"} if "data" in flags else set()
     foreign |= {"val_share"} if {"data", "val_split"} & flags.keys() else set()  # it divides the run's own images
     return {name: stored[name] for name in names if name in stored and name not in foreign} | dict(flags)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -125,6 +126,11 @@ class ListKeys(Keys):
     """List: column with the labels. Default: label, or another usual name such as class."""
     split_column: str | None = Field(default=None, min_length=1)
     """List: column with the split of each image. Default: split, or another usual name such as subset."""
+    multi_label: bool = False
+    """List: an image may have several classes, or none (multi-label): names in the label column, or a column of 0 and 1
+    per class. See docs/data.md."""
+    label_separator: Separator | None = None
+    """List with multi_label: separator of the names in a label. Default: the first of | ; and , that one contains."""
     separator: Separator | None = None
     """List: separator of the fields in a line: one character, or comma, semicolon, tab, pipe, space. Default: detected
     from the first line."""
@@ -241,6 +247,13 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
     """All keys of a run."""
 
     @property
+    def starts_from_weights(self) -> bool:
+        """Whether the student starts from trained weights."""
+        named = self.student or ""
+        is_file = named.endswith(".safetensors") or os.path.isdir(named)
+        return self.student_pretrained or self.student_weights is not None or is_file
+
+    @property
     def augmented_views(self) -> int:
         """Number of different augmentations of an image in the whole run."""
         return min(self.epochs, self.augmentation_epochs or self.epochs)
@@ -282,6 +295,11 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
 
     @model_validator(mode="before")
     @classmethod
+    def _several_labels_are_independent(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        return {"task_loss": "bce"} | keys if keys.get("multi_label") is True else keys
+
+    @model_validator(mode="before")
+    @classmethod
     def _without_a_tail_there_is_no_tpp(cls, keys: dict[str, Any]) -> dict[str, Any]:
         named = keys.get("teacher_tokens") is not None or str(keys.get("teacher", "")).startswith(TRANSFORMERS)
         return {"tpp": False} | keys if named and not keys.get("teacher_tail") else keys
@@ -301,6 +319,23 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
             fields = type(self).model_fields
             given = [key for key in CAP_SETTINGS if getattr(self, key) != fields[key].default]
             refuse_cap_settings(self.projector, given)
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_the_method(self) -> Recipe:
+        if not self.multi_label:
+            if self.label_separator is not None:
+                raise ValueError("label_separator: separates the labels of an image; add multi_label")
+            return self
+        if METHODS[self.method].one_label:
+            raise ValueError(
+                f"multi_label: {self.method} compares probabilities that sum to 1 over the classes; take method kd or "
+                "scalekd"
+            )
+        if self.task_loss != "bce":
+            raise ValueError("task_loss: an image with several labels needs bce; leave task_loss out")
+        if self.mixup or self.cutmix:
+            raise ValueError("mixup: mixes images with one label each; set mixup and cutmix to 0")
         return self
 
     @model_validator(mode="after")

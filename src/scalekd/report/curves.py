@@ -59,7 +59,8 @@ def _of_one(record: Record) -> list[Chart]:
     terms = [key for key in keys_of([record], "train/") if key != "train/loss"]
     loss = [Series("all terms", curve("train/loss"))] if len(terms) > 1 else []
     top = [Series(f"student {key.removeprefix('val/')}", curve(key)) for key in keys_of([record], "val/")]
-    level = None if record.teacher_top1 is None else ("teacher top1", record.teacher_top1)
+    teacher = record.teacher_accuracy
+    level = None if teacher is None else (f"teacher {record.metric}", teacher)
     cosines = [Series(_name(key), curve(key, by_epoch=True)) for key in keys_of([record], "cosine/")]
     return [
         Chart("Loss, term by term", x, [*loss, *(Series(_name(key), curve(key)) for key in terms)],

@@ -141,7 +141,9 @@ def _compare_data(figures: Figures, record: Record, selection: ImageSelection) -
 
 def _explain(figures: Figures, recipe: Recipe, models: Models) -> None:
     """Add notes for figures that are missing without an error."""
-    if not figures.given:
+    if recipe.multi_label:
+        figures.notes.append("Confusion and worst images are left out: an image may have several classes.")
+    elif not figures.given:
         figures.notes.append(
             "Confusion and worst images are left out: the images have no labels or the student no head."
         )
@@ -157,8 +159,9 @@ class _Gatherer:
         self.figures, self.models, self.selection = figures, models, selection
         self.labels = torch.from_numpy(selection.split.labels.astype(np.int64))
         classes = len(selection.split.classes)
-        self.asks_student = models.student is not None and 0 < models.student.num_classes == classes
-        self.asks_teacher = models.teacher is not None and models.teacher.num_classes == classes > 0
+        one_label = selection.split.sets is None
+        self.asks_student = one_label and models.student is not None and 0 < models.student.num_classes == classes
+        self.asks_teacher = one_label and models.teacher is not None and models.teacher.num_classes == classes > 0
         self.shares: list[tuple[int, Floats]] = []
         self.found: dict[str, dict[str, list[Tensor]]] = {}
 
@@ -186,6 +189,8 @@ class _Gatherer:
         teacher_outputs = models.teacher(images)
         if self.asks_teacher and teacher_outputs.logits is not None:
             figures.teacher_given += answers(teacher_outputs.logits.cpu(), labels, indices)
+        if not models.teacher.tokens.positions:
+            return
         for some, tokens in zip(torch.split(images, _PART), torch.split(teacher_outputs.tokens, _PART), strict=True):
             self.shares.append((len(some), energy_shares(tokens, models.teacher.tokens)))
             if models.projectors is not None:

@@ -98,9 +98,19 @@ class Record:
         return float(measured) if measured is not None else training_seconds(self.lines, self.batch)
 
     @property
-    def teacher_top1(self) -> float | None:
-        """The teacher's top-1 accuracy in percent on the validation images; recorded when a run ends."""
-        value = self.result.get("teacher_top1")
+    def metric(self) -> str:
+        """Name of the main figure of a validation: `top1`, or `map` with several labels per image."""
+        return "map" if self.keys.get("multi_label") else "top1"
+
+    @property
+    def accuracy(self) -> float | None:
+        """The main figure of the last validation in percent; None if there was none."""
+        return self.last(f"val/{self.metric}")
+
+    @property
+    def teacher_accuracy(self) -> float | None:
+        """The teacher's main figure in percent on the validation images; recorded when a run ends."""
+        value = self.result.get(f"teacher_{self.metric}")
         return None if value is None else float(value)
 
     def last(self, key: str) -> float | None:

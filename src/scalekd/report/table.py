@@ -9,6 +9,8 @@ from scalekd.report.measure import Figures
 from scalekd.report.record import Record
 from scalekd.report.words import amount, duration, model_name, step_parts
 
+_FIGURES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %"}
+
 
 def comparison_table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
     """Build a table that compares runs.
@@ -16,12 +18,13 @@ def comparison_table(pairs: Sequence[tuple[Record, Figures]]) -> tuple[list[str]
     Returns:
         The column titles, and for each run the cells as pairs of text and sort key.
     """
-    titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", "top-1 %", "top-5 %", "teacher %",
-              "images viewed", "time", "FLOPs"]  # fmt: skip
-    return titles, [_row(record, found) for record, found in pairs]
+    shown = [name for name in _FIGURES if name != "map" or any(record.metric == "map" for record, _ in pairs)]
+    titles = ["run", "state", "method", "teacher", "student", "seed", "epochs", *(_FIGURES[name] for name in shown),
+              "teacher %", "images viewed", "time", "FLOPs"]  # fmt: skip
+    return titles, [_row(record, found, shown) for record, found in pairs]
 
 
-def _row(record: Record, figures: Figures) -> list[tuple[str, Any]]:
+def _row(record: Record, figures: Figures, shown: Sequence[str]) -> list[tuple[str, Any]]:
     def number(value: float | None, form: str = "{:.2f}") -> tuple[str, Any]:
         return ("-", "") if value is None else (form.format(value), value)
 
@@ -33,8 +36,8 @@ def _row(record: Record, figures: Figures) -> list[tuple[str, Any]]:
         (record.name, record.name), (state, state), (record.method, record.method), (teacher, teacher),
         (model_name(record, "student"), model_name(record, "student")),
         number(record.keys.get("seed"), "{}"),
-        number(done, "{:.3g}"), number(record.last("val/top1")), number(record.last("val/top5")),
-        number(record.teacher_top1), number(record.samples, "{:,}"),
+        number(done, "{:.3g}"), *(number(record.last(f"val/{name}")) for name in shown),
+        number(record.teacher_accuracy), number(record.samples, "{:,}"),
         ("-", "") if record.seconds is None else (duration(record.seconds), record.seconds),
         ("-", "") if total is None else (amount(total), total),
     ]  # fmt: skip

@@ -23,17 +23,18 @@ class _Side(NamedTuple):
     records: list[Record]
 
     @property
-    def top1(self) -> list[float]:
-        return [record.last("val/top1") or 0.0 for record in self.records]
+    def accuracies(self) -> list[float]:
+        return [record.accuracy or 0.0 for record in self.records]
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.top1)
+        return statistics.mean(self.accuracies)
 
     @property
     def variance(self) -> float:
         """Squared standard error of the mean; 0 for a single run, whose error is not known."""
-        return statistics.variance(self.top1) / len(self.top1) if len(self.top1) > 1 else 0.0
+        count = len(self.accuracies)
+        return statistics.variance(self.accuracies) / count if count > 1 else 0.0
 
     @property
     def seconds(self) -> float | None:
@@ -47,17 +48,17 @@ class _Side(NamedTuple):
 
     def __str__(self) -> str:
         """The accuracy with its spread, human-readable."""
-        if len(self.top1) == 1:
+        if len(self.accuracies) == 1:
             return f"{self.mean:.1f}%"
-        return f"{self.mean:.1f} ± {statistics.stdev(self.top1):.1f}% ({len(self.top1)} runs)"
+        return f"{self.mean:.1f} ± {statistics.stdev(self.accuracies):.1f}% ({len(self.accuracies)} runs)"
 
 
-def beside_teacher(top1: float, teacher: float) -> str:
+def beside_teacher(accuracy: float, teacher: float) -> str:
     """Say what may help if a student is at least as good as its teacher (both in percent); empty if it is not."""
-    if top1 < teacher:
+    if accuracy < teacher:
         return ""
     return (
-        f"the student ({top1:.1f}%) is as good as its teacher ({teacher:.1f}%): a stronger teacher, or this one "
+        f"the student ({accuracy:.1f}%) is as good as its teacher ({teacher:.1f}%): a stronger teacher, or this one "
         "fine-tuned (scalekd adapt --mode finetune), may teach it more"
     )
 
@@ -71,7 +72,7 @@ def verdicts(records: Sequence[Record]) -> list[str]:
     Returns:
         A sentence for each setting that can be compared, and how to make a comparison if there is none.
     """
-    finished = [record for record in records if record.finished and record.last("val/top1") is not None]
+    finished = [record for record in records if record.finished and record.accuracy is not None]
     settings = [list(same) for _, same in groupby(sorted(finished, key=_student), key=_student)]
     found, incomparable = [], False
     for same in settings:
@@ -126,7 +127,7 @@ def _compare(taught: _Side, alone: _Side) -> str:
     of = f", of {images[0]:,} against {images[1]:,} training images" if differ else ""
     said = f"{_name(taught)}: {taught} against {alone} of {_name(alone)}{of}{_times(taught, alone)}. "
     gap = taught.mean - alone.mean
-    single = min(len(taught.top1), len(alone.top1)) == 1
+    single = min(len(taught.accuracies), len(alone.accuracies)) == 1
     if abs(gap) <= max(NOISE if single else 0.0, 2 * math.sqrt(taught.variance + alone.variance)):
         return f"{said}They are not distinguished: the difference of {abs(gap):.1f} points is within the noise."
     if gap < 0:

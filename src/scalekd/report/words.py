@@ -9,7 +9,7 @@ from pathlib import Path
 from scalekd.methods.registry import METHODS
 from scalekd.planner import StepFlops
 from scalekd.report.measure import Figures
-from scalekd.report.predictions import accuracy
+from scalekd.report.predictions import accuracy as share_right
 from scalekd.report.record import Record
 from scalekd.report.verdict import beside_teacher
 
@@ -57,26 +57,33 @@ def _took(record: Record) -> str:
 
 def _outcome(record: Record, figures: Figures) -> list[str]:
     said = []
-    top1, teacher = record.last("val/top1"), record.teacher_top1
-    if top1 is not None:
-        of = f" of {record.validation_images:,} validation images" if record.validation_images else ""
-        said.append(f"The student classifies {top1:.2f}%{of} correctly (top-1 of the last validation).")
+    accuracy, teacher = record.accuracy, record.teacher_accuracy
+    if accuracy is not None:
+        said.append(_measured(record, accuracy))
         if teacher is not None:
-            gap = top1 - teacher
-            side = "as many as" if not gap else f"{abs(gap):.2f} points {'more' if gap > 0 else 'less'} than"
+            gap = accuracy - teacher
+            same = "as much as" if record.metric == "map" else "as many as"
+            side = same if not gap else f"{abs(gap):.2f} points {'more' if gap > 0 else 'less'} than"
             said.append(f"That is {side} the teacher's {teacher:.2f}%.")
-            if record.finished and (advice := beside_teacher(top1, teacher)):
+            if record.finished and (advice := beside_teacher(accuracy, teacher)):
                 said.append(f"{advice[0].upper()}{advice[1:]}.")
-    if top1 is None:
+    if accuracy is None:
         said.append("No accuracy was measured yet.")
     if teacher is None and figures.teacher_given and record.method != "none":
         here = (
             f"On the {figures.images:,} images measured for this report the teacher classifies "
-            f"{accuracy(figures.teacher_given):.1f}%"
+            f"{share_right(figures.teacher_given):.1f}%"
         )
-        own = f", the student {accuracy(figures.given):.1f}%" if figures.given else ""
+        own = f", the student {share_right(figures.given):.1f}%" if figures.given else ""
         said.append(f"{here} correctly{own}.")
     return said
+
+
+def _measured(record: Record, accuracy: float) -> str:
+    of = f" of {record.validation_images:,} validation images" if record.validation_images else ""
+    if record.metric == "map":
+        return f"The student's mean average precision is {accuracy:.2f}%{of and ' on' + of[3:]} (last validation)."
+    return f"The student classifies {accuracy:.2f}%{of} correctly (top-1 of the last validation)."
 
 
 def duration(seconds: float) -> str:

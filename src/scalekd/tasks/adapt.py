@@ -19,7 +19,14 @@ from scalekd.data import (
 from scalekd.data.skipped_files import left_out
 from scalekd.engine.loop import resume_command
 from scalekd.errors import UserError
-from scalekd.evaluation import Accuracy, LinearHead, collect_features, fit_linear_head, measure_accuracy
+from scalekd.evaluation import (
+    Accuracy,
+    LinearHead,
+    collect_features,
+    fit_linear_head,
+    main_metric,
+    measure_accuracy,
+)
 from scalekd.hardware import pick_compute
 from scalekd.keys import TRANSFORMERS
 from scalekd.models import Classifier, Teacher
@@ -85,13 +92,13 @@ def probe(
             "teacher": TEACHER,
             "mode": "probe",
             "teaches": teaches,
-            "top1": round(accuracy.top1, 3),
-            "heldout_top1": round(head.heldout, 3),
+            accuracy.metric: round(accuracy.main, 3),
+            f"heldout_{accuracy.metric}": round(head.heldout, 3),
             "regularisation": head.regularisation,
             "corrupt_images": sorted(corrupt.paths),
             "precision": recipe.precision,
             "batch": recipe.batch,
-            "sha256": classifier.save(output / TEACHER, train.classes, round(accuracy.top1, 2)),
+            "sha256": classifier.save(output / TEACHER, train.classes, round(accuracy.main, 2)),
         }
         write_json(output / PROBED, result)
         return result
@@ -119,14 +126,16 @@ def _fit_head(
         classifier.features, batches(train, "features"), compute=compute, corrupt=corrupt
     )
     with working(f"fitting the head on {len(labels)} images", console):
-        head = fit_linear_head(features, labels, seed=recipe.seed)
+        head = fit_linear_head(features, labels, balanced=recipe.class_weights == "balanced", seed=recipe.seed)
     classifier.set_head(head.weight, head.bias)
+    classifier.multi_label = recipe.multi_label
     accuracy = measure_accuracy(
         classifier,
         batches(val, "evaluate"),
         num_classes=len(train.classes),
         compute=compute,
         corrupt=corrupt,
+        multi_label=recipe.multi_label,
     )
     return head, accuracy
 
@@ -157,7 +166,7 @@ def finetune(
     run = RunFolder(output)
     if resume and run.finished:  # it was stopped between its end and the copy below
         result = read_json(run.result)
-        if not isinstance(result.get("top1"), float):
+        if not isinstance(result.get(main_metric(result)), float):
             raise UserError(f"run: {run.result} is damaged; start from scratch with --overwrite")
     else:
         _check_kind(recipe.teacher or "", recipe.teacher_args)

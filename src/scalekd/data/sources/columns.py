@@ -40,11 +40,19 @@ _WORDS = {"path": "the images' paths", "label": "the labels", "split": "the spli
 
 
 class Columns(NamedTuple):
-    """Names of a list's columns; None if it has no such column."""
+    """Names of a list's columns; None if it has no such column.
+
+    Attributes:
+        path: The images' paths.
+        label: The labels.
+        split: The splits.
+        classes: One column for each class, if there are such columns instead of one of labels.
+    """
 
     path: str
     label: str | None
     split: str | None
+    classes: tuple[str, ...] = ()
 
 
 def find_columns(names: Sequence[str], keys: ListKeys, where: str, *, with_split: bool) -> Columns:
@@ -68,7 +76,9 @@ def find_columns(names: Sequence[str], keys: ListKeys, where: str, *, with_split
             "column of the images' paths as path_column, or the separator between the columns as separator"
         )
     label = _find("label", names, keys.label_column, where)
-    return Columns(path, label, _find("split", names, keys.split_column, where) if with_split else None)
+    split = _find("split", names, keys.split_column, where)
+    others = tuple(name for name in names if name not in (path, split)) if keys.multi_label and label is None else ()
+    return Columns(path, label, split if with_split else None, others)
 
 
 def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str | None:

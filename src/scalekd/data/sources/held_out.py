@@ -57,7 +57,7 @@ class HeldOut:
                 self.val: select(split, np.flatnonzero(held)),
             }
         part = self._parts[name]
-        return part if labelled else replace(part, labels=np.full_like(part.labels, UNLABELLED), classes=())
+        return part if labelled else replace(part, labels=np.full_like(part.labels, UNLABELLED), classes=(), sets=None)
 
     def _read_whole(self) -> Split:
         """Read the images that are to be divided.
@@ -82,6 +82,8 @@ class HeldOut:
 def choose_held_out(split: Split, share: float) -> NDArray[np.bool_]:
     """Choose the images of a split that are held out: of each class its share, rounded, but at least one image.
 
+    With several labels per image, an image counts for its rarest class, and a class may have none that is held out.
+
     Args:
         split: The images.
         share: In (0, 0.5].
@@ -95,18 +97,25 @@ def choose_held_out(split: Split, share: float) -> NDArray[np.bool_]:
     copies = _equal_files(split.store)
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in split.store.names]
     order = np.array(sorted(range(len(digests)), key=digests.__getitem__), np.intp)
-    order = order[np.argsort(split.labels[order], kind="stable")]  # class by class
-    ends = np.searchsorted(split.labels[order], np.arange(len(split.classes) + 1))
+    strata = split.strata
+    order = order[np.argsort(strata[order], kind="stable")]  # class by class
+    first = 0 if split.sets is None else UNLABELLED
+    ends = np.searchsorted(strata[order], np.arange(first, len(split.classes) + 1))
     held = np.zeros(len(split), bool)
     for own in (order[first:end] for first, end in pairwise(ends.tolist())):
-        missing = max(1, round(share * len(own))) - np.count_nonzero(held[own])
+        least = 1 if split.sets is None else 0
+        missing = max(least, round(share * len(own))) - np.count_nonzero(held[own])
         for index in own.tolist():
             if missing <= 0:
                 break
             if not held[index]:
                 group = copies.get(index, [index])
                 held[group] = True
-                missing -= np.count_nonzero(split.labels[group] == split.labels[index])
+                missing -= np.count_nonzero(strata[group] == strata[index])
+    if split.sets is not None:
+        if not held.any():
+            raise UserError(f"val_share: {share:g} of each class of {split.root} is less than one image; set it higher")
+        return held
     for name, own in zip(split.classes, np.split(order, ends[1:-1]), strict=True):
         if len(own) and (held[own].all() or not held[own].any()):
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -60,4 +60,5 @@ def join(split: Split, unlabelled: Split) -> Split:
         for name in part.names
     )
     labels = np.concatenate([split.labels, unlabelled.labels])
-    return Split(Joined(root, names, *parts), labels, split.classes, split.skipped.joined(unlabelled.skipped))
+    skipped = split.skipped.joined(unlabelled.skipped)
+    return replace(split, store=Joined(root, names, *parts), labels=labels, skipped=skipped)

@@ -21,6 +21,7 @@ from scalekd.recipes import AS_USUAL, ListKeys
 
 _JSON = (".jsonl", ".ndjson")
 _BLANKS = " \t"
+_TRUE, _FALSE = {"1", "1.0", "true"}, {"0", "0.0", "false", ""}
 SUFFIXES = (".csv", ".tsv", *_JSON, ".txt")
 """Endings of list files; case is ignored."""
 
@@ -66,7 +67,10 @@ class ListFile:
         if labelled and rows.labels.missing is not None:
             raise UserError(f"data: {self.file}: {rows.labels.missing} has no label{self._no_column()}")
         root, paths = place(self.file, rows.paths, rows.lines)
-        return rows.labels.split(Files(root, Names.pack(paths)), labelled=labelled)
+        store = Files(root, Names.pack(paths))
+        if self.keys.multi_label:
+            return rows.labels.split_multi(store, self.keys.label_separator, labelled=labelled)
+        return rows.labels.split(store, labelled=labelled)
 
     @cached_property
     def _splits(self) -> dict[str, _Rows]:
@@ -88,7 +92,8 @@ class ListFile:
             rows = found.setdefault(split, _Rows())
             rows.lines.append(line)
             rows.paths.append(name)
-            rows.labels.add(self._text(row, columns.label, line), where)
+            label = self._labels(row, columns, line) if self.keys.multi_label else self._text(row, columns.label, line)
+            rows.labels.add(label, where)
         return found
 
     def _columns_of(self, row: _Row, line: int) -> Columns:
@@ -108,6 +113,27 @@ class ListFile:
             return label_text(value)
         except ValueError as error:
             raise UserError(f"data: {self.file}: line {line}: {column} is {error}") from None
+
+    def _labels(self, row: _Row, columns: Columns, line: int) -> str | tuple[str, ...] | None:
+        """Return a row's classes: a text in which they are separated, or a tuple; None if there is no such column."""
+        if columns.label is None:
+            if not columns.classes:
+                return None
+            return tuple(name for name in columns.classes if self._is_set(row[name], name, line))
+        value = row[columns.label]
+        if isinstance(value, list | tuple):
+            return tuple(filter(None, (self._text({columns.label: each}, columns.label, line) for each in value)))
+        return self._text(row, columns.label, line) or ()
+
+    def _is_set(self, value: Any, name: str, line: int) -> bool:
+        """Return whether an image has the class of a column."""
+        found = str(value).strip().lower()
+        if found not in _TRUE | _FALSE:
+            raise UserError(
+                f"data: {self.file}: line {line}: {name} is {value!r}, neither 0 nor 1; without a column of labels, "
+                "every other column is a class. Specify label_column, or remove the column"
+            )
+        return found in _TRUE
 
     def _no_column(self) -> str:
         """Explain a missing label if there is no column of labels; otherwise empty."""

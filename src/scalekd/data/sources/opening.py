@@ -107,7 +107,7 @@ def _open(data: str | Path, keys: SourceKeys) -> Source:
 
 def _refuse_list_keys(keys: ListKeys, what: str) -> None:
     """Raise a UserError if columns or a separator are specified for something that is not a list."""
-    given = [name for name in ListKeys.model_fields if getattr(keys, name) is not None]
+    given = [name for name, field in ListKeys.model_fields.items() if getattr(keys, name) != field.default]
     if given:
         raise UserError(f"{given[0]}: applies to lists only, and {what} is not a list; remove it, or set it to none")
 

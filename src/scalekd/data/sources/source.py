@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from scalekd.data.split import UNLABELLED, Split, Store
 from scalekd.errors import UserError, did_you_mean
 
 _DIGITS = 19
+
+Label = str | int | tuple[str, ...]  # a name, the index of a class, or several names
 
 
 class Source(Protocol):
@@ -42,19 +45,41 @@ class Labelling:
 
     def __init__(self) -> None:
         self.missing: str | None = None
-        self._numbers: dict[str | int, int] = {}
+        self._numbers: dict[Label, int] = {}
         self._found = array("i")
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, label: str | int | None, image: str) -> None:
-        """Record the label of the next image: a text, the index of a known class, or None."""
+    def add(self, label: Label | None, image: str) -> None:
+        """Record the label of the next image: a text, the index of a known class, several names, or None."""
         if label is None:
             self.missing = self.missing or image
             self._found.append(UNLABELLED)
         else:
             self._found.append(self._numbers.setdefault(label, len(self._numbers)))
+
+    def split_multi(self, store: Store, separator: str | None, *, labelled: bool = True) -> Split:
+        """Build the split in which an image has any number of classes.
+
+        Args:
+            store: The images.
+            separator: Separator of the names in a text label; None for the first of `|`, `;` and `,` that one contains.
+            labelled: Whether the split gets labels.
+
+        Raises:
+            UserError: If there are no images.
+        """
+        if not len(self) or not labelled:
+            return self.split(store, labelled=False)
+        texts = [label for label in self._numbers if isinstance(label, str)]
+        separator = separator or next((each for each in "|;," if any(each in text for text in texts)), "|")
+        found = [_names(label, separator) for label in self._numbers]
+        every = set(chain.from_iterable(found))
+        names = tuple(sorted(every, key=_order(every)))
+        place = {name: index for index, name in enumerate(names)}
+        sets = tuple(tuple(sorted(place[name] for name in each)) for each in found)
+        return Split(store, np.frombuffer(self._found, np.int32), names, sets=sets)
 
     def split(self, store: Store, classes: Sequence[str] = (), *, labelled: bool = True) -> Split:
         """Build the split with these labels.
@@ -81,7 +106,9 @@ class Labelling:
             raise UserError(f"data: {store.root} has two classes {twice!r}; class names must differ")
         if wrong := next((name for name in names if not _is_text(name)), None):
             raise UserError(f"data: {store.root} has a class {wrong!r}, which is not valid Unicode; rename it")
-        place: dict[str | int, int] = {index: index for index in range(len(names))} | _places(store.root, texts, names)
+        place: dict[Label, int] = {index: index for index in range(len(names))}
+        for text, index in _places(store.root, texts, names).items():
+            place[text] = index
         unknown = [label for label in self._numbers if label not in place]
         if unknown:
             hint = (
@@ -90,6 +117,12 @@ class Labelling:
             raise UserError(f"data: {store.root} has images of {unknown[0]!r}, which is not one of its classes{hint}")
         numbers = np.array([place[label] for label in self._numbers], np.int32)
         return Split(store, numbers[np.frombuffer(self._found, np.int32)], names)
+
+
+def _names(label: Label, separator: str) -> set[str]:
+    """Return the names in a label, without empty ones and surrounding blanks."""
+    parts = label if isinstance(label, tuple) else str(label).split(separator)
+    return {part.strip() for part in parts} - {""}
 
 
 def _places(root: Path, labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
@@ -130,8 +163,9 @@ def with_filled_classes(split: Split) -> Split:
     Raises:
         UserError: If it does not.
     """
-    if len(split.classes) == 1:
-        raise UserError(f"data: {split.root} has one class, {split.classes[0]!r}; at least two are needed")
+    if len(split.classes) < 2:
+        has = f"one class, {split.classes[0]!r}" if split.classes else "no classes"
+        raise UserError(f"data: {split.root} has {has}; at least two are needed")
     if empty := split.skipped.empty:
         found = split.skipped.described()
         raise UserError(
@@ -150,7 +184,8 @@ def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> 
         names: The names of the two splits.
 
     Raises:
-        UserError: If the two do not have the same classes.
+        UserError: If the two do not have the same classes (with several labels per image: if the validation images have
+            classes that the training images lack).
     """
     if only := class_differences(training, validation, names):
         raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
@@ -158,8 +193,13 @@ def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> 
 
 
 def class_differences(training: Split, validation: Split, names: tuple[str, str]) -> list[str]:
-    """Describe the classes that only one of two splits has; empty if there are none. See `same_classes`."""
-    splits = ((names[0], training, validation), (names[1], validation, training))
+    """Describe the classes that only one of two splits has; empty if there are none. See `same_classes`.
+
+    With several labels per image, a class without any validation image is none of these.
+    """
+    splits = [(names[0], training, validation), (names[1], validation, training)]
+    if training.sets is not None:
+        del splits[0]
     extra = {name: sorted(set(have.classes) - set(lack.classes)) for name, have, lack in splits}
     return [
         f"{', '.join(more[:3])}{', ...' if len(more) > 3 else ''} in {name} only"
@@ -169,10 +209,13 @@ def class_differences(training: Split, validation: Split, names: tuple[str, str]
 
 
 def in_order(split: Split, classes: tuple[str, ...]) -> Split:
-    """Return the split with its classes reordered to `classes`, which must be the same set, and relabelled."""
+    """Return the split with its classes renumbered as in `classes`, which must contain them all."""
     if classes == split.classes:
         return split
     order = np.array([classes.index(name) for name in split.classes], np.int32)
+    if split.sets is not None:
+        sets = tuple(tuple(sorted(order[list(each)].tolist())) for each in split.sets)
+        return replace(split, sets=sets, classes=classes)
     return replace(split, labels=order[split.labels], classes=classes)
 
 

@@ -13,7 +13,12 @@ from torch import nn
 from scalekd.errors import UserError
 from scalekd.keys import TRANSFORMERS
 from scalekd.methods.base import Method, TaskLoss
-from scalekd.methods.label_loss import BalancedCrossEntropy, binary_cross_entropy, cross_entropy
+from scalekd.methods.label_loss import (
+    BalancedCrossEntropy,
+    binary_cross_entropy,
+    cross_entropy,
+    multi_label_cross_entropy,
+)
 from scalekd.methods.registry import METHODS
 from scalekd.models import Student, Teacher
 from scalekd.models.families import TAIL_BLOCKS
@@ -71,6 +76,7 @@ def build_teacher(
         tail_blocks=recipe.tail_blocks or TAIL_BLOCKS,
         tokens=recipe.teacher_tokens,
         tail=recipe.teacher_tail,
+        logits_only=METHODS[recipe.method].logits_only,
         pretrained=pretrained,
         **recipe.teacher_args,
     )
@@ -133,7 +139,7 @@ def build_student(
         pretrained=recipe.student_pretrained,
         **recipe.student_args,
     )
-    student.crop_fraction = recipe.crop_fraction
+    student.crop_fraction, student.multi_label = recipe.crop_fraction, recipe.multi_label
     if module is not None and num_classes not in (0, student.num_classes):
         raise UserError(
             f"student: {student.name} has {student.num_classes} classes, not {num_classes}; build it for them"
@@ -149,6 +155,8 @@ def build_student(
 def task_loss(recipe: Recipe, counts: Sequence[int] | None = None) -> TaskLoss:
     """Return the recipe's loss on labels: indices `[B]` or, after mixup (and its smoothing), probabilities `[B, K]`.
 
+    With several labels per image they are `[B, K]` as in `Split.target`.
+
     Args:
         recipe: The run's settings.
         counts: Number of labelled training images of each class, for `class_weights`; None if nothing is trained.
@@ -156,7 +164,8 @@ def task_loss(recipe: Recipe, counts: Sequence[int] | None = None) -> TaskLoss:
     if recipe.class_weights == "balanced" and counts is not None:
         return BalancedCrossEntropy(counts, recipe.label_smoothing)
     losses = {"cross_entropy": cross_entropy, "bce": binary_cross_entropy}
-    return partial(losses[recipe.task_loss], label_smoothing=recipe.label_smoothing)
+    loss = multi_label_cross_entropy if recipe.multi_label else losses[recipe.task_loss]
+    return partial(loss, label_smoothing=recipe.label_smoothing)
 
 
 def build_method(
@@ -169,7 +178,10 @@ def build_method(
     """
     cls = METHODS[recipe.method].load()
     pair = (teacher, student) if cls.needs_teacher else (student,)
+    arguments = cls.arguments(recipe)
+    if recipe.multi_label and cls.needs_teacher:  # labels only compares no logits
+        arguments["multi_label"] = True
     try:
-        return cls(*pair, task_loss=task_loss(recipe, counts), **cls.arguments(recipe))
+        return cls(*pair, task_loss=task_loss(recipe, counts), **arguments)
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error

@@ -61,9 +61,17 @@ def _data(run: Run) -> list[str]:
     unlabelled = f" ({run.train.unlabelled} without label)" if run.train.unlabelled else ""
     return [
         f"data      {len(run.train)} training images{unlabelled} and {len(run.val)} validation images, "
-        f"{len(run.classes)} classes; {run.compute.device.type}, {precision}",
+        f"{len(run.classes)} classes{_labels_each(run)}; {run.compute.device.type}, {precision}",
         *left_out({run.recipe.train_split: run.train.skipped, run.recipe.val_split: run.val.skipped}),
     ]
+
+
+def _labels_each(run: Run) -> str:
+    """Describe how many labels an image has, if it may have several."""
+    if run.train.sets is None:
+        return ""
+    each = run.train.class_counts.sum() / max(len(run.train) - run.train.unlabelled, 1)
+    return f", {each:.2g} per labelled image"
 
 
 def _schedule(run: Run) -> list[str]:

@@ -78,7 +78,8 @@ def fit(
         loop = Loop(task, settings, context, compute=run.compute, resume_with=resume_with)
         trained = loop.run(partial(_batches, run), run.val_loader if run.measured else None, checkpoint)
     facts = {
-        "teacher_top1": None if teacher_accuracy is None else teacher_accuracy.top1,
+        "teacher_top1": None,
+        **({} if teacher_accuracy is None else {f"teacher_{teacher_accuracy.metric}": teacher_accuracy.main}),
         "teacher_license": None if run.teacher is None else run.teacher.license,
         **trained,
     }

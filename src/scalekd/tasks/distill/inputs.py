@@ -39,6 +39,11 @@ def read_data(recipe: Recipe) -> Splits:
     return train, val
 
 
+def count_images(recipe: Recipe) -> int:
+    """Return the number of training images; see `read_data` for errors."""
+    return len(_read_data(recipe)[0])
+
+
 def _read_data(recipe: Recipe) -> Splits:
     data = recipe.data
     if data is None:

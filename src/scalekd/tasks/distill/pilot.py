@@ -120,6 +120,8 @@ def run_pilot(recipe: Recipe, minutes: float, say: Callable[[str], object] = lam
     """
     if recipe.labels == "none":
         raise UserError("pilot: compares accuracies, which need labels; leave out --labels none, or --pilot")
+    if recipe.multi_label:
+        raise UserError("pilot: compares top-1 accuracies, of which several labels per image have none; leave it out")
     if launched() or recipe.devices > 1:
         raise UserError("pilot: runs in one process; leave out --devices (and torchrun)")
     if not math.isfinite(minutes):

@@ -91,12 +91,14 @@ def check_teacher(run: Run) -> Accuracy | None:
         num_classes=classes,
         compute=run.compute,
         corrupt=run.corrupt,
+        multi_label=run.recipe.multi_label,
         blank=torch.zeros(1, 3, run.recipe.resolution, run.recipe.resolution) if run.sharded else None,
     )
-    chance = 100 / classes
-    if run.methods[0].logit_weight > 0 and accuracy.top1 < chance + 0.1 * (100 - chance):
+    # Of answers in a random order, the average precision is the share of the class's images.
+    chance = 100 / classes if run.val.sets is None else 100 * float(run.val.class_counts.mean()) / len(run.val)
+    if run.methods[0].logit_weight > 0 and accuracy.main < chance + 0.1 * (100 - chance):
         raise UserError(
-            f"teacher: {teacher.name} scores {accuracy.top1:.1f}% on {run.val.root}, "
+            f"teacher: {teacher.name} scores {accuracy.main:.1f}% ({accuracy.metric}) on {run.val.root}, "
             f"where chance is {chance:.1f}%; its classes are probably "
             "in another order, or it, or at least its head, was not trained enough (see `scalekd adapt`). "
             "--no-check-teacher continues anyway"

@@ -47,4 +47,10 @@ def _best(learner: StudentLearner) -> dict[str, Any]:
     if not learner.recipe.keep_best or learner.best is None:
         return {}
     assert learner.folder is not None
-    return {"best": {"step": learner.best.step, "top1": learner.best.top1, "student": learner.folder.best_student.name}}
+    return {
+        "best": {
+            "step": learner.best.step,
+            learner.metric: learner.best.accuracy,
+            "student": learner.folder.best_student.name,
+        }
+    }

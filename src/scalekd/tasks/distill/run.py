@@ -135,7 +135,7 @@ def _distill(
             say(line)
         teacher_accuracy = check_teacher(run)
         if teacher_accuracy is not None:
-            say(f"teacher   top1 {teacher_accuracy.top1:.2f}% on the validation images")
+            say(f"teacher   {teacher_accuracy.metric} {teacher_accuracy.main:.2f}% on the validation images")
         for line in describe_starting_points(run, teacher_accuracy):
             say(line)
         inputs = check_inputs(run)

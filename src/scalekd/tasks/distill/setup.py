@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -128,7 +127,7 @@ def build_run(recipes: Sequence[Recipe], context: RunContext, given: Given) -> R
     unnamed = given.teacher is not None or str(recipe.teacher).startswith((PYTHON, TRANSFORMERS))
     teacher_hash = teacher.weights_hash() if teacher is not None and unnamed else None
     named = zip(recipes, context.group.names, strict=True)
-    counts = np.bincount(train.labels[train.labels >= 0], minlength=len(val.classes)).tolist()
+    counts = train.class_counts.tolist()
     methods = tuple(
         _join(each, name, teacher, val.classes, counts=counts, module=given.student) for each, name in named
     )

@@ -28,6 +28,7 @@ def describe_starting_points(run: Run, teacher: Accuracy | None) -> list[str]:
     """
     labelled = run.train.unlabelled < len(run.train)
     wanted = run.recipe.check_teacher and run.measured and labelled and len(run.classes) <= MOST_CLASSES
+    wanted = wanted and not run.recipe.multi_label  # neighbours vote for one class
     if not wanted or run.sharded:
         return []
     lines = []
@@ -41,10 +42,10 @@ def describe_starting_points(run: Run, teacher: Accuracy | None) -> list[str]:
         lines.append(
             f"student   {whose}starts from features that classify {start:.1f}% of the images (nearest neighbours)"
         )
-        if teacher is not None and teacher.top1 <= start:
+        if teacher is not None and teacher.main <= start:
             lower = ", lower --logit-weight" if method.logit_weight else ""
             lines.append(
-                f"warning: the teacher ({teacher.top1:.1f}%) is no better than the features that the student "
+                f"warning: the teacher ({teacher.main:.1f}%) is no better than the features that the student "
                 f"{whose}starts from ({start:.1f}%): it may hold the student back. Fine-tune it first (scalekd adapt "
                 f"--mode finetune){lower}, or train the student alone (--method none)"
             )

@@ -14,7 +14,7 @@ from scalekd.data import Batch, CorruptImages, seeded
 from scalekd.engine.learner import ADVICE, Learner, NonFiniteLossError, StepLosses
 from scalekd.engine.sharding import whole
 from scalekd.engine.task import Task
-from scalekd.evaluation import accuracy_metrics, percentages
+from scalekd.evaluation import accuracy_metrics, count, main_metric, percentages
 from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models import Student
@@ -25,10 +25,10 @@ from scalekd.runs.group import naming
 
 
 class Best(NamedTuple):
-    """The validation with the highest top-1 so far: its step and accuracy in percent."""
+    """The validation with the highest main figure so far: its step and this figure in percent."""
 
     step: int
-    top1: float
+    accuracy: float
 
 
 class StudentLearner(Learner):
@@ -61,7 +61,8 @@ class StudentLearner(Learner):
         super().__init__(method, method.student, keys=recipe, role="student", **others)
         self.folder, self._watch, self._check_cosines = folder, watch, check_cosines
         classes, device = method.student.num_classes, method.student.mean.device
-        self.metrics = accuracy_metrics(classes).to(device) if classes else None  # a student without a head has none
+        metrics = accuracy_metrics(classes, multi_label=recipe.multi_label) if classes else None
+        self.metrics = metrics and metrics.to(device)  # a student without a head has none
         self.best: Best | None = None
         self.waited = 0
 
@@ -85,8 +86,18 @@ class StudentLearner(Learner):
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """`top1` and `top5` in percent of the last validation; empty before the first."""
+        """The figures of the last validation in percent, such as `top1` and `top5`; empty before the first."""
         return {k.removeprefix("val/"): float(v) for k, v in self.figures.items() if k.startswith("val/")}
+
+    @property
+    def metric(self) -> str:
+        """Name of the main figure."""
+        return main_metric(self.accuracies)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The main figure of the last validation in percent: top-1 or, with several labels per image, mAP."""
+        return self.accuracies.get(self.metric)
 
     def log_training(self, step: int) -> None:
         """Log losses, cosines and learning rate, and call `check_cosines`.
@@ -120,15 +131,16 @@ class StudentLearner(Learner):
                 f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {ADVICE}"
             )
         assert self.metrics is not None
-        self.metrics.update(logits, labels)
+        count(self.metrics, logits, labels)
 
     def end_validation(self, step: int) -> None:
         """Compute and log the accuracies, and call `watch`."""
         assert self.metrics is not None
         self.log_validation({f"val/{name}": value for name, value in percentages(self.metrics).items()}, step)
         self.waited += 1
-        if self.best is None or self.accuracies["top1"] > self.best.top1:
-            self.best, self.waited = Best(step, self.accuracies["top1"]), 0
+        found = self.accuracies[self.metric]
+        if self.best is None or found > self.best.accuracy:
+            self.best, self.waited = Best(step, found), 0
         if self._watch is not None:
             self._watch(step)
 
@@ -149,20 +161,20 @@ class StudentLearner(Learner):
             # A run that continues for more epochs begins to wait again: its learning rate rises, and accuracy falls.
             self.waited = state.get("waited", 0) if state.get("epochs") == self.recipe.epochs else 0
 
-    def save(self, classes: tuple[str, ...], top1: float | None, *, best: bool = False) -> None:
+    def save(self, classes: tuple[str, ...], accuracy: float | None, *, best: bool = False) -> None:
         """Write the student's weights, with class names and accuracy in percent; called by all processes.
 
         Args:
             classes: The class names.
-            top1: The accuracy; None if it was not measured.
+            accuracy: The main figure; None if it was not measured.
             best: Whether to write the file of the best validation.
         """
         assert self.folder is not None
         file = self.folder.best_student if best else self.folder.student
         state = {name: whole(tensor) for name, tensor in self.final_student.model.state_dict().items()}
         if self.processes.first:
-            accuracy = None if top1 is None else round(top1, 2)
-            self.final_student.save(file, classes, accuracy, state=state)
+            rounded = None if accuracy is None else round(accuracy, 2)
+            self.final_student.save(file, classes, rounded, state=state)
 
 
 class PreparedBatch(NamedTuple):
@@ -256,13 +268,13 @@ class DistillationTask(Task):
             learner.end_validation(step)
             # Before the checkpoint of this step, so that a run that is resumed from it has the file.
             if self._recipe.keep_best and learner.best is not None and learner.best.step == step:
-                learner.save(self._classes, learner.best.top1, best=True)
+                learner.save(self._classes, learner.best.accuracy, best=True)
 
     def ends_early(self) -> str:
         patience = self._recipe.patience
         if patience is None or any(learner.waited < patience for learner in self.learners):
             return ""
-        return f"no higher top-1 in the last {patience} validation{'s' * (patience > 1)} (patience)"
+        return f"no higher {self.learners[0].metric} in the last {patience} validation{'s' * (patience > 1)} (patience)"
 
     def summary(self) -> list[str]:
         if len(self.learners) == 1:
@@ -271,7 +283,7 @@ class DistillationTask(Task):
 
     def save(self, *, measured: bool) -> None:
         for learner in self.learners:
-            learner.save(self._classes, learner.accuracies.get("top1") if measured else None)
+            learner.save(self._classes, learner.accuracy if measured else None)
 
 
 def _figures(learner: StudentLearner) -> list[str]:
@@ -286,5 +298,5 @@ def _figures(learner: StudentLearner) -> list[str]:
 
 def _short(learner: StudentLearner) -> str:
     """Format name, top-1 and loss of one of several students."""
-    top1 = f"top1 {learner.accuracies['top1']:.2f}%, " if learner.accuracies else ""
-    return f"{learner.name}: {top1}loss {float(learner.figures['train/loss']):.3f}"
+    accuracy = f"{learner.metric} {learner.accuracy:.2f}%, " if learner.accuracies else ""
+    return f"{learner.name}: {accuracy}loss {float(learner.figures['train/loss']):.3f}"
