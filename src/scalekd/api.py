@@ -146,6 +146,8 @@ def distill(
     datasets = None if isinstance(data, str | Path) else data
     if datasets is not None and (not isinstance(datasets, tuple) or len(datasets) != 2 or datasets[0] is datasets[1]):
         raise UserError("data: pass a path, or a pair of two different data sets: (training, validation)")
+    if datasets is not None and keys.get("multi_label"):
+        raise UserError("multi_label: several labels per image are read from lists; an item of a data set has one")
     if datasets is not None and keys.get("cache") is not None:
         raise UserError("cache: stores the outputs for images in files; a data set object has none, so leave cache out")
     given = Given(
@@ -293,14 +295,19 @@ def evaluate(
 
 
 def predict(
-    model: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 5, threshold: float = 0.0, **keys: Any
+    model: str | Path,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top: int | None = None,
+    threshold: float | None = None,
+    **keys: Any,
 ) -> Predicted:
     """Find the most probable classes of images, as `scalekd predict` does.
 
     Args:
         model: A run's folder, or a name or file as for the command, also an .onnx file.
         images: Images, and folders of images.
-        top: Number of classes for each image, at most.
+        top: Number of classes for each image, at most. Default: 5, or all with a threshold.
         threshold: The least probability of a class.
         keys: Recipe keys, such as `batch=64`.
 
@@ -328,6 +335,7 @@ def export(
     format: Literal["timm", "onnx", "torch-export"],  # noqa: A002 (the name of the command's flag)
     output: str | Path | None = None,
     int8: bool = False,
+    input: Literal["float", "uint8"] = "float",  # noqa: A002 (likewise)
     overwrite: bool = False,
     **keys: Any,
 ) -> Exported:
@@ -338,18 +346,20 @@ def export(
         format: The format.
         output: The file or folder to write. Default: in the run's folder.
         int8: Whether to write an int8 ONNX file, too.
+        input: What an ONNX file takes: prepared images, or decoded ones of any size (`uint8`).
         overwrite: Whether to replace an export that is there.
         keys: Recipe keys, such as `data`.
 
     Raises:
         UserError: For any wrong input.
     """
-    check_format(format, int8=int8)
+    check_format(format, int8=int8, pixels=input == "uint8")
     result, _ = export_command.export(
         str(model),
         format_=format,
         output=None if output is None else Path(output),
         int8=int8,
+        pixels=input == "uint8",
         overwrite=overwrite,
         flags=keys,
     )

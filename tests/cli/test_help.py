@@ -29,7 +29,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("transfer", "segmentation"),
     ("transfer", "detection"),
 )
-EVERYTHING = ("--help", "all")  # fmt: skip
+EVERYTHING = ("--help", "all")
 
 
 def examples(text: str) -> list[str]:

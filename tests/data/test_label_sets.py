@@ -39,8 +39,6 @@ def targets(folder: Path, split: str = "train", keys: SourceKeys = MULTI) -> tup
     "lines",
     [
         ("path,label", "red/0.png,warm|red", "red/1.png,red", "blue/0.png,"),
-        ("path,label", "red/0.png,red;warm", "red/1.png,red", "blue/0.png,"),
-        ("path,label", 'red/0.png,"red, warm"', "red/1.png,red", "blue/0.png,"),
         ("filename,red,warm", "red/0.png,1,1", "red/1.png,1,0", "blue/0.png,0,0"),
         ("filename,red,warm", "red/0.png,True,1.0", "red/1.png,true,", "blue/0.png,False,0"),
     ],
@@ -145,3 +143,49 @@ def test_data_check_counts_each_class(folder: Path, cli: Cli) -> None:
     write(folder, "val.csv", "path,label", "blue/0.png,b", "blue/1.png,b|a")
     checked = cli("data", "check", folder, "--multi-label", "--workers", "0")
     assert checked.code == 0, checked.err
+
+
+@pytest.mark.parametrize("label", ["red, dark", "red;dark"])
+def test_another_separator_is_never_guessed(folder: Path, label: str) -> None:
+    write(folder, "train.csv", "path,label", f'red/0.png,"{label}"', "red/1.png,red")
+    with pytest.raises(UserError, match=r"may be several; pass label_separator"):
+        targets(folder)
+    assert targets(folder, keys=SourceKeys(multi_label=True, label_separator="|"))[0] == ("red", label)
+
+
+def test_an_image_has_one_row(folder: Path) -> None:
+    write(folder, "train.csv", "path,label", "red/0.png,a", "red/0.png,b")
+    with pytest.raises(UserError, match=r"line 3 names 'red/0.png' again; put all labels"):
+        targets(folder)
+
+
+def test_a_class_whose_name_is_usual_for_labels_is_not_taken_for_them(folder: Path) -> None:
+    write(folder, "train.csv", "path,cat,tag", "red/0.png,1,0", "red/1.png,0,1")
+    with pytest.raises(UserError, match=r"'tag' holds nothing but 0 and 1"):
+        targets(folder)
+
+
+def test_a_column_without_an_image_is_a_class(folder: Path) -> None:
+    write(folder, "train.csv", "path,cat,dog", "red/0.png,1,0", "red/1.png,1,0")
+    assert targets(folder) == (("cat", "dog"), [[1, 0], [1, 0]])
+
+
+def test_a_json_row_without_labels_has_none_that_are_known(folder: Path) -> None:
+    write(folder, "train.jsonl", '{"path": "red/0.png", "label": ["a"]}', '{"path": "red/1.png", "difficult": 0}')
+    with pytest.raises(UserError, match="line 2 has no label"):
+        targets(folder)
+
+
+def test_validation_images_of_a_single_class_and_a_folder_without_labels(folder: Path) -> None:
+    write(folder, "train.csv", "path,label", "red/0.png,a|b", "red/1.png,b")
+    write(folder, "val.csv", "path,label", "blue/0.png,b")
+    train, val = read_splits(folder, "train", "val", MULTI)
+    assert val.classes == train.classes
+    write_images(folder / "unlabelled", 1)
+    assert len(read_unlabelled(folder, "unlabelled", MULTI)) == 3
+
+
+def test_lists_with_one_label_may_have_any_other_columns(folder: Path) -> None:
+    write(folder, "train.csv", "path,label,fold,dataset", "red/0.png,a,1,x", "red/1.png,b,2,y")
+    assert read_split(folder, "train", SourceKeys()).classes == ("a", "b")
+    assert read_split(folder, "train", SourceKeys(split_column="part")).classes == ("a", "b")

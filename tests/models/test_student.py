@@ -68,6 +68,8 @@ def test_images_are_resized_in_silence_only_where_the_size_was_asked_for() -> No
 def test_the_papers_maps_and_heads() -> None:
     assert map_indices(ISOTROPIC * 12, "vit")[0] == [8, 11]
     assert map_indices(ISOTROPIC * 8, "mixer")[0] == [5, 7]
+    assert map_indices(ISOTROPIC * 3, "small")[0] == [1, 2]
+    assert map_indices(ISOTROPIC * 2, "smallest")[0] == [0, 1]
     assert map_indices([{"reduction": r} for r in (2, 4, 8, 16, 32)], "resnet")[0] == [3, 4]
     assert paper_heads("swin_large_patch4_window7_224.ms_in22k_ft_in1k") == (16, 24)
     assert paper_heads("swin_base_patch4_window7_224") == (8, 16)

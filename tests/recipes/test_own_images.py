@@ -56,8 +56,8 @@ def test_a_recipe_that_builds_on_it_follows_the_images_too(tmp_path: Path) -> No
 
 
 def test_sizes_has_one_value(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("sizes: labels\n")
-    with pytest.raises(UserError, match="sizes must be images, or be left out"):
+    (tmp_path / "mine.yaml").write_text("sized_by: labels\n")
+    with pytest.raises(UserError, match="sized_by must be images, or be left out"):
         load(tmp_path / "mine.yaml", {})
 
 
@@ -68,7 +68,7 @@ def test_a_run_says_and_stores_what_was_chosen(data: Path, tmp_path: Path, cli: 
     assert "sizes     for 12 training images: batch 8, lr 0.0005" in done.err, done.err
     stored = (tmp_path / "run" / "recipe.yaml").read_text()
     assert "batch: 8\n" in stored
-    assert "sizes" not in stored
+    assert "sized_by" not in stored
     again = cli(*flags, "--auto-resume", "--json")  # the same settings
     assert json.loads(again.out)["samples"] == 16
 
@@ -86,3 +86,20 @@ def test_a_call_counts_the_images_of_data_sets(tmp_path: Path) -> None:
         epochs=1, workers=0, quiet=True,
     )  # fmt: skip
     assert done.result["samples"] == 16  # two batches of 8
+
+
+def test_a_run_continues_with_the_sizes_of_its_start(data: Path, tmp_path: Path, cli: Cli) -> None:
+    flags = ["distill", "--recipe", "own-images", "--method", "none", "--student", "resnet10t", "--data", data]
+    flags += ["--resolution", "32", "--workers", "0", "--output", tmp_path / "run"]
+    assert cli(*flags, "--epochs", "2").code == 0
+    longer = cli(*flags, "--epochs", "45", "--resume")  # validate_every would be 2
+    assert longer.code == 0, longer.err
+    assert "validate_every: 1\n" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_several_students_from_weights_have_the_epochs_of_one(data: Path, tmp_path: Path, cli: Cli) -> None:
+    flags = ["distill", "--recipe", "own-images", "--method", "none", "--data", data, "--resolution", "32"]
+    assert cli(*flags, "--student", "resnet10t", "--epochs", "1", "--output", tmp_path / "run").code == 0
+    file = tmp_path / "run" / "student.safetensors"
+    said = cli(*flags, "--student", file, "--student", file, "--output", tmp_path / "two").err
+    assert "epochs 50" in said, said

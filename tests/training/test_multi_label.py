@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_RUN, Cli
+from conftest import CLASSES, TINY_RUN, Cli
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+import scalekd
 from scalekd.data import Batch, CorruptImages
 from scalekd.evaluation import accuracy_metrics, count, fit_linear_head, measure_accuracy, percentages
 from scalekd.evaluation.per_class import ClassCounts
@@ -51,16 +54,15 @@ def test_the_figures_are_those_of_scikit_learn() -> None:
         count(metrics, logits[part], labels[part])
     figures = percentages(metrics)
     assert figures["map"] == pytest.approx(100 * average_precision_score(labels.numpy(), logits.numpy()), abs=1e-3)
-    assert figures["f1"] == pytest.approx(100 * f1_score(labels.numpy(), logits.numpy() >= 0, average="macro"))
+    assert figures["f1"] == pytest.approx(100 * f1_score(labels.numpy(), logits.numpy() > 0, average="macro"))
 
 
-@pytest.mark.filterwarnings("ignore:No positive samples")
 def test_unknown_labels_and_absent_classes_do_not_count() -> None:
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [-1, -1, -1]])
     batches = [Batch(torch.tensor([[2.0, -1, 3], [-2, 1, 3], [9, 9, 9]]), labels, {})]
     how: dict[str, Any] = {"num_classes": 3, "compute": Compute(CPU, torch.float32), "corrupt": CorruptImages(0)}
     found = measure_accuracy(lambda images: images, batches, multi_label=True, **how)
-    assert (found.metric, found.main) == ("map", 100)
+    assert (found.metric, found.figures) == ("map", {"map": 100, "f1": 100})
     counts = ClassCounts(3, CPU)
     counts.update(batches[0].images, labels)
     assert [(each.images, each.precision, each.recall) for each in counts.figures("abc")] == [
@@ -157,3 +159,35 @@ def test_what_several_labels_cannot_have(
 def test_a_separator_without_several_labels_is_refused(several: Path, tmp_path: Path, cli: Cli) -> None:
     flags = ("--method", "none", *TINY_RUN, "--output", tmp_path / "run")
     cli("distill", "--data", several, "--label-separator", "pipe", *flags).refused("label_separator", "multi_label")
+
+
+def test_processes_without_an_image_share_the_metrics(several: Path, tmp_path: Path) -> None:
+    """12 validation images in one micro-batch: the second process has none."""
+    flags: list[str | Path] = ["--data", several, "--multi-label", "--method", "none", *TINY_RUN, "--epochs", "1"]
+    flags += ["--batch", "24", "--micro-batch", "12", "--accelerator", "cpu"]
+    results = []
+    for devices in ("1", "2"):
+        output = tmp_path / devices
+        command = [sys.executable, "-m", "scalekd", "distill", *flags, "--devices", devices, "--output", output]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((output / "result.json").read_text()))
+    assert results[0]["map"] == pytest.approx(results[1]["map"], abs=2)
+    assert 0 < results[1]["f1"] <= 100
+
+
+def test_models_of_the_other_kind_are_refused(
+    several: Path, data: Path, tmp_path: Path, cli: Cli, teacher_file: Path
+) -> None:
+    run = ("--teacher", teacher_file, *TINY_RUN, "--epochs", "1", "--output", tmp_path / "run")
+    assert set(COLORS) == set(CLASSES)
+    cli("distill", "--data", several, "--multi-label", *run).refused(
+        "multi_label", "one label", "leave out --multi-label"
+    )
+    cli("evaluate", teacher_file, "--data", several, "--multi-label").refused("gives an image one label")
+
+
+def test_a_data_set_object_has_one_label(tmp_path: Path) -> None:
+    sets = ([(Image.new("RGB", (8, 8)), 0)], [(Image.new("RGB", (8, 8)), 0)])
+    with pytest.raises(scalekd.UserError, match="multi_label: several labels per image are read from lists"):
+        scalekd.distill(data=sets, output=tmp_path / "run", student="resnet10t", method="none", multi_label=True)

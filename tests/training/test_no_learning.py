@@ -37,7 +37,7 @@ from scalekd.tasks.segmentation import run as segmentation
                       "epoch) and --epochs 12"),
         (301, 256, 100, "--batch 16 (18 steps per epoch)"),
         (10_000, 256, 3, "117 steps in all (3 epochs of 39) are too few to train a student; use --epochs 6"),
-        (100, 16, 400, "2400 steps in all (400 epochs of 6) are too few to train a student; use --batch 8 (12"),
+        (100, 16, 100, "600 steps in all (100 epochs of 6) are too few to train a student; use --batch 8 (12"),
         (7, 4, 5, "use --batch 2 (3 steps per epoch) and --epochs 67"),
         (5, 1, 2, "use --epochs 40"),
     ],
@@ -49,7 +49,8 @@ def test_too_few_steps_are_said_with_the_flags_that_give_more(images: int, batch
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "epochs"), [(160, 16, 20), (5, 2, 200), (1_281_167, 1024, 1), (3000, 256, 100)]
+    ("images", "batch", "epochs"),
+    [(160, 16, 20), (5, 2, 500), (100, 16, 400), (60, 8, 200), (1_281_167, 1024, 1), (3000, 256, 100)],
 )
 def test_enough_steps_are_not_talked_about(images: int, batch: int, epochs: int) -> None:
     assert few_steps(images, batch, epochs) is None

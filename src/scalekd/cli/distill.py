@@ -19,8 +19,8 @@ _STUDENT = (
 
 
 _FIRST = (
-    "method", "lean", "teacher", "cache", "student_pretrained", "data", "val_share", "resolution", "epochs", "batch",
-    "lr",
+    "method", "lean", "teacher", "cache", "student_pretrained", "data", "val_share", "multi_label", "resolution",
+    "epochs", "batch", "lr",
 )  # fmt: skip
 
 
@@ -83,10 +83,10 @@ def distill(
             raise UserError(f"{mode}: writes nothing; leave out --output, --resume, --auto-resume and --overwrite")
         if len(students) > 1:
             raise UserError(f"{mode}: tries one student at a time, not {len(students)}; pass one --student")
+        load(recipe, flags)  # refuses wrong values without torch
         from scalekd.commands.distill import dry_run_command, pilot_command
         from scalekd.tasks.distill.inputs import count_images
 
-        load(recipe, flags)  # refuses wrong values before the data is read
         settings = load(recipe, flags, partial(typer.echo, err=True), None if check else count_images)
 
         if pilot is None:

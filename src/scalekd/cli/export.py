@@ -42,6 +42,14 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="onnx: also write FILE.int8.onnx, calibrated on training images.")
     ] = False,
+    input_: Annotated[
+        Literal["float", "uint8"],
+        typer.Option(
+            "--input",
+            help="onnx: what the file takes. float: cropped images in [0, 1]. uint8: decoded RGB images of any size, "
+            "[batch, height, width, 3]; resizing and cropping are in the file.",
+        ),
+    ] = "float",
     hub: Annotated[str | None, typer.Option("--push-to-hub", help="timm: upload the folder as USER/NAME.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository on the hub private.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")] = False,
@@ -50,15 +58,17 @@ def export(
 ) -> None:
     """Write a model in another format, and check on validation images that its answers are the same.
 
-    ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side]: they include the normalisation. The images
-    for the check are those of --data or of the run; without either, generated images are used, and this is reported.
+    ONNX and .pt2 files take RGB images in [0, 1], [batch, 3, side, side] (or, with --input uint8, decoded ones): they
+    include the normalisation. The images for the check are those of --data or of the run; without either, generated
+    images are used, and this is reported.
 
     Examples:
         scalekd export runs/mobilenet --format timm
         scalekd export runs/mobilenet --format onnx --int8
+        scalekd export runs/mobilenet --format onnx --input uint8 --overwrite
         scalekd export runs/mobilenet --format timm --push-to-hub USER/NAME
     """
-    check_format(format_, int8=int8, opset=opset, hub=hub)
+    check_format(format_, int8=int8, opset=opset, hub=hub, pixels=input_ == "uint8")
     load(None, flags)  # refuses wrong values before torch is imported
     from scalekd.commands.export import run
 
@@ -69,6 +79,7 @@ def export(
         weights=weights,
         opset=opset,
         int8=int8,
+        pixels=input_ == "uint8",
         hub=hub,
         private=private,
         overwrite=overwrite,

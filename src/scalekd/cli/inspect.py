@@ -57,7 +57,7 @@ def inspect(
         scalekd inspect vit_tiny_patch16_224 resnet18 --batch 32 --measure
     """
     models = {key: value for key, value in (("teacher", teacher), ("student", student)) if value is not None}
-    settings = load(recipe, flags | models, partial(typer.echo, err=True))
+    settings = load(recipe, flags | models, partial(typer.echo, err=True), lambda _recipe: images)
     from scalekd.commands.inspect import run
 
     run(

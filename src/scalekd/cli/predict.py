@@ -28,10 +28,15 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGES...", help="Images, and folders of images (in any subfolders).")
     ],
     *,
-    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each image, at most.")] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of classes to print for each image, at most. Default: 5, or all with --threshold."
+        ),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Print only classes of this probability or more, such as 0.5.")
-    ] = 0.0,
+        float | None, typer.Option(min=0, max=1, help="Print only classes of this probability or more, such as 0.5.")
+    ] = None,
     weights: Weights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, one per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, index, probability.")] = False,

@@ -6,10 +6,12 @@ import json
 from typing import Annotated
 
 import typer
+import yaml
 
 from scalekd.cli.help import Command, Group
 from scalekd.keys import Keys
-from scalekd.recipes import Recipe, dump, follows_images, load, load_as, names, resolved, transfer_names
+from scalekd.recipes import Recipe, follows_images, load, load_as, names, resolved, transfer_names
+from scalekd.recipes.load import BY_IMAGES, SIZES
 from scalekd.recipes.own_images import CHOSEN
 from scalekd.tasks.detection import Detection
 from scalekd.tasks.segmentation import Segmentation
@@ -58,8 +60,14 @@ def show(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Print a recipe fully resolved: its bases merged, every key of its method listed."""
+    """Print a recipe fully resolved: its bases merged, every key of its method listed.
+
+    Keys that follow from the number of images are left out.
+    """
     recipe = load_as(_KINDS.get(name.partition("/")[0], Recipe), name, {})
-    typer.echo(json.dumps(resolved(recipe)) if as_json else dump(recipe), nl=as_json)
-    if follows_images(name):
+    sized = follows_images(name)
+    keys = {key: value for key, value in resolved(recipe).items() if not (sized and key in CHOSEN)}
+    keys = {SIZES: BY_IMAGES, **keys} if sized else keys
+    typer.echo(json.dumps(keys) if as_json else yaml.safe_dump(keys, sort_keys=False), nl=as_json)
+    if sized:
         typer.echo(f"note: {', '.join(CHOSEN)} follow from the number of training images in a run", err=True)

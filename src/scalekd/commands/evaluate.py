@@ -217,7 +217,12 @@ def measure(
     compute = pick_compute(recipe)
     classifier, crop = subject.build(recipe, compute)
     if classifier.multi_label and split.sets is None:
-        raise UserError(f"model: {classifier.name} gives an image several labels; pass --multi-label, and such data")
+        raise UserError(
+            f"model: {classifier.name} gives an image several labels; pass --multi-label, and a list of such images as "
+            "--data"
+        )
+    if classifier.classes and not classifier.multi_label and split.sets is not None:
+        raise UserError(f"model: {classifier.name} gives an image one label; leave out --multi-label")
     known = classifier.classes or classifier.imagenet_classes(split.classes)
     occurring = [name for name in known if name in split.classes]
     if len(occurring) == len(split.classes):  # the model knows all classes of the split, in any order
@@ -270,7 +275,7 @@ def _print_classes(measured: Measured) -> None:
         table.add_row(Text(printable(each.name)), str(each.images), *figures)
     Console(width=200).print(table)
     if measured.top1 is None:
-        typer.echo("a class is an answer where its probability is 0.5 or more")
+        typer.echo("a class is an answer where its probability is above 0.5")
     else:
         typer.echo(f"balanced top1 {measured.balanced_top1:.2f}% (mean recall of the classes that have images)")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from scalekd.data import CorruptImages, in_order, read_split
 from scalekd.data.skipped_files import left_out
 from scalekd.errors import UserError
 from scalekd.evaluation import main_metric
-from scalekd.exports.compare import Agreement, agreement, time_ratio
+from scalekd.exports.compare import Agreement, agreement, pixel_agreement, time_ratio
 from scalekd.exports.folding import Folded, fold
 from scalekd.exports.hub import push_to_hub
 from scalekd.exports.images import Images
 from scalekd.exports.model_card import model_card
 from scalekd.exports.onnx import OnnxClassifier, export_onnx
+from scalekd.exports.pixels import take_pixels
 from scalekd.exports.program import ProgramClassifier, export_program
 from scalekd.exports.quantise import quantise
 from scalekd.exports.timm_folder import write_timm_folder
@@ -33,7 +34,7 @@ from scalekd.models.weights import Card, read_weights
 from scalekd.progress import working
 from scalekd.recipes import DATA_KEYS, Recipe, load, over_stored
 from scalekd.runs.folder import RunFolder
-from scalekd.tasks.distill.inputs import evaluation_images
+from scalekd.tasks.distill.inputs import evaluation_images, whole_images
 
 _NAMES = {"timm": "timm", "onnx": "student.onnx", "torch-export": "student.pt2"}
 _CHECKED, _CALIBRATED = 48, 128
@@ -49,6 +50,7 @@ def run(
     weights: Path | None,
     opset: int | None,
     int8: bool,
+    pixels: bool,
     hub: str | None,
     private: bool,
     overwrite: bool,
@@ -63,6 +65,7 @@ def run(
         weights=weights,
         opset=opset,
         int8=int8,
+        pixels=pixels,
         hub=hub,
         private=private,
         overwrite=overwrite,
@@ -80,6 +83,7 @@ def export(
     weights: Path | None = None,
     opset: int | None = None,
     int8: bool = False,
+    pixels: bool = False,
     hub: str | None = None,
     private: bool = False,
     overwrite: bool = False,
@@ -122,6 +126,11 @@ def export(
             named, full=exported, target=target, images=images, calibration=calibration, recipe=recipe
         )
         lines.append(_describe_int8(result["int8"]))
+    if pixels:
+        with working("adding the resizing"):
+            files = [target, *([_int8_path(target)] if int8 else [])]
+            result["pixels"] = _take_pixels(named, files, images, recipe)
+        lines.append(_describe_pixels(result["pixels"]))
     if hub is not None:
         result["hub"] = push_to_hub(target, _WRITTEN, hub, private=private)
         lines.append(f"uploaded  {result['hub']}")
@@ -267,6 +276,24 @@ def _quantise(
         "size_ratio": path.stat().st_size / target.stat().st_size,
         "time_ratio": time_ratio(full, small, _one_image(named.classifier)),
     }
+
+
+def _take_pixels(named: Named, files: Sequence[Path], images: Images | None, recipe: Recipe) -> dict[str, Any]:
+    """Add resizing and cropping to files, and compare the first with the model on whole images."""
+    for file in files:
+        take_pixels(file, _card(named))
+    if images is None:
+        return {"checked": None}
+    whole = whole_images(recipe, images.split)
+    pairs = images.pairs(_CHECKED, whole)
+    return {"checked": vars(pixel_agreement(named.classifier, OnnxClassifier(files[0]), pairs))}
+
+
+def _describe_pixels(result: dict[str, Any]) -> str:
+    what = "takes uint8 RGB images of any size, [batch, height, width, 3]"
+    if result["checked"] is None:
+        return f"pixels    {what}; not checked: no --data"
+    return f"pixels    {what}; resized by onnxruntime: {Agreement(**result['checked'])}"
 
 
 def _describe_int8(result: dict[str, Any]) -> str:

@@ -26,7 +26,9 @@ from scalekd.models.memory_format import prepare_classifier
 from scalekd.progress import watched
 from scalekd.recipes import Recipe, load
 from scalekd.runs.measured_settings import measured_as
-from scalekd.tasks.distill.inputs import evaluation_images
+from scalekd.tasks.distill.inputs import evaluation_images, whole_images
+
+_TOP = 5  # classes of an image, if the user sets neither a number nor a threshold
 
 
 class Prediction(NamedTuple):
@@ -42,8 +44,8 @@ def run(
     images: Sequence[Path],
     flags: dict[str, Any],
     *,
-    top: int,
-    threshold: float,
+    top: int | None,
+    threshold: float | None,
     weights: Path | None,
     as_json: bool,
     as_csv: bool,
@@ -67,8 +69,8 @@ def predict(
     flags: dict[str, Any],
     missing: dict[str, str],
     *,
-    top: int,
-    threshold: float = 0.0,
+    top: int | None = None,
+    threshold: float | None = None,
     weights: Path | None = None,
 ) -> Iterator[tuple[str, list[Prediction]]]:
     """Yield each readable image and its most probable classes, in order.
@@ -78,13 +80,15 @@ def predict(
         files: The images.
         flags: Keys that the user passed.
         missing: Images that cannot be read are added to it, with the reason.
-        top: Number of classes, at most.
+        top: Number of classes, at most; by default 5, or all with a threshold.
         threshold: The least probability of a class.
         weights: A safetensors file for a name.
 
     Raises:
         UserError: For any wrong input.
     """
+    if top is None and threshold is None:
+        top = _TOP
     then = measured_as(model)
     recipe = load(None, then | flags)
     last = recipe.channels_last and "channels_last" in then
@@ -150,27 +154,30 @@ def _predictions(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield index and logits `[K]` of each readable image, in order; add the others to `missing` with a reason."""
     indices = np.arange(len(files), dtype=np.int32)  # used in place of labels
-    dataset = evaluation_images(
-        recipe,
-        Split(Files(Path(), files), indices, ()),
-        resolution=classifier.resolution,
-        crop_fraction=classifier.crop_fraction,
-    )
-    workers = min(
-        recipe.workers, len(files) // recipe.batch
-    )  # for few batches, starting processes costs more than it saves
-    for batch in watched(evaluation_loader(dataset, recipe.batch, workers), "predict"):
+    split = Split(Files(Path(), files), indices, ())
+    batch_size = recipe.batch
+    if isinstance(classifier, OnnxClassifier) and classifier.takes_pixels:
+        dataset = whole_images(recipe, split)
+        batch_size = 1  # they have different sizes
+    else:
+        dataset = evaluation_images(
+            recipe, split, resolution=classifier.resolution, crop_fraction=classifier.crop_fraction
+        )
+    # For few batches, starting processes costs more than it saves.
+    workers = min(recipe.workers, len(files) // recipe.batch)
+    for batch in watched(evaluation_loader(dataset, batch_size, workers), "predict"):
         missing |= batch.corrupt
         if len(batch.images):
             yield from zip(batch.labels.tolist(), answer(batch.images), strict=True)
 
 
-def _best(probabilities: Tensor, top: int, threshold: float, classes: Sequence[str]) -> list[Prediction]:
-    values, indices = probabilities.topk(min(top, len(probabilities)))
+def _best(probabilities: Tensor, top: int | None, threshold: float | None, classes: Sequence[str]) -> list[Prediction]:
+    count = len(probabilities)
+    values, indices = probabilities.topk(count if top is None else min(top, count))
     return [
         Prediction(classes[index] if classes else str(index), index, value)
         for index, value in zip(indices.tolist(), values.tolist(), strict=True)
-        if value >= threshold
+        if threshold is None or value >= threshold
     ]
 
 

@@ -3,7 +3,7 @@
 Knows nothing of training: no optimiser, no loss, no run folder.
 """
 
-from scalekd.data.augmentation import evaluation_transform, training_transform
+from scalekd.data.augmentation import evaluation_transform, training_transform, whole_transform
 from scalekd.data.corrupt import CorruptImages
 from scalekd.data.loader import (
     Batch,
@@ -65,5 +65,6 @@ __all__ = [
     "shared_images",
     "training_loader",
     "training_transform",
+    "whole_transform",
     "with_filled_classes",
 ]

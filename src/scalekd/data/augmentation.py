@@ -1,4 +1,4 @@
-"""Image transforms: from an opened image, not necessarily decoded, to float32 RGB in [0, 1], `[3, size, size]`."""
+"""Image transforms: from an opened image, not necessarily decoded, to RGB, in most `[3, size, size]` in [0, 1]."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def evaluation_transform(resolution: int, crop_fraction: float = 0.875) -> Trans
     composed: Transform = transforms.Compose(
         [read, trim, partial(resize, size=[short]), transforms.CenterCrop(resolution), to_float]
     )
+    return composed
+
+
+def whole_transform() -> Transform:
+    """Build the transform that decodes an image and does not resize it: `[3, h, w]`, uint8; see `trim`."""
+    composed: Transform = transforms.Compose([read, trim])
     return composed
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision, MultilabelF1Score
@@ -40,12 +42,42 @@ class Accuracy:
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """The mean of the average precision of the classes that have an image: torchmetrics counts the others as 0."""
+    """The mean of the average precision of the classes that have an image: torchmetrics counts the others as 0.
+
+    It begins with an image without labels, which counts nowhere: a process without images could not share its state.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average="none", ignore_index=-1)
+        self._begin()
+
+    def reset(self) -> None:
+        super().reset()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.preds.append(torch.zeros(1, self.num_labels, device=self.device))
+        self.target.append(torch.full((1, self.num_labels), -1, device=self.device))
 
     def compute(self) -> Tensor:  # type: ignore[override]  # as that of the parent class is
-        precisions = super().compute()
-        found = (dim_zero_cat(self.target) > 0).any(0)
-        return precisions[found].mean() if found.any() else precisions.new_zeros(())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No positive samples found")  # they are left out below
+            precisions = super().compute()
+        return _mean(precisions, (dim_zero_cat(self.target) > 0).any(0))
+
+
+class MeanF1(MultilabelF1Score):
+    """The mean of F1 over the classes that have an image."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels, average="none", ignore_index=-1)
+
+    def compute(self) -> Tensor:
+        return _mean(super().compute(), torch.as_tensor(self.tp) + torch.as_tensor(self.fn) > 0)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return values[counted].mean() if counted.any() else values.new_zeros(())
 
 
 def main_metric(names: Container[str]) -> str:
@@ -58,13 +90,13 @@ def accuracy_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCo
 
     They are `top1` and, with more than five classes, `top5`, over all images. With several labels per image they are
     `map`, the mean over the classes of the average precision, and `f1`, the mean of F1 where a probability of 0.5
-    decides; classes without a labelled image do not count in `map`.
+    decides; classes without a labelled image do not count.
     """
     if multi_label:
         return MetricCollection(
             {
-                "map": MeanAveragePrecision(num_classes, average="none", ignore_index=-1),
-                "f1": MultilabelF1Score(num_classes, average="macro", ignore_index=-1),
+                "map": MeanAveragePrecision(num_classes),
+                "f1": MeanF1(num_classes),
             }
         )
     metrics: dict[str, Metric | MetricCollection] = {"top1": MulticlassAccuracy(num_classes, top_k=1, average="micro")}
@@ -77,8 +109,10 @@ def count(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
     """Update metrics with logits `[B, K]` and the labels of a batch, `[B]` or `[B, K]`."""
     if labels.ndim == 1:
         metrics.update(logits, labels)
-    else:  # torchmetrics would take the sigmoid of some batches only, those with values outside [0, 1]
-        metrics.update(logits.double().sigmoid(), labels.long())
+    else:
+        # Values in (0, 1), 0.5 for a logit of 0: torchmetrics would take the sigmoid of some batches only, those with
+        # values outside [0, 1]; and a sigmoid rounds large logits to equal values.
+        metrics.update(0.5 + 0.5 * F.softsign(logits), labels.long())
 
 
 def percentages(metrics: MetricCollection) -> dict[str, float]:

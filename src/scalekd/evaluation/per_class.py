@@ -31,7 +31,7 @@ class ClassFigures:
 class ClassCounts:
     """Counts answers, labels and right answers of each class; takes memory for the classes only, not for their pairs.
 
-    With several labels per image, a probability of 0.5 or more is an answer.
+    With several labels per image, a probability above 0.5 is an answer.
 
     Args:
         classes: Number of classes.
@@ -44,7 +44,7 @@ class ClassCounts:
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of logits `[B, K]` and labels, `[B]` or `[B, K]`."""
         if labels.ndim > 1:
-            answered, known = logits >= 0, labels >= 0
+            answered, known = logits > 0, labels >= 0
             for row, found in enumerate((answered & (labels > 0), answered & known, labels > 0)):
                 self._counts[row] += found.sum(0)
             return

@@ -84,7 +84,7 @@ def fit_linear_head(
         The head for unstandardised features.
 
     Raises:
-        UserError: If a class has fewer than three images or, with several labels per image, is on nearly all of them.
+        UserError: If a class has fewer than three images and there is one label per image.
     """
     scaler = StandardScaler().fit(features)
     scaled = scaler.transform(features)
@@ -116,15 +116,13 @@ def _fit_classes(
     scaled: Floats, labels: Labels, scaler: StandardScaler, seed: int, choices: Sequence[float]
 ) -> LinearHead:
     """Fit one logistic regression per class; `C` has the highest mean average precision on a held-out tenth."""
-    positives = labels.sum(0)
-    if min(positives.min(), (len(labels) - positives).min()) < 3:
-        raise UserError("probe: a class has fewer than 3 training images, or all but fewer than 3; add images")
     held = np.random.default_rng(seed).permutation(len(labels)) < max(1, len(labels) // 10)
 
     def fit(c: float, rows: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
         weight, bias = np.zeros((labels.shape[1], scaled.shape[1])), np.full(labels.shape[1], -_CERTAIN)
         for index, own in enumerate(labels[rows].T):
-            if len(np.unique(own)) == 1:  # the only images of a rare class may all be held out
+            if len(np.unique(own)) == 1:  # no image of a rare class, or all of a common one
+                bias[index] = _CERTAIN if own[0] else -_CERTAIN
                 continue
             model = LogisticRegression(C=c, max_iter=1000).fit(scaled[rows], own)
             weight[index], bias[index] = model.coef_[0], model.intercept_[0]

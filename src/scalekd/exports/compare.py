@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +36,20 @@ class Agreement:
         )
 
 
+@torch.no_grad()
+def pixel_agreement(ours: Forward, exported: Forward, pairs: Iterable[tuple[int, Tensor, Tensor]]) -> Agreement:
+    """Compare a model on prepared images with one that prepares them itself; `pairs` as from `Images.pairs`."""
+    return _agreement([(ours(prepared), exported(whole)) for _, prepared, whole in pairs])
+
+
 @torch.no_grad()  # not inference mode: models that cache tensors, as LeViT does, could not be exported afterwards
 def agreement(ours: Forward, exported: Forward, batches: Iterable[Tensor]) -> Agreement:
     """Compare two models on batches of images `[B, 3, h, w]`, at least one."""
-    wanted, found = (torch.cat(logits) for logits in zip(*((ours(b), exported(b)) for b in batches), strict=True))
+    return _agreement([(ours(batch), exported(batch)) for batch in batches])
+
+
+def _agreement(logits: Sequence[tuple[Tensor, Tensor]]) -> Agreement:
+    wanted, found = (torch.cat(each) for each in zip(*logits, strict=True))
     same = (wanted.argmax(1) == found.argmax(1)).float().mean().item()
     return Agreement(len(wanted), 100 * same, (wanted - found).abs().max().item(), wanted.abs().max().item())
 

@@ -36,8 +36,7 @@ class Images:
         Raises:
             UserError: If no image can be read.
         """
-        step = max(len(self.split) / count, 1)
-        keys = [Key(0, int(number * step)) for number in range(min(count, len(self.split)))]
+        keys = self._keys(count)
         batches = [keys[first : first + _BATCH] for first in range(0, len(keys), _BATCH)]
         read = 0
         for batch in DataLoader(self._dataset, batch_sampler=batches, collate_fn=collate):
@@ -46,6 +45,25 @@ class Images:
                 yield batch.images
         if not read:
             raise UserError(f"data: none of {len(keys)} images of {self.split.root} can be read")
+
+    def pairs(self, count: int, whole: ReplayDataset) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the index of up to `count` images, each as the model takes it, and as it is decoded.
+
+        They are `[1, 3, side, side]` in [0, 1], and `[1, 3, h, w]` in uint8.
+
+        Args:
+            count: Number of images, spread evenly over the split; unreadable ones are skipped.
+            whole: The same split, not resized.
+        """
+        for key in self._keys(count):
+            small, large = self._dataset[key].image, whole[key].image
+            if small is not None and large is not None:
+                yield key.image, small[None], large[None]
+
+    def _keys(self, count: int) -> list[Key]:
+        """Return the keys of up to `count` images, spread evenly over the split."""
+        step = max(len(self.split) / count, 1)
+        return [Key(0, int(number * step)) for number in range(min(count, len(self.split)))]
 
     def accuracy(self, forward: Forward, what: str, *, workers: int, corrupt: CorruptImages) -> Accuracy:
         """Measure the accuracy on all images, with a progress bar titled `what`."""

@@ -15,6 +15,7 @@ from scalekd.recipes import ListKeys
 
 # Keys left out of the card: locations on the run's machine, and how it was run there.
 _PLACES = {"data", "teacher_weights", "student_weights", "cache", "workers", "accelerator", *ListKeys.model_fields}
+_PLACES.remove("multi_label")
 
 
 def model_card(classifier: Classifier, digest: str, run: Mapping[str, Any] | None) -> str:
@@ -48,6 +49,7 @@ def _facts(classifier: Classifier, digest: str) -> str:
         "architecture": classifier.name,
         "parameters": f"{parameters:.2f} M",
         "classes": classifier.num_classes,
+        "labels": "several per image: a sigmoid for each class" if classifier.multi_label else "one per image: softmax",
         "images": f"{classifier.resolution} px, RGB",
         "evaluation crop": f"short side to {round(classifier.resolution / classifier.crop_fraction)}, centre cut",
         "weights SHA-256": digest,

@@ -206,6 +206,8 @@ class OnnxClassifier:
         resolution: Image side in pixels.
         crop_fraction: Fraction of the resized image that is used in evaluation.
         num_classes: Width of the head.
+        multi_label: Whether an image may have several classes.
+        takes_pixels: Whether it takes whole images as uint8, and resizes and crops them itself.
 
     Raises:
         UserError: If the file is missing, corrupt, or was not exported by scalekd.
@@ -230,8 +232,14 @@ class OnnxClassifier:
         self.name, self.classes, self.num_classes = card.architecture, card.classes, card.num_classes
         self.resolution, self.crop_fraction = card.resolution, card.crop_fraction
         self.multi_label = card.multi_label
+        self.takes_pixels = self._session.get_inputs()[0].type == "tensor(uint8)"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """RGB images in [0, 1] `[B, 3, h, w]` of the model's size -> logits `[B, K]`."""
-        (logits,) = self._session.run([LOGITS], {IMAGES: np.ascontiguousarray(images.numpy())})
+        """RGB images -> logits `[B, K]`.
+
+        Images are `[B, 3, h, w]`: in [0, 1] and of the model's size or, if it takes pixels, uint8 and of any size.
+        """
+        channels_last = images.permute(0, 2, 3, 1) if self.takes_pixels else images
+        name = self._session.get_inputs()[0].name
+        (logits,) = self._session.run([LOGITS], {name: np.ascontiguousarray(channels_last.numpy())})
         return torch.from_numpy(logits)

@@ -143,9 +143,10 @@ class MethodKeys(Keys):
     ofa_gamma: float = Field(default=1.5, ge=1)
     """Exponent of ofa's target enhancement (its gamma); 1 switches it off."""
     task_loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes."""
+    """Loss on labels: softmax cross-entropy, or binary cross-entropy over one-hot targets, summed over classes. With
+    multi_label it is bce, over the labels of an image."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Label smoothing of the task loss."""
+    """Label smoothing of the task loss; with multi_label the targets are 1 - s/2 and s/2."""
     class_weights: Literal["equal", "balanced"] = "equal"
     """Weight of each class in cross-entropy. balanced: a class with fewer training images counts more, so that all
     classes count the same together."""

@@ -286,5 +286,6 @@ def family_of(model: nn.Module, name: str, side: int, tail_blocks: int = TAIL_BL
         return ViTFamily(model, tail_blocks)
     raise UserError(
         f"teacher: {name} is not a vision transformer with patch tokens, nor a ConvNeXt; use one of timm: Swin, ViT, "
-        "DeiT, BEiT, EVA, DINO, CLIP, SigLIP, ConvNeXt, or name the module that gives its tokens with teacher_tokens"
+        "DeiT, BEiT, EVA, DINO, CLIP, SigLIP, ConvNeXt, or name the module that gives its tokens with teacher_tokens, "
+        "or take method kd, which needs none"
     )

@@ -33,7 +33,7 @@ def map_indices(feature_info: Sequence[dict[str, Any]], name: str) -> tuple[list
             f"student: {name} has {depth} feature map(s), two are needed; specify two of its modules as student_maps"
         )
     if len({info["reduction"] for info in feature_info}) == 1:
-        previous = round(0.75 * depth) - 1
+        previous = min(round(0.75 * depth) - 1, depth - 2)
         return [previous, depth - 1], f"isotropic: maps {previous} (3/4 of the depth) and {depth - 1} (the last)"
     return [depth - 2, depth - 1], f"hierarchical: the last two of {depth} stages"
 

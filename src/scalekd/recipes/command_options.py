@@ -32,10 +32,13 @@ def check_mode(mode: str, keys: Iterable[str], *, resume: bool) -> None:
 
 
 FORMATS = ("timm", "onnx", "torch-export")
+_RESIZE_OPSET = 18  # the first version whose Resize antialiases
 _INT8_OPSET = 13  # the first version whose DequantizeLinear accepts a scale per channel
 
 
-def check_format(format_: str, *, int8: bool, opset: int | None = None, hub: str | None = None) -> None:
+def check_format(
+    format_: str, *, int8: bool, opset: int | None = None, hub: str | None = None, pixels: bool = False
+) -> None:
     """Check that a format of `export` exists and has the options that the user passed.
 
     Raises:
@@ -43,8 +46,12 @@ def check_format(format_: str, *, int8: bool, opset: int | None = None, hub: str
     """
     if format_ not in FORMATS:
         raise UserError(f"format: {format_!r} is none of {', '.join(FORMATS)}")
-    if format_ != "onnx" and (int8 or opset is not None):
-        raise UserError(f"format: --int8 and --opset are for onnx, not {format_}")
+    if format_ != "onnx" and (int8 or opset is not None or pixels):
+        raise UserError(f"format: --int8, --opset and --input uint8 are for onnx, not {format_}")
+    if pixels and opset is not None and opset < _RESIZE_OPSET:
+        raise UserError(
+            f"opset: --input uint8 needs {_RESIZE_OPSET} or above, whose Resize antialiases; {opset} is given"
+        )
     if int8 and opset is not None and opset < _INT8_OPSET:
         raise UserError(f"opset: --int8 needs {_INT8_OPSET} or above, because of a scale per channel; {opset} is given")
     if hub is not None and format_ != "timm":

@@ -17,8 +17,8 @@ from scalekd.recipes.own_images import choose_sizes
 from scalekd.recipes.schema import K, ListKeys, Recipe, SourceKeys, validate
 from scalekd.recipes.text import read_keys
 
-BASE, SIZES = "base", "sizes"  # keys of recipe files, not of runs
-_BY_IMAGES = "images"
+BASE, SIZES = "base", "sized_by"  # keys of recipe files, not of runs
+BY_IMAGES = "images"
 DATA_KEYS = ("data", *SourceKeys.model_fields)  # where the images of both splits are
 _RATES = ("lr", "min_lr", "warmup_lr")
 _STRATEGIES = "strategies/"
@@ -47,7 +47,7 @@ def load(
         recipe: See `load_as`.
         overrides: See `load_as`.
         say: See `load_as`.
-        count: Counts the training images of a recipe with `sizes: images`, whose epochs, batch and rates follow from
+        count: Counts the training images of a recipe with `sized_by: images`, whose epochs, batch and rates follow from
             them; None to leave these as they are.
     """
     keys, _ = _keys(recipe)
@@ -58,7 +58,7 @@ def load(
     chosen = choose_sizes(images, given, keys.keys() | overrides.keys())
     if chosen:
         say(f"sizes     for {images} training images: {', '.join(f'{key} {value:g}' for key, value in chosen.items())}")
-    return load_as(Recipe, recipe, overrides | chosen)
+    return load_as(Recipe, recipe, overrides | chosen, say)
 
 
 def load_as(
@@ -69,7 +69,7 @@ def load_as(
 ) -> K:
     """Read a recipe and apply the overrides.
 
-    A recipe may set `base` to another recipe, whose keys it inherits unless it sets them itself, and `sizes` to
+    A recipe may set `base` to another recipe, whose keys it inherits unless it sets them itself, and `sized_by` to
     `images` (see `load`). Keys that the chosen
     method does not have are dropped if they are inherited, and are an error if they are set together with that method.
     If the overrides change `batch`, the recipe's learning rates are scaled linearly unless `lr` is overridden too, and
@@ -85,8 +85,8 @@ def load_as(
         UserError: If there is no such recipe, the file is not a YAML mapping, or a key or value is wrong.
     """
     keys, source = _keys(recipe)
-    if keys.pop(SIZES, _BY_IMAGES) != _BY_IMAGES:
-        raise UserError(f"{source}: {SIZES} must be {_BY_IMAGES}, or be left out")
+    if schema is Recipe and keys.pop(SIZES, BY_IMAGES) != BY_IMAGES:
+        raise UserError(f"{source}: {SIZES} must be {BY_IMAGES}, or be left out")
     laid = _lay(keys, overrides, source) | _scale_rates(keys, overrides, say)
     another = "batch" in overrides and str(overrides["batch"]) != str(keys.get("batch"))
     if keys.get("micro_batch") and another and "micro_batch" not in overrides:

@@ -130,7 +130,7 @@ class ListKeys(Keys):
     """List: an image may have several classes, or none (multi-label): names in the label column, or a column of 0 and 1
     per class. See docs/data.md."""
     label_separator: Separator | None = None
-    """List with multi_label: separator of the names in a label. Default: the first of | ; and , that one contains."""
+    """List with multi_label: separator of the names in a label: one character, or comma, semicolon, ... Default: |."""
     separator: Separator | None = None
     """List: separator of the fields in a line: one character, or comma, semicolon, tab, pipe, space. Default: detected
     from the first line."""
@@ -230,12 +230,12 @@ class RunKeys(Keys):
     keep: Positive = 2
     """Number of checkpoints to keep; the newest are kept."""
     keep_best: bool = False
-    """Whether to keep the student of the validation with the highest top-1 too, as student.best.safetensors. Its
-    accuracy is flattered, because it was chosen on the images that measured it."""
+    """Whether to keep the student of the validation with the highest top-1 (map with multi_label) too, as
+    student.best.safetensors. Its accuracy is flattered, because it was chosen on the images that measured it."""
     patience: Positive | None = None
-    """Validations in a row without a higher top-1 after which the run ends early. Default: never. The learning rate has
-    not come down then, so that the last weights are not the best: add keep_best. Several students end together, when
-    none has improved for so long."""
+    """Validations in a row without a higher top-1 (map with multi_label) after which the run ends early. Default:
+    never. The learning rate has not come down then, so that the last weights are not the best: add keep_best. Several
+    students end together, when none has improved for so long."""
     logger: Literal["none", "wandb", "mlflow"] = "none"
     """Service to which the figures are sent too: Weights & Biases, or MLflow at MLFLOW_TRACKING_URI. metrics.jsonl and
     TensorBoard events are always written."""
@@ -296,7 +296,7 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
     @model_validator(mode="before")
     @classmethod
     def _several_labels_are_independent(cls, keys: dict[str, Any]) -> dict[str, Any]:
-        return {"task_loss": "bce"} | keys if keys.get("multi_label") is True else keys
+        return {"task_loss": "bce"} | keys if str(keys.get("multi_label")).lower() in ("true", "1") else keys
 
     @model_validator(mode="before")
     @classmethod
@@ -306,6 +306,8 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Recipe:
+        if self.class_weights == "balanced" and self.multi_label:
+            raise ValueError("class_weights: is for one label per image; leave class_weights out")
         if self.class_weights == "balanced" and (self.task_loss != "cross_entropy" or self.labels == "none"):
             raise ValueError("class_weights: needs labels and task_loss cross_entropy; leave class_weights out")
         if self.method == "none" and self.labels == "none":
@@ -335,7 +337,8 @@ class Recipe(RunKeys, OptimisationKeys, SourceKeys, DataKeys, StudentKeys, Teach
         if self.task_loss != "bce":
             raise ValueError("task_loss: an image with several labels needs bce; leave task_loss out")
         if self.mixup or self.cutmix:
-            raise ValueError("mixup: mixes images with one label each; set mixup and cutmix to 0")
+            key = "mixup" if self.mixup else "cutmix"
+            raise ValueError(f"{key}: mixes images with one label each; set {key} to 0")
         return self
 
     @model_validator(mode="after")

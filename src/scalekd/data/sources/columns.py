@@ -76,9 +76,9 @@ def find_columns(names: Sequence[str], keys: ListKeys, where: str, *, with_split
             "column of the images' paths as path_column, or the separator between the columns as separator"
         )
     label = _find("label", names, keys.label_column, where)
-    split = _find("split", names, keys.split_column, where)
+    split = _find("split", names, keys.split_column, where) if with_split else None
     others = tuple(name for name in names if name not in (path, split)) if keys.multi_label and label is None else ()
-    return Columns(path, label, split if with_split else None, others)
+    return Columns(path, label, split, others)
 
 
 def _find(role: str, names: Sequence[str], given: str | None, where: str) -> str | None:

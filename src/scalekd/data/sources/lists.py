@@ -21,6 +21,7 @@ from scalekd.recipes import AS_USUAL, ListKeys
 
 _JSON = (".jsonl", ".ndjson")
 _BLANKS = " \t"
+_SEVERAL = " (if an image may have several labels or none of them, add multi_label)"
 _TRUE, _FALSE = {"1", "1.0", "true"}, {"0", "0.0", "false", ""}
 SUFFIXES = (".csv", ".tsv", *_JSON, ".txt")
 """Endings of list files; case is ignored."""
@@ -57,6 +58,8 @@ class ListFile:
         return name in self._splits
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
+        if not self._splits or (self.only and not len(self._splits[self.only].labels)):
+            raise UserError(f"data: {self.file} has column names but no images")
         if not self.has(name):
             raise UserError(
                 f"data: {self.file} has no rows of split {name!r}{did_you_mean(name, self._splits)}; it has "
@@ -65,16 +68,18 @@ class ListFile:
             )
         rows = self._splits[name]
         if labelled and rows.labels.missing is not None:
-            raise UserError(f"data: {self.file}: {rows.labels.missing} has no label{self._no_column()}")
+            raise UserError(f"data: {self.file}: {rows.labels.missing} has no label{self._no_column()}{_SEVERAL}")
         root, paths = place(self.file, rows.paths, rows.lines)
         store = Files(root, Names.pack(paths))
         if self.keys.multi_label:
-            return rows.labels.split_multi(store, self.keys.label_separator, labelled=labelled)
+            classes = next(iter(self._columns.values())).classes
+            return rows.labels.split_multi(store, self.keys.label_separator, classes, labelled=labelled)
         return rows.labels.split(store, labelled=labelled)
 
     @cached_property
     def _splits(self) -> dict[str, _Rows]:
         found: dict[str, _Rows] = {} if self.only is None else {self.only: _Rows()}
+        seen: dict[str, set[str]] = {}  # images with several labels
         for line, row in _read(self.file, self.keys, with_split=self.only is None):
             where = f"line {line}"
             columns = self._columns_of(row, line)
@@ -90,11 +95,33 @@ class ListFile:
             if split is None:
                 raise UserError(f"data: {self.file}: {where} has no split{self._how_to_split(columns)}")
             rows = found.setdefault(split, _Rows())
+            if self.keys.multi_label and name in seen.setdefault(split, set()):
+                raise UserError(
+                    f"data: {self.file}: {where} names {name!r} again; put all labels of an image into one row"
+                )
+            if self.keys.multi_label:
+                seen[split].add(name)
             rows.lines.append(line)
             rows.paths.append(name)
             label = self._labels(row, columns, line) if self.keys.multi_label else self._text(row, columns.label, line)
             rows.labels.add(label, where)
+        self._check_numbers(found)
         return found
+
+    def _check_numbers(self, found: Mapping[str, _Rows]) -> None:
+        """Check that a column of labels that was found by its name is none of 0 and 1 for a class.
+
+        Raises:
+            UserError: If all its labels are 0 or 1.
+        """
+        labels = set().union(*(rows.labels.names for rows in found.values()))
+        texts = {label for label in labels if isinstance(label, str)}
+        if self.keys.multi_label and self.keys.label_column is None and texts and texts <= {"0", "1"}:
+            column = next(columns.label for columns in self._columns.values())
+            raise UserError(
+                f"data: {self.file}: the column {column!r} holds nothing but 0 and 1; if it is a class, rename it; if "
+                "these are names of classes, specify it as label_column"
+            )
 
     def _columns_of(self, row: _Row, line: int) -> Columns:
         """Return the columns of a row; in JSON, each row may have different ones."""
@@ -112,12 +139,13 @@ class ListFile:
         try:
             return label_text(value)
         except ValueError as error:
-            raise UserError(f"data: {self.file}: line {line}: {column} is {error}") from None
+            several = _SEVERAL if isinstance(value, list) else ""
+            raise UserError(f"data: {self.file}: line {line}: {column} is {error}{several}") from None
 
     def _labels(self, row: _Row, columns: Columns, line: int) -> str | tuple[str, ...] | None:
         """Return a row's classes: a text in which they are separated, or a tuple; None if there is no such column."""
         if columns.label is None:
-            if not columns.classes:
+            if not columns.classes or _is_json(self.file):  # a row of JSON has its own keys
                 return None
             return tuple(name for name in columns.classes if self._is_set(row[name], name, line))
         value = row[columns.label]

@@ -45,7 +45,7 @@ class Directory:
 
     def read(self, name: str, *, labelled: bool = True) -> Split:
         source = self._list_or_shards(name)
-        if not isinstance(source, ListFile):
+        if labelled and not isinstance(source, ListFile):
             _refuse_list_keys(self.keys, f"split {name!r} of {self.path}")
         if source is not None:
             return source.read(name, labelled=labelled)
@@ -108,6 +108,8 @@ def _open(data: str | Path, keys: SourceKeys) -> Source:
 def _refuse_list_keys(keys: ListKeys, what: str) -> None:
     """Raise a UserError if columns or a separator are specified for something that is not a list."""
     given = [name for name, field in ListKeys.model_fields.items() if getattr(keys, name) != field.default]
+    if given == ["multi_label"]:
+        raise UserError(f"multi_label: {what} is not a list, and several labels per image are read from lists only")
     if given:
         raise UserError(f"{given[0]}: applies to lists only, and {what} is not a list; remove it, or set it to none")
 
@@ -141,7 +143,10 @@ def read_splits(data: str | Path, train: str, val: str, keys: SourceKeys = AS_US
     """
     source = open_data(data, keys)
     training = with_filled_classes(source.read(train))
-    return training, same_classes(training, with_filled_classes(source.read(val)), (train, val))
+    validation = source.read(val)
+    if validation.sets is None:  # with several labels per image it may lack classes
+        validation = with_filled_classes(validation)
+    return training, same_classes(training, validation, (train, val))
 
 
 def read_unlabelled(data: str | Path, name: str, keys: SourceKeys = AS_USUAL) -> Split:

@@ -51,6 +51,11 @@ class Labelling:
     def __len__(self) -> int:
         return len(self._found)
 
+    @property
+    def names(self) -> set[Label]:
+        """The labels that occur."""
+        return set(self._numbers)
+
     def add(self, label: Label | None, image: str) -> None:
         """Record the label of the next image: a text, the index of a known class, several names, or None."""
         if label is None:
@@ -59,23 +64,33 @@ class Labelling:
         else:
             self._found.append(self._numbers.setdefault(label, len(self._numbers)))
 
-    def split_multi(self, store: Store, separator: str | None, *, labelled: bool = True) -> Split:
+    def split_multi(
+        self, store: Store, separator: str | None, classes: Sequence[str] = (), *, labelled: bool = True
+    ) -> Split:
         """Build the split in which an image has any number of classes.
 
         Args:
             store: The images.
-            separator: Separator of the names in a text label; None for the first of `|`, `;` and `,` that one contains.
+            separator: Separator of the names in a text label; None for `|`.
+            classes: Classes that there are, even if no image has one.
             labelled: Whether the split gets labels.
 
         Raises:
-            UserError: If there are no images.
+            UserError: If there are no images, or labels seem to have another separator than `|`.
         """
         if not len(self) or not labelled:
             return self.split(store, labelled=False)
         texts = [label for label in self._numbers if isinstance(label, str)]
-        separator = separator or next((each for each in "|;," if any(each in text for text in texts)), "|")
+        if separator is None and not any("|" in text for text in texts):
+            other = next((text for text in texts if ";" in text or "," in text), None)
+            if other is not None:
+                raise UserError(
+                    f"data: {store.root}: the label {other!r} may be several; pass label_separator (comma, semicolon, "
+                    "...; pipe if it is one name)"
+                )
+        separator = separator or "|"
         found = [_names(label, separator) for label in self._numbers]
-        every = set(chain.from_iterable(found))
+        every = {*classes, *chain.from_iterable(found)}
         names = tuple(sorted(every, key=_order(every)))
         place = {name: index for index, name in enumerate(names)}
         sets = tuple(tuple(sorted(place[name] for name in each)) for each in found)
@@ -188,7 +203,11 @@ def same_classes(training: Split, validation: Split, names: tuple[str, str]) -> 
             classes that the training images lack).
     """
     if only := class_differences(training, validation, names):
-        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; every class must be in both")
+        rule = "every class must be in both" if training.sets is None else "a class must be among the training images"
+        named = training.classes + validation.classes
+        several = training.sets is None and any(mark in name for name in named for mark in "|;")
+        hint = "; if their names are several labels each, add multi_label" if several else ""
+        raise UserError(f"data: {training.root}: classes differ: {'; '.join(only)}; {rule}{hint}")
     return in_order(validation, training.classes)
 
 

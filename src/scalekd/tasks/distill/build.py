@@ -88,6 +88,11 @@ def build_teacher(
         raise UserError(
             f"tpp: needs the last blocks of {teacher.name}; name them with teacher_tail, or set tpp to false"
         )
+    if teacher.classes and teacher.multi_label != recipe.multi_label and recipe.used_logit_weight:
+        gives, flag = ("several labels", "pass") if teacher.multi_label else ("one label", "leave out")
+        raise UserError(
+            f"multi_label: {teacher.name} gives an image {gives}; {flag} --multi-label, or adapt the teacher"
+        )
     if classes is not None and recipe.used_logit_weight:
         _check_logits(teacher, recipe.method, classes)
     return teacher

@@ -19,6 +19,7 @@ from scalekd.data import (
     refuse_output_among_images,
     refuse_shared,
     training_transform,
+    whole_transform,
     with_filled_classes,
 )
 from scalekd.errors import UserError
@@ -126,3 +127,8 @@ def evaluation_images(
     """
     transform = evaluation_transform(resolution or recipe.resolution, crop_fraction or recipe.crop_fraction)
     return ReplayDataset(split, transform, max_pixels=recipe.max_pixels, patience=recipe.data_patience)
+
+
+def whole_images(recipe: Recipe, split: Split) -> ReplayDataset:
+    """Return the dataset of a split for a model that resizes images itself: uint8, each of its own size."""
+    return ReplayDataset(split, whole_transform(), max_pixels=recipe.max_pixels, patience=recipe.data_patience)

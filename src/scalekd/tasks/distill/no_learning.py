@@ -14,9 +14,10 @@ _FEWEST_LOSSES, _CONSTANT = 3, 1e-3  # at least 3 logged losses within 0.1% of t
 
 
 def few_steps(images: int, batch: int, epochs: int) -> str | None:
-    """Return a warning if a run takes fewer than 10 steps per epoch or 200 in all; None if it takes enough."""
+    """Return a warning if a run takes fewer than 200 steps, or 1,000 with fewer than 10 per epoch; None otherwise."""
     per_epoch = images // batch
-    if per_epoch >= _STEPS_PER_EPOCH and per_epoch * epochs >= ENOUGH_STEPS:
+    enough = ENOUGH_STEPS if per_epoch >= _STEPS_PER_EPOCH else 5 * ENOUGH_STEPS
+    if per_epoch * epochs >= enough:
         return None
     flags, smaller = [], batch
     if per_epoch < _STEPS_PER_EPOCH and batch > 2:
