@@ -96,7 +96,7 @@ def test_what_is_no_label_is_refused(folder: Path, lines: tuple[str, ...], reaso
 
 
 def test_only_lists_have_several_labels(data: Path) -> None:
-    with pytest.raises(UserError, match="multi_label: applies to lists only"):
+    with pytest.raises(UserError, match="several labels per image are read from lists only"):
         read_splits(data, "train", "val", MULTI)
 
 

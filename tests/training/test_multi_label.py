@@ -131,7 +131,7 @@ def test_data_without_several_labels_is_refused(several: Path, data: Path, tmp_p
     run = tmp_path / "run"
     flags = ("--method", "none", *TINY_RUN, "--epochs", "1", "--output", run)
     assert cli("distill", "--data", several, "--multi-label", *flags).code == 0
-    cli("evaluate", run, "--data", data).refused("multi_label: applies to lists only")
+    cli("evaluate", run, "--data", data).refused("several labels per image are read from lists only")
     cli("evaluate", run, "--data", data, "--no-multi-label").refused("gives an image several labels")
     cli("evaluate", run, "--knn").refused("knn", "one label per image")
 
