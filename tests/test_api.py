@@ -254,7 +254,7 @@ def test_a_run_of_a_module_is_not_rebuilt_from_its_name(data: Path, tmp_path: Pa
         ("adapt", {"epochs": 3}, "epochs: a probe trains nothing"),
         ("adapt", {"mode": "tune"}, "mode: 'tune' is none of probe, finetune"),
         ("export", {"format": "ONNX"}, "format: 'ONNX' is none of timm, onnx, torch-export"),
-        ("export", {"format": "timm", "int8": True}, "format: --int8 and --opset are for onnx"),
+        ("export", {"format": "timm", "int8": True}, "format: --int8, --opset and --input uint8 are for onnx"),
     ],
 )
 def test_functions_refuse_what_the_commands_refuse(

@@ -55,7 +55,7 @@ def test_the_example_trains_and_is_known_everywhere(
     assert last["train/toy"] < first["train/toy"], "it learns"
     assert "toy_weight: 0.5" in (output / "recipe.yaml").read_text()
     assert "with mean features (toy) on" in scalekd("report", output, "--markdown", "--images", "0").stdout
-    shown = " ".join(scalekd("distill", "--help").stdout.split())
+    shown = " ".join(scalekd("distill", "--help", "all").stdout.split())
     assert "toy: mean features." in shown
     assert "--toy-weight FLOAT Weight of toy's distance. [default: 1.0]" in shown
     refused = scalekd("distill", "--method", "kd", "--toy-weight", "1", *settings)
