@@ -31,7 +31,7 @@ from scalekd.models.folders import TEACHER
 from scalekd.models.sources import MODULE
 from scalekd.models.weights import read_weights
 from scalekd.progress import plain_lines
-from scalekd.recipes import Recipe, load
+from scalekd.recipes import Recipe, load, load_resumed
 from scalekd.recipes.command_options import ADAPT, check_format, check_mode
 from scalekd.report.live import live_figures
 from scalekd.runs.folder import RunFolder
@@ -164,10 +164,12 @@ def distill(
     if isinstance(teacher, nn.Module):
         named |= {"teacher_tokens": None, "teacher_tail": ()}
     folder = RunFolder(output)
-    stored = folder.stored_keys() if resume and recipe is None else None
     console = Console(stderr=True, quiet=quiet)
     count = count_images if given.splits is None else partial(_length, given.splits[0])
-    settings = load(stored if recipe is None else recipe, named | keys, plain_lines(console), count)
+    if resume:
+        settings = load_resumed(recipe, folder.stored_keys(), named | keys, plain_lines(console))
+    else:
+        settings = load(recipe, named | keys, plain_lines(console), count)
     if settings.devices > 1 and not launched():
         raise UserError("devices: a call trains in its own process; start the script with torchrun, or use the command")
     result = distill_run(

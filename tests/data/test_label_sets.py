@@ -148,7 +148,7 @@ def test_data_check_counts_each_class(folder: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("label", ["red, dark", "red;dark"])
 def test_another_separator_is_never_guessed(folder: Path, label: str) -> None:
     write(folder, "train.csv", "path,label", f'red/0.png,"{label}"', "red/1.png,red")
-    with pytest.raises(UserError, match=r"may be several; pass label_separator"):
+    with pytest.raises(UserError, match=r"may be several labels; name what separates them"):
         targets(folder)
     assert targets(folder, keys=SourceKeys(multi_label=True, label_separator="|"))[0] == ("red", label)
 

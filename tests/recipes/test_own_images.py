@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli
@@ -106,3 +107,11 @@ def test_several_students_from_weights_have_the_epochs_of_one(data: Path, tmp_pa
     students = ("--student", file, "--student", tmp_path / "other.safetensors")
     said = cli(*flags, *students, "--lr", "0.001", "--warmup-epochs", "60", "--output", tmp_path / "two")
     said.refused("warmup_epochs: 60 must be less than the 50 epochs")
+
+
+def test_a_call_continues_with_the_sizes_of_its_start(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"recipe": "own-images", "method": "none", "student": "resnet10t", "data": data}
+    settings |= {"resolution": 32, "workers": 0, "quiet": True, "output": tmp_path / "run"}
+    scalekd.distill(**settings, epochs=2)
+    longer = scalekd.distill(**settings, epochs=45, resume=True)  # validate_every would be 2
+    assert longer.result["epochs_before"] == [2]

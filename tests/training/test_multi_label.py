@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import scalekd
 from scalekd.data import Batch, CorruptImages
-from scalekd.evaluation import accuracy_metrics, count, fit_linear_head, measure_accuracy, percentages
+from scalekd.evaluation import accuracy_metrics, fit_linear_head, measure_accuracy, percentages, update_metrics
 from scalekd.evaluation.per_class import ClassCounts
 from scalekd.hardware import Compute
 from scalekd.methods.base import binary_logit_distance
@@ -51,7 +51,7 @@ def test_the_figures_are_those_of_scikit_learn() -> None:
     logits[:20] = logits[:20].clamp(0.01, 0.99)  # a batch whose logits could be taken for probabilities
     metrics = accuracy_metrics(4, multi_label=True)
     for part in (slice(0, 20), slice(20, 40)):
-        count(metrics, logits[part], labels[part])
+        update_metrics(metrics, logits[part], labels[part])
     figures = percentages(metrics)
     assert figures["map"] == pytest.approx(100 * average_precision_score(labels.numpy(), logits.numpy()), abs=1e-3)
     assert figures["f1"] == pytest.approx(100 * f1_score(labels.numpy(), logits.numpy() > 0, average="macro"))

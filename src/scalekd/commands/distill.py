@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,7 @@ from scalekd.engine.processes import Processes, joined
 from scalekd.errors import UserError, printable
 from scalekd.evaluation import main_metric
 from scalekd.progress import plain_lines
-from scalekd.recipes import Recipe, follows_images, load
-from scalekd.recipes.own_images import CHOSEN
+from scalekd.recipes import Recipe, load, load_resumed
 from scalekd.report.live import live_figures
 from scalekd.report.verdict import beside_teacher
 from scalekd.runs.group import RunGroup
@@ -137,7 +135,10 @@ def _train(
         processes.from_first(lambda: _check_given(group, flags, may_be_longer=may_be_longer))
     named = {"student": students[0]} if students else {}  # for sizes that depend on whether it starts from weights
     say = _say if processes.first else lambda _line: None
-    settings = _sized(recipe, group, flags, say) if resume else load(recipe, flags | named, say, count_images)
+    if resume:
+        settings = load_resumed(recipe, processes.from_first(group.stored_keys), flags, say)
+    else:
+        settings = load(recipe, flags | named, say, count_images)
     if resume and not may_be_longer:  # nor may a recipe's file
         processes.from_first(lambda: _check_given(group, {"epochs": settings.epochs}))
     if settings.devices > 1 and not launched():
@@ -145,15 +146,6 @@ def _train(
     if group.students:
         return distill_students(settings, students, output, resume=resume, overwrite=overwrite, live=live_figures)
     return {"": distill(settings, output, resume=resume, overwrite=overwrite, live=live_figures)}
-
-
-def _sized(recipe: str | None, group: RunGroup, flags: dict[str, Any], say: Callable[[str], object]) -> Recipe:
-    """Return the settings of a run that was started before, with the sizes that were chosen for its images then."""
-    stored = group.stored_keys()
-    if recipe is None:
-        return load(stored, flags, say)
-    sizes = {key: stored[key] for key in CHOSEN if key in stored} if follows_images(recipe) else {}
-    return load(recipe, sizes | flags, say)
 
 
 def _check_given(group: RunGroup, flags: dict[str, Any], *, may_be_longer: bool = False) -> None:
@@ -181,7 +173,7 @@ def _results(recipe: str | None, flags: dict[str, Any], students: list[str], out
     group = RunGroup(output, students or RunGroup.stored_students(output))
     _check_given(group, flags)
     stored = group.stored_keys()
-    settings = _sized(recipe, group, flags, _say)
+    settings = load_resumed(recipe, stored, flags, _say)
     if settings.micro_batch is None:  # the stored one was chosen to fit in memory
         settings = settings.model_copy(update={"micro_batch": stored.get("micro_batch")})
     wanted = [settings.model_copy(update={"student": student}) for student in group.students] or [settings]

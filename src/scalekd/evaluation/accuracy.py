@@ -44,7 +44,8 @@ class Accuracy:
 class MeanAveragePrecision(MultilabelAveragePrecision):
     """The mean of the average precision of the classes that have an image: torchmetrics counts the others as 0.
 
-    It begins with an image without labels, which counts nowhere: a process without images could not share its state.
+    Its state begins with one unlabelled image, which counts in no class: processes gather their states, and torchmetrics
+    cannot gather an empty one from a process that has no image.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -86,7 +87,7 @@ def main_metric(names: Container[str]) -> str:
 
 
 def accuracy_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
-    """Build the metrics of a classifier, as fractions; `count` updates them.
+    """Build the metrics of a classifier, as fractions; `update_metrics` updates them.
 
     They are `top1` and, with more than five classes, `top5`, over all images. With several labels per image they are
     `map`, the mean over the classes of the average precision, and `f1`, the mean of F1 where a probability of 0.5
@@ -105,7 +106,7 @@ def accuracy_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCo
     return MetricCollection(metrics)
 
 
-def count(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+def update_metrics(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
     """Update metrics with logits `[B, K]` and the labels of a batch, `[B]` or `[B, K]`."""
     if labels.ndim == 1:
         metrics.update(logits, labels)
@@ -162,7 +163,7 @@ def measure_accuracy(
         if inputs is blank:
             continue
         answers, labels = output.float(), batch.labels.to(device, non_blocking=True)
-        count(metrics, answers, labels)
+        update_metrics(metrics, answers, labels)
         if further is not None:
             further.update(answers, labels)
         images += len(batch.images)

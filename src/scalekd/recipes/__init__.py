@@ -1,26 +1,19 @@
 """YAML recipes and the typed schema that validates them."""
 
+from scalekd.recipes.data_keys import AS_USUAL, DataKeys, ListKeys, SourceKeys
 from scalekd.recipes.load import (
     DATA_KEYS,
     dump,
     follows_images,
     load,
     load_as,
+    load_resumed,
     names,
     over_stored,
     resolved,
     transfer_names,
 )
-from scalekd.recipes.schema import (
-    AS_USUAL,
-    GROUPS,
-    DataKeys,
-    ListKeys,
-    OptimisationKeys,
-    OptimizerKeys,
-    Recipe,
-    SourceKeys,
-)
+from scalekd.recipes.schema import GROUPS, OptimisationKeys, OptimizerKeys, Recipe
 
 __all__ = [
     "AS_USUAL",
@@ -36,6 +29,7 @@ __all__ = [
     "follows_images",
     "load",
     "load_as",
+    "load_resumed",
     "names",
     "over_stored",
     "resolved",

@@ -13,8 +13,9 @@ import yaml
 from scalekd.errors import UserError, did_you_mean
 from scalekd.keys import Keys
 from scalekd.methods.registry import LEAN, has_key, methods_with
-from scalekd.recipes.own_images import choose_sizes
-from scalekd.recipes.schema import K, ListKeys, Recipe, SourceKeys, validate
+from scalekd.recipes.data_keys import ListKeys, SourceKeys
+from scalekd.recipes.own_images import CHOSEN, choose_sizes
+from scalekd.recipes.schema import K, Recipe, validate
 from scalekd.recipes.text import read_keys
 
 BASE, SIZES = "base", "sized_by"  # keys of recipe files, not of runs
@@ -59,6 +60,26 @@ def load(
     if chosen:
         say(f"sizes     for {images} training images: {', '.join(f'{key} {value:g}' for key, value in chosen.items())}")
     return load_as(Recipe, recipe, overrides | chosen, say)
+
+
+def load_resumed(
+    recipe: str | Path | None,
+    stored: dict[str, Any],
+    overrides: dict[str, Any],
+    say: Callable[[str], object] = lambda _line: None,
+) -> Recipe:
+    """Read the settings of a run that was started before; sizes that were chosen for its images are kept.
+
+    Args:
+        recipe: The recipe as the user passes it again; None for the stored keys.
+        stored: The keys that the run stored.
+        overrides: See `load_as`.
+        say: See `load_as`.
+    """
+    if recipe is None:
+        return load(stored, overrides, say)
+    sizes = {key: stored[key] for key in CHOSEN if key in stored} if follows_images(recipe) else {}
+    return load(recipe, sizes | overrides, say)
 
 
 def load_as(

@@ -109,10 +109,10 @@ class ListFile:
         return found
 
     def _check_numbers(self, found: Mapping[str, _Rows]) -> None:
-        """Check that a column of labels that was found by its name is none of 0 and 1 for a class.
+        """Check that the column of labels, found by its name, is not a single class with 0 and 1 in each row.
 
         Raises:
-            UserError: If all its labels are 0 or 1.
+            UserError: If it holds nothing but 0 and 1.
         """
         labels = set().union(*(rows.labels.names for rows in found.values()))
         texts = {label for label in labels if isinstance(label, str)}

@@ -85,8 +85,8 @@ class Labelling:
             other = next((text for text in texts if ";" in text or "," in text), None)
             if other is not None:
                 raise UserError(
-                    f"data: {store.root}: the label {other!r} may be several; pass label_separator (comma, semicolon, "
-                    "...; pipe if it is one name)"
+                    f"data: {store.root}: the label {other!r} may be several labels; name what separates them with "
+                    "label_separator (comma, semicolon, ...), or pass pipe there if it is a single name"
                 )
         separator = separator or "|"
         found = [_names(label, separator) for label in self._numbers]

@@ -14,7 +14,7 @@ from scalekd.data import Batch, CorruptImages, seeded
 from scalekd.engine.learner import ADVICE, Learner, NonFiniteLossError, StepLosses
 from scalekd.engine.sharding import whole
 from scalekd.engine.task import Task
-from scalekd.evaluation import accuracy_metrics, count, main_metric, percentages
+from scalekd.evaluation import accuracy_metrics, main_metric, percentages, update_metrics
 from scalekd.methods.base import Method
 from scalekd.methods.outputs import TeacherOutputs
 from scalekd.models import Student
@@ -131,7 +131,7 @@ class StudentLearner(Learner):
                 f"student: its logits are NaN or infinite after step {step}; the last checkpoint is kept. {ADVICE}"
             )
         assert self.metrics is not None
-        count(self.metrics, logits, labels)
+        update_metrics(self.metrics, logits, labels)
 
     def end_validation(self, step: int) -> None:
         """Compute and log the accuracies, and call `watch`."""
