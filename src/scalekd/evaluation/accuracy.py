@@ -44,8 +44,8 @@ class Accuracy:
 class MeanAveragePrecision(MultilabelAveragePrecision):
     """The mean of the average precision of the classes that have an image: torchmetrics counts the others as 0.
 
-    Its state begins with one unlabelled image, which counts in no class: processes gather their states, and torchmetrics
-    cannot gather an empty one from a process that has no image.
+    Its state begins with one unlabelled image, which counts in no class, because torchmetrics cannot gather an empty
+    state from a process that has no image.
     """
 
     def __init__(self, num_labels: int) -> None:
